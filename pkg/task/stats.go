@@ -1,0 +1,32 @@
+package task
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// Sample is one rendered statistics document of one container. Immutable once stored.
+type Sample struct {
+	JSON []byte    // the Engine API's stats object; never empty, no trailing newline
+	Read time.Time // when the counters were read
+}
+
+// StatsCell hands the sampler's last sample of one container to any number of readers. All methods
+// are safe for concurrent use, take no lock and do not allocate.
+type StatsCell struct {
+	sample atomic.Pointer[Sample]
+	asked  atomic.Int64
+}
+
+// Load returns the last sample, or nil before the first and after the container stopped.
+func (c *StatsCell) Load() *Sample { return c.sample.Load() }
+
+// Store publishes s; nil takes the last sample back.
+func (c *StatsCell) Store(s *Sample) { c.sample.Store(s) }
+
+// Ask records that somebody wants this container's statistics at time now, in Unix nanoseconds.
+// The sampler keeps a container hot while it is asked for.
+func (c *StatsCell) Ask(now int64) { c.asked.Store(now) }
+
+// Asked returns the time of the last Ask in Unix nanoseconds, 0 if there was none.
+func (c *StatsCell) Asked() int64 { return c.asked.Load() }

@@ -1,0 +1,198 @@
+// Package task holds what metad knows of a task and its containers, and renders the documents made
+// of them. It imports nothing of ours, so that every other package can speak of tasks.
+//
+// A *Task and everything reached from it is immutable once published; only a StatsCell changes.
+// Who wants a different task builds a new one. An unchanged task keeps its pointer, so that
+// consumers of a whole set (see Apply in the packages that take one) can tell by comparing pointers.
+package task
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Status is a task's or container's state in the ECS agent's words.
+type Status string
+
+// The agent's status texts that can be derived from what Docker says.
+const (
+	StatusNone                 Status = "NONE"
+	StatusPulled               Status = "PULLED"
+	StatusCreated              Status = "CREATED"
+	StatusRunning              Status = "RUNNING"
+	StatusResourcesProvisioned Status = "RESOURCES_PROVISIONED" // a running pause container's steady state
+	StatusStopped              Status = "STOPPED"
+)
+
+// ContainerType is the agent's word for what a container is for.
+type ContainerType string
+
+// Container types; whatever is not recognised is TypeNormal.
+const (
+	TypeNormal          ContainerType = "NORMAL"
+	TypeEmptyHostVolume ContainerType = "EMPTY_HOST_VOLUME"
+	TypeCNIPause        ContainerType = "CNI_PAUSE"
+	TypeNamespacePause  ContainerType = "NAMESPACE_PAUSE"
+	TypeManagedDaemon   ContainerType = "MANAGED_DAEMON"
+)
+
+// PauseName is the container name the agent gives the container that holds an awsvpc task's
+// network namespace.
+const PauseName = "~internal~ecs~pause"
+
+// Docker labels the ECS agent sets on every container it creates.
+const (
+	LabelTaskARN       = "com.amazonaws.ecs.task-arn"
+	LabelContainerName = "com.amazonaws.ecs.container-name"
+	LabelFamily        = "com.amazonaws.ecs.task-definition-family"
+	LabelRevision      = "com.amazonaws.ecs.task-definition-version"
+	LabelCluster       = "com.amazonaws.ecs.cluster"
+)
+
+// Task is one task: the unit that a source address identifies.
+type Task struct {
+	ID       string // last part of ARN; for bpftool, logs and directories
+	ARN      string // six colon-separated parts, "…:task/<cluster>/<id>"
+	Cluster  string // name or ARN, as the agent was configured
+	Family   string
+	Revision string // a number in text
+
+	DesiredStatus Status
+	KnownStatus   Status
+
+	// Containers in a stable order: by creation time, then id. Nil when none was created yet.
+	Containers []*Container
+
+	Limits TaskLimits
+
+	// Zero times are left out of every document.
+	PullStartedAt, PullStoppedAt, ExecutionStoppedAt time.Time
+
+	AvailabilityZone     string // left out when empty
+	ContainerInstanceARN string // metadata file only
+
+	// Endpoints are the places at which this task's packets enter the host, one per address.
+	// Empty for a task without a network of its own (host network, or stopped).
+	Endpoints []Endpoint
+}
+
+// TaskLimits are the task-level limits; a zero member is left out.
+type TaskLimits struct {
+	CPU    float64 // vCPU
+	Memory int64   // MiB
+}
+
+// Endpoint is one address of a task and the bridge port it lives behind.
+type Endpoint struct {
+	Addr    netip.Addr // IPv4, as seen by the endpoint
+	Ifindex int        // host end of the veth, in the host's network namespace
+	MAC     [6]byte    // the container's end
+}
+
+// Container is one container of a task.
+type Container struct {
+	ID         string // full Docker id; "" while it is being created
+	Name       string // in the task definition
+	DockerName string // no leading slash
+	Image      string // as it was asked for
+	ImageID    string // "sha256:…"; empty for a pause container
+
+	Ports  []Port
+	Labels map[string]string
+
+	DesiredStatus Status
+	KnownStatus   Status
+	ExitCode      *int // nil while it runs or when unknown
+
+	Limits ContainerLimits
+
+	// Zero times are left out of every document.
+	CreatedAt, StartedAt, FinishedAt time.Time
+
+	Type     ContainerType
+	Networks []Network // what v2 shows: one element in awsvpc, else none
+	Health   *Health   // nil: no Docker health check
+	Volumes  []Volume
+
+	// What follows is for the sampler and the metadata file; no v2 document shows it.
+
+	PID            int    // init process, 0 unless running
+	State          string // Docker's word: created, running, paused, restarting, removing, exited, dead
+	NetworkMode    string // HostConfig.NetworkMode
+	DockerNetworks []DockerNetwork
+	RestartCount   int
+
+	// Stats is the cell that the sampler fills and the server reads. It belongs to the container,
+	// not to this version of its description: every version carries the same pointer. Never nil
+	// for a container with an ID.
+	Stats *StatsCell
+}
+
+// ContainerLimits are always printed, both members.
+type ContainerLimits struct {
+	CPU    int64 // CPU units, 1024 to the core; the agent prints 2 for anything below 2
+	Memory int64 // MiB, 0: none
+}
+
+// Port is one port binding. In an awsvpc task HostPort equals ContainerPort.
+type Port struct {
+	ContainerPort uint16
+	Protocol      string // "tcp", "udp"
+	HostPort      uint16
+	HostIP        string // metadata file only
+}
+
+// Network is a v2 network element.
+type Network struct {
+	Mode          string // "awsvpc"
+	IPv4Addresses []string
+	IPv6Addresses []string
+}
+
+// DockerNetwork is one network as Docker's inspect lists it, in the order of the names.
+type DockerNetwork struct {
+	Name        string
+	IPAddress   string
+	IPv6Address string
+	Gateway     string
+	IPv6Gateway string
+	MAC         string
+}
+
+// Health is the state of a Docker health check. All members zero until the first verdict.
+type Health struct {
+	Status   string // "HEALTHY", "UNHEALTHY", "" before the first verdict
+	Since    time.Time
+	ExitCode int
+	Output   string // last log entry, at most 1024 bytes
+}
+
+// Volume is one mount.
+type Volume struct {
+	DockerName  string // the volume's name; "" for a bind mount
+	Source      string
+	Destination string
+}
+
+// Running reports whether the container has processes: it is up, paused included.
+func (c *Container) Running() bool { return c.PID != 0 }
+
+// Pause returns the container that holds the awsvpc task's network namespace, or nil.
+func (t *Task) Pause() *Container {
+	for _, c := range t.Containers {
+		if c.Type == TypeCNIPause {
+			return c
+		}
+	}
+	return nil
+}
+
+// Container returns the container with the full Docker id, or nil.
+func (t *Task) Container(id string) *Container {
+	for _, c := range t.Containers {
+		if c.ID == id && id != "" {
+			return c
+		}
+	}
+	return nil
+}
