@@ -58,7 +58,6 @@ type config struct {
 	fileAgentPath  bool
 	selinux        bool
 	runDir         string
-	takeoverWithin time.Duration
 
 	logLevel  string
 	logFormat string
