@@ -52,12 +52,12 @@ type config struct {
 	adminAddr string
 	pprof     bool
 
-	dataDir        string
-	proxySocket    string
-	fileEnabled    bool
-	fileAgentPath  bool
-	selinux        bool
-	runDir         string
+	dataDir       string
+	proxySocket   string
+	fileEnabled   bool
+	fileAgentPath bool
+	selinux       bool
+	runDir        string
 
 	logLevel  string
 	logFormat string
