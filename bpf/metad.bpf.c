@@ -14,9 +14,10 @@
 
 /* What the accepted socket's mark says about the packet's source. */
 enum tag {
-	TAG_NONE = 0,          /* seen on a bridge device only: nothing is proved */
-	TAG_PORT = 0x80000000, /* the bit: no task yet, the rest is the ifindex of the port it came in on */
-};                             /* all else: the task_value's tag */
+	TAG_NONE = 0, /* seen on a bridge device only: nothing is proved */
+	TAG_PORT = 0x80000000, /* the bit: no task yet, the rest is the ifindex of the port it came
+				  in on */
+}; /* all else: the task_value's tag */
 
 #define TASK_ID_LEN 64
 
