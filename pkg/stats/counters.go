@@ -58,20 +58,6 @@ type Network struct {
 	TxBytes, TxPackets, TxErrors, TxDropped uint64
 }
 
-// clone returns a copy of c that shares no memory with it.
-func (c *Counters) clone() *Counters {
-	d := *c
-	d.CPU.PerCPU = append([]uint64(nil), c.CPU.PerCPU...)
-	d.Memory.Stats = append([]Stat(nil), c.Memory.Stats...)
-	d.Networks = append([]Network(nil), c.Networks...)
-	for _, l := range d.Blkio.lists() {
-		if *l != nil {
-			*l = append([]BlkioEntry{}, *l...)
-		}
-	}
-	return &d
-}
-
 // lists returns the lists in the order in which they are printed.
 func (b *Blkio) lists() [8]*[]BlkioEntry {
 	return [8]*[]BlkioEntry{&b.ServiceBytes, &b.Serviced, &b.Queue, &b.ServiceTime, &b.WaitTime, &b.Merged, &b.Time, &b.Sectors}

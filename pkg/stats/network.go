@@ -185,7 +185,7 @@ func (f *netFeed) choose(b []byte) {
 		case !known: // not allowed in: the usual names
 			show = string(name) != "lo" && !strings.HasPrefix(string(name), "ecs-eth")
 		case !found || l.Loopback:
-		case l.Kind == "device" || l.Kind == "vlan":
+		case l.Kind == "device" || l.Kind == "vlan" || f.eni && l.Name == "eth0":
 			show = true
 		case l.Kind == "veth" || l.Kind == "macvlan" || l.Kind == "ipvlan":
 			show = !f.eni
