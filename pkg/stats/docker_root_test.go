@@ -10,6 +10,8 @@ import (
 	"maps"
 	"math"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -18,8 +20,10 @@ import (
 	"metad/internal/testdocker"
 	"metad/pkg/task"
 
+	"github.com/docker/docker/api/types/blkiodev"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/network"
+	"golang.org/x/sys/unix"
 )
 
 // follow describes containers of h as the follower of the Engine would.
@@ -100,6 +104,20 @@ func exact(path string) bool {
 	return strings.HasSuffix(path, ".major") || strings.HasSuffix(path, ".minor") || strings.HasSuffix(path, ".op")
 }
 
+// blockDevice returns the device that the file system holding path is on.
+func blockDevice(t testing.TB, path string) string {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	link, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)))
+	if err != nil {
+		t.Fatalf("Docker's data is on no block device: %v", err)
+	}
+	return "/dev/" + filepath.Base(link)
+}
+
 // compare checks every field of the Engine's document against ours from before and after it.
 func compare(t testing.TB, name string, before, engine, after []byte) (moving int) {
 	t.Helper()
@@ -153,13 +171,16 @@ func TestRootCgroupMatchesEngine(t *testing.T) {
 	h.CreateBridge(t, "other", netip.MustParsePrefix("172.30.1.0/24"))
 	peer := h.Run(t, testdocker.Container{Name: "peer", Cmd: []string{"sh", "-c", "while :; do nc -l -p 9 >/dev/null; done"}})
 	peerIP := h.Inspect(t, peer).NetworkSettings.Networks["bridge"].IPAddress
+	disk := blockDevice(t, filepath.Join(h.Dir, "data"))
 	limited := func(_ *container.Config, host *container.HostConfig) {
 		pids := int64(64)
-		host.Resources = container.Resources{Memory: 96 << 20, MemorySwap: 96 << 20, NanoCPUs: 3e8, PidsLimit: &pids}
+		host.Resources = container.Resources{Memory: 96 << 20, MemorySwap: 96 << 20, NanoCPUs: 3e8, PidsLimit: &pids,
+			// Newer kernels count a device's bytes only once it has a limit.
+			BlkioDeviceWriteBps: []*blkiodev.ThrottleDevice{{Path: disk, Rate: 1 << 30}}}
 	}
 	busy := h.Run(t, testdocker.Container{Name: "busy", Configure: limited, Cmd: []string{"sh", "-c",
 		`while :; do :; done &
-		while :; do dd if=/dev/zero of=/tmp/f bs=64k count=64 conv=fsync 2>/dev/null; sleep 0.2; done &
+		while :; do dd if=/dev/zero of=/tmp/f bs=64k count=64 oflag=direct 2>/dev/null; sleep 0.2; done &
 		while :; do dd if=/dev/zero bs=1k count=100 2>/dev/null | nc -w 1 ` + peerIP + ` 9; sleep 0.1; done`}})
 	if err := h.Client.NetworkConnect(t.Context(), "other", busy, &network.EndpointSettings{}); err != nil {
 		t.Fatal(err)
@@ -214,7 +235,7 @@ func TestRootCgroupMatchesEngine(t *testing.T) {
 		if c.DockerName == "busy" {
 			leaves := flatten(t, before)
 			for _, path := range []string{".networks.eth0.tx_bytes", ".networks.eth1.rx_bytes", ".cpu_stats.throttling_data.throttled_time",
-				".cpu_stats.cpu_usage.total_usage", ".memory_stats.usage", ".blkio_stats.io_service_bytes_recursive.0.value"} {
+				".cpu_stats.cpu_usage.total_usage", ".memory_stats.usage", ".blkio_stats.io_service_bytes_recursive.1.value"} {
 				if v := leaves[path]; v == "" || v == "0" {
 					t.Errorf("busy: %s: got %q, want a busy container's", path, v)
 				}
