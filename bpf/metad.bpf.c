@@ -1,17 +1,18 @@
 //go:build ignore
 
 /*
- * metad's tc programs: they take TCP for 169.254.170.2:80 off a container's veth, tag it with what the
- * veth proves about its sender, and hand it straight to the server's namespace and back.
+ * metad's tc programs: they take TCP for 169.254.170.2:80 off a container's veth, tag it with what
+ * the veth proves about its sender, and hand it straight to the server's namespace and back.
  *
  *   metad_port    tc ingress, every veth that is a port of a watched bridge
  *   metad_bridge  tc ingress, the bridge devices: what came in by a port without a hook
- *   metad_carry   tc egress, metad1 (the server's end): puts the socket's mark where the veth does not scrub it
- *   metad_reply   tc ingress, metad0 (the host's end): the way back
+ *   metad_carry   tc egress, metad1 (the server's end): puts the socket's mark where the veth does
+ * not scrub it metad_reply   tc ingress, metad0 (the host's end): the way back
  *
- * The two that see other people's traffic are filters; their second halves, from_port and from_bridge,
- * are reached through the program array `slots`, which is never pinned: the kernel empties it when the
- * last process that has it open dies, and from then on every packet is left alone.
+ * The two that see other people's traffic are filters; their second halves, from_port and
+ * from_bridge, are reached through the program array `slots`, which is never pinned: the kernel
+ * empties it when the last process that has it open dies, and from then on every packet is left
+ * alone.
  *
  * Limits: Linux 5.10 (bpf_redirect_peer); no CO-RE, no atomics beyond -mcpu=v2. IPv4 only. A
  * fragment names no port, so every TCP fragment for the address is taken.
@@ -30,13 +31,13 @@
 #define META_PORT bpf_htons(80)
 
 /* include/net/ip.h */
-#define IP_MF     0x2000
+#define IP_MF 0x2000
 #define IP_OFFSET 0x1fff
 
 /* RFC 9293, 3.1: the byte with the flags, and two of them. */
 #define TCP_FLAGS_OFFSET 13
-#define TCP_SYN          0x02
-#define TCP_ACK          0x10
+#define TCP_SYN 0x02
+#define TCP_ACK 0x10
 
 #define TASK_ID_LEN 64
 
@@ -47,21 +48,23 @@
 
 /* What an accepted socket's mark says about its sender. */
 enum tag {
-	TAG_NONE = 0,          /* seen on a bridge device only: nothing is proved */
-	TAG_PORT = 0x80000000, /* the bit: no task yet, the rest is the ifindex of the port it came in on */
-};                             /* all else: the task_value's tag */
+	TAG_NONE = 0, /* seen on a bridge device only: nothing is proved */
+	TAG_PORT = 0x80000000, /* the bit: no task yet, the rest is the ifindex of the port it came
+				  in on */
+}; /* all else: the task_value's tag */
 
 struct task_value {
 	__u32 tag;
 	__u32 ifindex; /* host end of the task's veth */
 	__u8 mac[ETH_ALEN];
-	__u16 flags;               /* none yet: 0 */
+	__u16 flags; /* none yet: 0 */
 	char task_id[TASK_ID_LEN]; /* text, NUL padded, cut if longer */
 };
 
 /* Where an address was last seen that no task holds. */
 struct neighbour {
-	enum tag tag;  /* that its packets were given: TAG_PORT|ifindex, or TAG_NONE behind a bridge device */
+	enum tag tag; /* that its packets were given: TAG_PORT|ifindex, or TAG_NONE behind a bridge
+			 device */
 	__u32 ifindex; /* the port, or the bridge device */
 	__u8 mac[ETH_ALEN];
 	__u8 pad[2];
@@ -71,7 +74,7 @@ struct neighbour {
 /* What a task has sent to the endpoint. */
 struct task_counters {
 	__u64 packets;
-	__u64 bytes;       /* of frames */
+	__u64 bytes; /* of frames */
 	__u64 connections; /* SYNs */
 	__u64 last_seen_ns; /* bpf_ktime_get_ns */
 };
@@ -79,33 +82,35 @@ struct task_counters {
 /* Why a packet ended as it did: one for each exit of each program. */
 enum verdict {
 	/* metad_port and metad_bridge */
-	VERDICT_NOT_IPV4,     /* left alone */
-	VERDICT_NOT_META,     /* left alone: another address, another protocol */
-	VERDICT_VLAN,         /* left alone */
-	VERDICT_MALFORMED,    /* left alone: no whole IPv4 or TCP header */
-	VERDICT_OTHER_PORT,   /* left alone: not port 80 */
-	VERDICT_UNARMED,      /* left alone: metad is not serving */
+	VERDICT_NOT_IPV4, /* left alone */
+	VERDICT_NOT_META, /* left alone: another address, another protocol */
+	VERDICT_VLAN, /* left alone */
+	VERDICT_MALFORMED, /* left alone: no whole IPv4 or TCP header */
+	VERDICT_OTHER_PORT, /* left alone: not port 80 */
+	VERDICT_UNARMED, /* left alone: metad is not serving */
 	VERDICT_UNARMED_DROP, /* dropped for the same reason, --on-exit=drop */
 
-	VERDICT_PORT_TASK,       /* to the server, with the task's tag */
-	VERDICT_PORT_UNKNOWN,    /* to the server, with the port's tag: no task has the address */
+	VERDICT_PORT_TASK, /* to the server, with the task's tag */
+	VERDICT_PORT_UNKNOWN, /* to the server, with the port's tag: no task has the address */
 	VERDICT_PORT_WRONG_PORT, /* dropped: the address is a task's behind another port */
-	VERDICT_PORT_WRONG_MAC,  /* dropped: the task's address and port, not its MAC */
-	VERDICT_PORT_CLAIMED,    /* dropped: no task has the address, another port uses it just now */
+	VERDICT_PORT_WRONG_MAC, /* dropped: the task's address and port, not its MAC */
+	VERDICT_PORT_CLAIMED, /* dropped: no task has the address, another port uses it just now */
 
-	VERDICT_BRIDGE_TASK,      /* to the server, without a tag */
-	VERDICT_BRIDGE_TRUSTED,   /* to the server, with the task's tag: --trust-bridge */
-	VERDICT_BRIDGE_UNKNOWN,   /* to the server, without a tag: no task has the address */
+	VERDICT_BRIDGE_TASK, /* to the server, without a tag */
+	VERDICT_BRIDGE_TRUSTED, /* to the server, with the task's tag: --trust-bridge */
+	VERDICT_BRIDGE_UNKNOWN, /* to the server, without a tag: no task has the address */
 	VERDICT_BRIDGE_WRONG_MAC, /* dropped: a task's address, not its MAC */
-	VERDICT_BRIDGE_CLAIMED,   /* dropped: no task has the address, somebody else uses it just now */
+	VERDICT_BRIDGE_CLAIMED, /* dropped: no task has the address, somebody else uses it just now
+				 */
 
-	VERDICT_CARRIED,         /* metad_carry: on to metad_reply */
-	VERDICT_REPLY_TASK,      /* by the port of the task that has the address */
-	VERDICT_REPLY_PORT,      /* by the port the unknown address was seen on */
-	VERDICT_REPLY_BRIDGE,    /* by the bridge device the unknown address was seen on */
-	VERDICT_REPLY_NOT_OURS,  /* dropped: not TCP from 169.254.170.2 */
-	VERDICT_REPLY_NOWHERE,   /* dropped: nobody has the address */
-	VERDICT_REPLY_NOT_THEIRS, /* dropped: the address has changed hands since the connection began */
+	VERDICT_CARRIED, /* metad_carry: on to metad_reply */
+	VERDICT_REPLY_TASK, /* by the port of the task that has the address */
+	VERDICT_REPLY_PORT, /* by the port the unknown address was seen on */
+	VERDICT_REPLY_BRIDGE, /* by the bridge device the unknown address was seen on */
+	VERDICT_REPLY_NOT_OURS, /* dropped: not TCP from 169.254.170.2 */
+	VERDICT_REPLY_NOWHERE, /* dropped: nobody has the address */
+	VERDICT_REPLY_NOT_THEIRS, /* dropped: the address has changed hands since the connection
+				     began */
 
 	VERDICT_COUNT,
 };
@@ -116,11 +121,11 @@ struct verdict_count {
 
 /* One packet that somebody should hear of. */
 struct event {
-	__u64 time_ns;   /* bpf_ktime_get_ns */
+	__u64 time_ns; /* bpf_ktime_get_ns */
 	__u64 held_back; /* packets of the same verdict that were not told since the last one */
 	enum verdict verdict;
 	__u32 ifindex; /* where it came in */
-	__be32 addr;   /* its source */
+	__be32 addr; /* its source */
 	__u8 mac[ETH_ALEN];
 	__u8 pad[2];
 };
@@ -135,10 +140,10 @@ enum slot {
 volatile const __u32 layout_version = 1; /* of the pinned maps; a part of their pins' names */
 volatile const __u32 metad0_ifindex;
 volatile const __u8 trust_bridge; /* address and MAC are enough for a tag at a bridge device */
-volatile const __u8 exit_drop;    /* what metad leaves behind drops what it would have taken */
+volatile const __u8 exit_drop; /* what metad leaves behind drops what it would have taken */
 
-/* Tasks by address. Only user space writes. Sized for several times the 1,021 tasks that one ECS host can
- * have addresses for; full: the next task is refused, those in it stay. */
+/* Tasks by address. Only user space writes. Sized for several times the 1,021 tasks that one ECS
+ * host can have addresses for; full: the next task is refused, those in it stay. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -147,8 +152,8 @@ struct {
 	__uint(max_entries, 16384);
 } ip_task SEC(".maps");
 
-/* Senders that no task is known for, for the way back. Anyone can fill it with made-up addresses; the
- * least recently used goes, and is learned again from its next packet. Tasks do not need it. */
+/* Senders that no task is known for, for the way back. Anyone can fill it with made-up addresses;
+ * the least recently used goes, and is learned again from its next packet. Tasks do not need it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, __be32);
@@ -173,8 +178,8 @@ struct {
 	__uint(max_entries, VERDICT_COUNT);
 } verdicts SEC(".maps");
 
-/* One event of a verdict per second: the smallest size that is a multiple of every architecture's page holds
- * minutes of them. Full: the event is held back and counted in the next. */
+/* One event of a verdict per second: the smallest size that is a multiple of every architecture's
+ * page holds minutes of them. Full: the event is held back and counted in the next. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__type(value, struct event);
@@ -221,8 +226,10 @@ static __always_inline int verdict(enum verdict v, int ret)
 
 static __always_inline int same_mac(const __u8 *a, const __u8 *b)
 {
-	/* Bytes, not words: a map value's field may sit at any alignment, and v2 code has no unaligned loads. */
-	return !((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) | (a[4] ^ b[4]) | (a[5] ^ b[5]));
+	/* Bytes, not words: a map value's field may sit at any alignment, and v2 code has no
+	 * unaligned loads. */
+	return !((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) | (a[4] ^ b[4]) |
+		 (a[5] ^ b[5]));
 }
 
 /* tell tells user space of a packet of verdict v from s, or that it was held back. */
@@ -288,8 +295,8 @@ static __always_inline int filter(struct __sk_buff *skb, enum slot slot)
 	if (skb->vlan_present)
 		return verdict(VERDICT_VLAN, TC_ACT_UNSPEC);
 	bpf_tail_call(skb, &slots, slot);
-	/* Nobody serves. The port is looked at only after the call, so that with exit_drop the address's
-	 * other ports lose nothing. */
+	/* Nobody serves. The port is looked at only after the call, so that with exit_drop the
+	 * address's other ports lose nothing. */
 	return TC_ACT_REDIRECT;
 }
 
@@ -346,21 +353,22 @@ static __always_inline void count(struct __sk_buff *skb, const struct sender *s)
 	c->last_seen_ns = bpf_ktime_get_ns();
 }
 
-/* learn notes where an unknown sender is, for the way back. It refuses to move an address that is in
- * use: else who claims a neighbour's address would be sent the neighbour's answers. A port is proof
- * and wins over a bridge device. Returns 0 if the sender may go on. */
+/* learn notes where an unknown sender is, for the way back. It refuses to move an address that is
+ * in use: else who claims a neighbour's address would be sent the neighbour's answers. A port is
+ * proof and wins over a bridge device. Returns 0 if the sender may go on. */
 static __always_inline int learn(struct __sk_buff *skb, const struct sender *s, __u32 tag)
 {
 	struct neighbour *had = bpf_map_lookup_elem(&neighbours, &s->addr);
 	__u64 now = bpf_ktime_get_ns();
 	struct neighbour n = {
-		.tag = tag,
-		.ifindex = skb->ifindex,
-		.seen_ns = now,
+	    .tag = tag,
+	    .ifindex = skb->ifindex,
+	    .seen_ns = now,
 	};
 
 	if (had) {
-		int same = had->ifindex == skb->ifindex && (tag != TAG_NONE || same_mac(had->mac, s->mac));
+		int same =
+		    had->ifindex == skb->ifindex && (tag != TAG_NONE || same_mac(had->mac, s->mac));
 		int stronger = had->tag == TAG_NONE && tag != TAG_NONE;
 
 		if (!same && !stronger && now - had->seen_ns < NEIGHBOUR_HOLD_NS)
@@ -472,7 +480,8 @@ int metad_carry(struct __sk_buff *skb)
 	return verdict(VERDICT_CARRIED, TC_ACT_UNSPEC);
 }
 
-static __always_inline int leave(struct __sk_buff *skb, __u32 ifindex, const __u8 *mac, enum verdict v)
+static __always_inline int leave(struct __sk_buff *skb, __u32 ifindex, const __u8 *mac,
+				 enum verdict v)
 {
 	bpf_skb_store_bytes(skb, offsetof(struct ethhdr, h_dest), mac, ETH_ALEN, 0);
 	bpf_skb_change_type(skb, PACKET_HOST); /* as in deliver */
@@ -492,13 +501,14 @@ int metad_reply(struct __sk_buff *skb)
 	__u32 tag;
 	__be32 dst;
 
-	if (skb->protocol != bpf_htons(ETH_P_IP) || (void *)(ip + 1) > data_end || ip->saddr != META_ADDR ||
-	    ip->protocol != IPPROTO_TCP)
+	if (skb->protocol != bpf_htons(ETH_P_IP) || (void *)(ip + 1) > data_end ||
+	    ip->saddr != META_ADDR || ip->protocol != IPPROTO_TCP)
 		return verdict(VERDICT_REPLY_NOT_OURS, TC_ACT_SHOT);
 	tag = bpf_ntohl(((struct carrier *)eth->h_dest)->tag);
 	dst = ip->daddr;
-	/* Tasks first: once an address is a task's, what goes there leaves by that task's port. And only what
-	 * belongs there: a connection outlives its client, and its address may be another's by then. */
+	/* Tasks first: once an address is a task's, what goes there leaves by that task's port. And
+	 * only what belongs there: a connection outlives its client, and its address may be
+	 * another's by then. */
 	t = bpf_map_lookup_elem(&ip_task, &dst);
 	if (t) {
 		if (tag == TAG_NONE || tag == t->tag || tag == (TAG_PORT | t->ifindex))
@@ -510,7 +520,8 @@ int metad_reply(struct __sk_buff *skb)
 		return verdict(VERDICT_REPLY_NOWHERE, TC_ACT_SHOT);
 	if (tag != TAG_NONE && tag != n->tag)
 		return verdict(VERDICT_REPLY_NOT_THEIRS, TC_ACT_SHOT);
-	return leave(skb, n->ifindex, n->mac, n->tag == TAG_NONE ? VERDICT_REPLY_BRIDGE : VERDICT_REPLY_PORT);
+	return leave(skb, n->ifindex, n->mac,
+		     n->tag == TAG_NONE ? VERDICT_REPLY_BRIDGE : VERDICT_REPLY_PORT);
 }
 
 char _license[] SEC("license") = "GPL";
