@@ -391,6 +391,9 @@ func (t *Table) readKernel() error {
 	if err != nil {
 		return err
 	}
+	if entries == nil {
+		entries = map[netip.Addr]bpf.MetadTaskValue{}
+	}
 	t.written = entries
 	for _, w := range entries {
 		t.nextTag = max(t.nextTag, w.Tag+1)
