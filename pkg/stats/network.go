@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -39,7 +40,7 @@ func ListLinks(nsfd int) ([]Link, error) {
 	}
 	links := make([]Link, len(list))
 	for i, l := range list {
-		links[i] = Link{Name: l.Attrs().Name, Kind: l.Type(), Loopback: l.Attrs().Flags&unix.IFF_LOOPBACK != 0}
+		links[i] = Link{Name: l.Attrs().Name, Kind: l.Type(), Loopback: l.Attrs().Flags&net.FlagLoopback != 0}
 	}
 	return links, nil
 }
