@@ -45,7 +45,6 @@ type identity struct {
 type description struct {
 	identity
 	container task.Container // Stats and Networks not filled in; statuses as without a look into the namespace
-	sandbox   string         // path of the network namespace, while it runs
 	labelErr  error          // why its labels were not believed
 }
 
@@ -101,7 +100,6 @@ func describe(inspect *container.InspectResponse, names *naming, health *task.He
 		c.FinishedAt, c.ExitCode = finished, &code
 	}
 	if n := inspect.NetworkSettings; n != nil {
-		d.sandbox = n.SandboxKey
 		c.Ports = ports(n)
 		for _, name := range slices.Sorted(maps.Keys(n.Networks)) {
 			if ep := n.Networks[name]; ep != nil {
