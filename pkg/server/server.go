@@ -35,6 +35,7 @@ type Server struct {
 	agent string // host:port; empty: none
 	start time.Time
 	now   func(*fasthttp.RequestCtx) time.Time // of the request; tests have their own
+	dial  func(ctx context.Context, network, address string) (net.Conn, error)
 
 	http      *fasthttp.Server
 	conns     *conns
@@ -75,6 +76,7 @@ func New(cfg Config, tasks Tasks) (*Server, error) {
 		agent:     agent,
 		start:     time.Now(),
 		now:       (*fasthttp.RequestCtx).Time,
+		dial:      (&net.Dialer{KeepAlive: -1}).DialContext,
 		conns:     newConns(&cfg),
 		waiting:   waiting{max: cfg.MaxWaiters, on: map[source]int{}},
 		forwards:  make(slots, cfg.MaxForwards),
