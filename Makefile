@@ -1,0 +1,72 @@
+# metad. `make demo` shows it at work, `make test` tests it.
+SHELL   := /bin/bash
+export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+GOTEST  := go test -timeout 15m
+
+.PHONY: build generate generate-check test test-unit test-root test-kernels fuzz bench bench-stats lint check demo clean
+
+build: ## bin/metad, static
+	@scripts/install build
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/metad ./cmd/metad
+
+generate: ## the BPF objects and their Go, with the pinned clang
+	@scripts/install build generate
+	go generate ./bpf
+
+generate-check: generate
+	@git diff --exit-code -- bpf || { echo 'generated files differ from what is committed: run make generate and commit'; exit 1; }
+
+test: ## everything this machine can run
+	@scripts/install build test
+	$(MAKE) --no-print-directory test-unit
+	@if [[ $$(id -u) -eq 0 ]]; then $(MAKE) --no-print-directory test-root; else \
+		echo 'NOT ROOT: the eBPF, namespace and Docker tests were NOT run (sudo make test-root runs them)'; fi
+
+test-unit:
+	$(GOTEST) ./...
+
+test-root: ## real eBPF, network namespaces, Docker Engine; needs root
+	@scripts/install build test
+	@mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
+	$(GOTEST) -tags root -run '^TestRoot' -p 1 -count 1 ./...
+
+test-kernels: ## the data-path tests on other kernels, under qemu
+	@scripts/install build kernels
+	scripts/kernels/run
+
+bench: ## the request path against a floor, as ratios; needs root
+	@scripts/install build test
+	scripts/bench
+
+bench-stats: ## what statistics cost, against Docker's stream; needs root
+	@scripts/install build test
+	scripts/bench-stats.sh
+
+FUZZTIME ?= 30s
+fuzz: ## every fuzz target for FUZZTIME
+	@scripts/install build
+	scripts/fuzz $(FUZZTIME)
+
+lint:
+	@scripts/install build generate
+	@out=$$(go tool goimports -l -local metad $$(git ls-files '*.go')); [[ -z $$out ]] || { echo "goimports: $$out"; exit 1; }
+	clang-format-14 --dry-run --Werror bpf/*.bpf.c
+	go vet ./... && go vet -tags root ./...
+	go tool staticcheck -tags root ./...
+	go tool go-errorlint -tags root ./...
+	go tool ineffassign ./...
+	go tool misspell -error $$(git ls-files '*.go' '*.md' '*.c')
+	GOOS=windows go vet ./pkg/mdfile
+
+check: generate-check lint build ## what CI runs
+	$(MAKE) --no-print-directory test
+
+demo: ## two real tasks ask metad about themselves; needs root
+	@scripts/install build demo
+	@$(MAKE) --no-print-directory build
+	@scripts/demo
+
+clean:
+	rm -rf bin .cache

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/urfave/cli/v3"
+)
+
+// parse runs the flags of serve alone and returns what came of them.
+func parse(t *testing.T, args ...string) (*config, error) {
+	t.Helper()
+	var c config
+	cmd := &cli.Command{
+		Flags:     c.flags(),
+		Writer:    &bytes.Buffer{},
+		ErrWriter: &bytes.Buffer{},
+		Action:    func(context.Context, *cli.Command) error { return c.validate() },
+	}
+	err := cmd.Run(context.Background(), append([]string{"metad"}, args...))
+	return &c, err
+}
+
+func TestConfigPrecedence(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "metad.yaml")
+	yaml := "cluster: from-file\nregion: eu-west-1\nbridges: [br0, \"x-*\"]\nunknown-wait: 100ms\ntrust-bridge: true\n"
+	if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("METAD_CONFIG", file)
+
+	c, err := parse(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.cluster != "from-file" || !slices.Equal(c.bridges, []string{"br0", "x-*"}) || c.unknownWait != 100*time.Millisecond || !c.trustBdg {
+		t.Errorf("file: got %+v", c)
+	}
+	t.Setenv("ECS_CLUSTER", "from-ecs")
+	if c, _ = parse(t); c.cluster != "from-ecs" {
+		t.Errorf("ECS_CLUSTER over the file: got %q", c.cluster)
+	}
+	t.Setenv("METAD_CLUSTER", "from-metad")
+	if c, _ = parse(t); c.cluster != "from-metad" {
+		t.Errorf("METAD_CLUSTER over ECS_CLUSTER: got %q", c.cluster)
+	}
+	if c, _ = parse(t, "--cluster", "from-flag"); c.cluster != "from-flag" {
+		t.Errorf("flag over all: got %q", c.cluster)
+	}
+	if c.region != "eu-west-1" {
+		t.Errorf("region from the file: got %q", c.region)
+	}
+}
+
+func TestConfigErrorsNameTheField(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "metad.yaml")
+	f := func(yaml string, args []string, want string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := parse(t, append(args, "--config", file)...); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("yaml %q, args %q: got %v, want an error with %q", yaml, args, err, want)
+		}
+	}
+	f("clutser: x", nil, `unknown key "clutser"`)
+	f("cluster: {a: b}", nil, "cluster: want a value or a list")
+	f("\t", nil, "config")
+	f("", []string{"--attach", "xdp"}, `attach "xdp"`)
+	f("", []string{"--on-exit", "shut"}, `on-exit "shut"`)
+	f("", []string{"--account", "12"}, `account "12"`)
+	f("", []string{"--region", "a:b"}, `region "a:b"`)
+	f("", []string{"--stats-source", "guess"}, `stats-source "guess"`)
+	f("unknown-wait: soon", nil, "unknown-wait")
+	if _, err := parse(t, "--config", filepath.Join(t.TempDir(), "none")); err == nil {
+		t.Error("a file asked for by name that is not there: got no error")
+	}
+}
+
+func TestRunExitCodes(t *testing.T) {
+	var out, errs bytes.Buffer
+	if code := run(context.Background(), []string{"metad", "version"}, &out, &errs); code != 0 || !strings.HasPrefix(out.String(), "metad ") {
+		t.Errorf("version: got %d %q", code, out.String())
+	}
+	if code := run(context.Background(), []string{"metad", "serve", "--attach", "xdp"}, &out, &errs); code != 1 || !strings.Contains(errs.String(), `metad: attach "xdp"`) {
+		t.Errorf("serve with a bad flag: got %d %q", code, errs.String())
+	}
+}

@@ -1,0 +1,72 @@
+// Command metad answers the ECS task metadata endpoint for every container on this host.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/urfave/cli/v3"
+)
+
+// version is set by the linker; see the Makefile.
+var version = "unknown"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args, os.Stdout, os.Stderr))
+}
+
+// run is main without the process: a test can call it. It returns the exit code: 0, 1 for an
+// error (one line on stderr), or what the command's own documentation says.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	err := app(stdout, stderr).Run(ctx, args)
+	if err == nil {
+		return 0
+	}
+	code := 1
+	if e, ok := err.(exitError); ok { //nolint:errorlint // made by our own commands, never wrapped
+		code, err = e.code, e.error
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, "metad:", err)
+	}
+	return code
+}
+
+// exitError is an error with an exit code of its own; a nil error prints nothing.
+type exitError struct {
+	error
+	code int
+}
+
+func app(stdout, stderr io.Writer) *cli.Command {
+	return &cli.Command{
+		Name:           "metad",
+		Usage:          "the ECS task metadata endpoint for every container on this host",
+		Writer:         stdout,
+		ErrWriter:      stderr,
+		ExitErrHandler: func(context.Context, *cli.Command, error) {}, // run prints, main exits
+		Suggest:        true,
+		Commands: []*cli.Command{
+			serveCommand(),
+			tasksCommand(stdout),
+			topCommand(stdout),
+			doctorCommand(stdout),
+			detachCommand(stderr),
+			waitFileCommand(),
+			{
+				Name:  "version",
+				Usage: "print the version",
+				Action: func(context.Context, *cli.Command) error {
+					fmt.Fprintln(stdout, "metad", version)
+					return nil
+				},
+			},
+		},
+	}
+}

@@ -1,0 +1,51 @@
+//go:build !race
+
+package server
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"metad/pkg/task"
+)
+
+// TestAnswerAllocs: the four paths, hit, for tasks of 1, 3 and 10 containers, with and without samples and
+// with a rate limit.
+func TestAnswerAllocs(t *testing.T) {
+	for _, n := range []int{1, 3, 10} {
+		for _, limited := range []bool{false, true} {
+			tk := newTask()
+			tk.Containers = nil
+			for i := range n {
+				c := running(fmt.Sprintf("%064x", i+1), fmt.Sprintf("c%d", i))
+				if i%2 == 0 {
+					sample := `{"read":"` + strings.Repeat("x", 3000) + `"}`
+					c.Stats.Store(&task.Sample{JSON: []byte(sample), Read: time.Now()})
+				}
+				tk.Containers = append(tk.Containers, c)
+			}
+			cfg := testConfig()
+			if limited {
+				cfg.Rate = RateLimit{1 << 20, 1 << 20}
+			}
+			h := newStopped(t, cfg, tk)
+			c := newLoopConn(addrT)
+			h.serveLoop(t, c)
+			id := tk.Containers[n-1].ID
+			for _, target := range []string{"/v2/metadata", "/v2/metadata/" + id, "/v2/stats", "/v2/stats/" + id} {
+				t.Run(fmt.Sprintf("%d/%v%s", n, limited, target), func(t *testing.T) {
+					req := request(target)
+					if got := c.get(req); !bytes.HasPrefix(got, []byte("HTTP/1.1 200 OK\r\n")) {
+						t.Fatalf("got %.200s", got)
+					}
+					if got := testing.AllocsPerRun(200, func() { c.get(req) }); got != 0 {
+						t.Errorf("got %v allocs, want 0", got)
+					}
+				})
+			}
+		}
+	}
+}

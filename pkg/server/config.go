@@ -1,0 +1,169 @@
+package server
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"metad/pkg/task"
+)
+
+// MaxUnknownWait is the longest a request from an unknown source may be made to wait: the shortest
+// time-out seen in a real client is 500 ms.
+const MaxUnknownWait = 400 * time.Millisecond
+
+// Config is what a server is made of. Start from DefaultConfig; a zero is invalid unless the field
+// gives it a meaning.
+type Config struct {
+	// ReadTimeout bounds a request from its first byte to the end of its header and of the
+	// body that metad itself reads; also the time to the first byte of a new connection.
+	ReadTimeout time.Duration
+	// WriteTimeout bounds the writing of one answer, and of one line of a stream.
+	WriteTimeout time.Duration
+	// IdleTimeout bounds the time between two requests of a connection.
+	IdleTimeout time.Duration
+
+	// MaxHeaderBytes bounds a request's first line and header together. Each open connection
+	// has a buffer of that size.
+	MaxHeaderBytes int
+	// MaxBodyBytes bounds the body of a request that is passed on.
+	MaxBodyBytes int64
+
+	// MaxConns bounds the open connections of all, MaxConnsPerTask those of one task (of one
+	// port or address, while the task is unknown). One too many is answered 503 and closed.
+	MaxConns, MaxConnsPerTask int
+
+	// Rate limits each task's requests that metad answers itself. Zero: no limit.
+	Rate RateLimit
+
+	// UnknownWait is how long a request from an unknown source waits for its task to appear,
+	// at most MaxUnknownWait. Zero: not at all.
+	UnknownWait time.Duration
+	// MaxWaiters bounds the requests that wait so at a time; one too many waits not at all.
+	MaxWaiters int
+	// Look, if set, is called once for all requests that begin to wait for one source while
+	// another already waits for it: a hint to look for the task now. It must not block.
+	Look func(tag uint32, addr netip.Addr)
+
+	// AgentURL is the ECS agent's task endpoint, "http://host:port", to which every request
+	// that metad does not serve is passed on. Empty: there is no agent.
+	AgentURL string
+	// AgentTimeout bounds such an exchange from the connection to the last byte.
+	AgentTimeout time.Duration
+	// MaxForwards bounds such exchanges at a time; one too many is answered 503.
+	MaxForwards int
+
+	// Samples, if set, serves /v2/stats/<id>?stream=true; without it the query is ignored.
+	Samples Samples
+	// MaxStreams bounds the streams open at a time; one too many is answered 503.
+	MaxStreams int
+
+	// Tag tells the kernel's tag of an accepted connection. It is called once for each.
+	Tag func(net.Conn) (uint32, error)
+
+	// Log gets changes of state and panics.
+	Log *zap.Logger
+}
+
+// Samples hands out containers' samples as they are taken. Safe for concurrent use.
+type Samples interface {
+	// Subscribe returns a channel that delivers each new sample of the container with the
+	// full Docker id and is closed when it stops, and a function that ends the subscription.
+	// The sender never waits: a sample that the receiver is not ready for is skipped.
+	Subscribe(containerID string) (samples <-chan *task.Sample, cancel func())
+}
+
+// RateLimit is a token bucket: PerSecond requests a second in the long run, Burst at once.
+// The zero value limits nothing.
+type RateLimit struct {
+	PerSecond, Burst int
+}
+
+// agentRate is what the ECS agent limits to if it is not told otherwise (agent/config/config.go).
+var agentRate = RateLimit{PerSecond: 40, Burst: 60}
+
+// ParseRateLimit reads the value of ECS_TASK_METADATA_RPS_LIMIT, "rate,burst". Anything but two
+// positive integers stands for the agent's default of 40,60, as it does for the agent. The empty
+// text, unlike there, is no limit.
+func ParseRateLimit(text string) RateLimit {
+	if text == "" {
+		return RateLimit{}
+	}
+	rate, burst, _ := strings.Cut(text, ",")
+	r, err1 := strconv.Atoi(strings.TrimSpace(rate))
+	b, err2 := strconv.Atoi(strings.TrimSpace(burst))
+	if err1 != nil || err2 != nil || r <= 0 || b <= 0 {
+		return agentRate
+	}
+	return RateLimit{r, b}
+}
+
+// DefaultConfig returns a Config that lacks nothing and names the agent at its usual place.
+func DefaultConfig() Config {
+	return Config{
+		ReadTimeout:     5 * time.Second, // these three as the agent's
+		WriteTimeout:    5 * time.Second,
+		IdleTimeout:     5 * time.Second,
+		MaxHeaderBytes:  8 << 10,
+		MaxBodyBytes:    16 << 20,
+		MaxConns:        16384,
+		MaxConnsPerTask: 256,
+		UnknownWait:     MaxUnknownWait,
+		MaxWaiters:      512,
+		AgentURL:        "http://127.0.0.1:51679",
+		AgentTimeout:    10 * time.Second, // the agent itself gives up after 5 s
+		MaxForwards:     1024,
+		MaxStreams:      256,
+		Tag:             SocketMark,
+		Log:             zap.NewNop(),
+	}
+}
+
+// validate returns the agent's host:port, empty if there is none, or an error that names the field.
+func (c *Config) validate() (agent string, err error) {
+	positive := []struct {
+		name  string
+		value int64
+	}{
+		{"ReadTimeout", int64(c.ReadTimeout)}, {"WriteTimeout", int64(c.WriteTimeout)},
+		{"IdleTimeout", int64(c.IdleTimeout)}, {"MaxHeaderBytes", int64(c.MaxHeaderBytes)},
+		{"MaxBodyBytes", c.MaxBodyBytes}, {"MaxConns", int64(c.MaxConns)},
+		{"MaxConnsPerTask", int64(c.MaxConnsPerTask)}, {"MaxWaiters", int64(c.MaxWaiters)},
+		{"AgentTimeout", int64(c.AgentTimeout)}, {"MaxForwards", int64(c.MaxForwards)},
+		{"MaxStreams", int64(c.MaxStreams)},
+	}
+	for _, p := range positive {
+		if p.value <= 0 {
+			return "", fmt.Errorf("server: %s must be positive", p.name)
+		}
+	}
+	switch {
+	case c.UnknownWait < 0 || c.UnknownWait > MaxUnknownWait:
+		return "", fmt.Errorf("server: UnknownWait must be between 0 and %v", MaxUnknownWait)
+	case c.Rate != RateLimit{} && (c.Rate.PerSecond <= 0 || c.Rate.Burst <= 0):
+		return "", fmt.Errorf("server: Rate must have both members positive, or none")
+	case c.Tag == nil:
+		return "", fmt.Errorf("server: Tag must be set")
+	case c.Log == nil:
+		return "", fmt.Errorf("server: Log must be set")
+	case c.AgentURL == "":
+		return "", nil
+	}
+	u, err := url.Parse(c.AgentURL)
+	if err != nil {
+		return "", fmt.Errorf("server: AgentURL: %w", err)
+	}
+	if u.Scheme != "http" || u.Hostname() == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
+		return "", fmt.Errorf("server: AgentURL must have the form http://host:port, got %q", c.AgentURL)
+	}
+	if u.Port() == "" {
+		return net.JoinHostPort(u.Hostname(), "80"), nil
+	}
+	return u.Host, nil
+}

@@ -1,0 +1,230 @@
+// Command kernels reads what the test guests of scripts/kernels/run printed and prints a table of
+// tests and kernels. Its exit code is 0 only if every test has a result on every kernel, none
+// failed, none was skipped that the kernel could have run, and no kernel complained.
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"text/tabwriter"
+)
+
+func main() {
+	tests := flag.String("tests", "", "folder with the test binaries that ran, named as their package with _ for /")
+	run := flag.String("run", "^TestRoot", "pattern that the guests were given")
+	flag.Parse()
+	ok, err := report(os.Stdout, *tests, *run, flag.Args())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "kernels:", err)
+	}
+	if err != nil || !ok {
+		os.Exit(1)
+	}
+}
+
+// report writes the table of the guests whose results are at guest+".results".
+func report(w io.Writer, tests, run string, guests []string) (ok bool, err error) {
+	want, err := list(tests, run)
+	if err != nil {
+		return false, err
+	}
+	var results []*guest
+	for _, path := range guests {
+		f, err := os.Open(path + ".results")
+		if err != nil {
+			return false, err
+		}
+		g := parse(f)
+		f.Close()
+		g.name = filepath.Base(path)
+		results = append(results, g)
+	}
+	return table(w, want, results), nil
+}
+
+// list returns the tests, as "package test", that the binaries in dir have.
+func list(dir, run string) ([]string, error) {
+	binaries, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil {
+		return nil, err
+	}
+	var all []string
+	for _, b := range binaries {
+		pkg := strings.ReplaceAll(filepath.Base(b), "_", "/")
+		out, err := exec.Command(b, "-test.list", run).Output()
+		if err != nil {
+			return nil, fmt.Errorf("list tests of %s: %w", pkg, err)
+		}
+		for name := range strings.FieldsSeq(string(out)) {
+			all = append(all, pkg+" "+name)
+		}
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("no test matches %q", run)
+	}
+	return all, nil
+}
+
+// guest is what one kernel's run said.
+type guest struct {
+	name     string // as asked for: "6.1"
+	release  string // uname -r
+	ended    bool   // it came to its end
+	tests    map[string]*result
+	problems []string // kernel messages, modules that did not load, binaries that ended badly
+}
+
+// result is one top-level test's outcome, its subtests' output included.
+type result struct {
+	verdict string // PASS, FAIL, SKIP; "" while it has none
+	seconds string // "1.23s"
+	modes   map[string]bool
+	output  []string
+}
+
+var (
+	runLine    = regexp.MustCompile(`^=== (?:RUN|NAME|CONT|PAUSE)\s+(Test[^\s/]*)`)
+	resultLine = regexp.MustCompile(`^--- (PASS|FAIL|SKIP): (Test\S*) \(([0-9.]+s)\)`)
+	// A test that attaches says how: "attach mode: tcx".
+	modeLine = regexp.MustCompile(`attach mode[:=] ?"?(tcx|clsact)\b`)
+	// A skip is right only on a kernel that is too old: "needs Linux 6.6".
+	needsLine = regexp.MustCompile(`needs Linux (\d+\.\d+)`)
+)
+
+func parse(r io.Reader) *guest {
+	g := &guest{tests: map[string]*result{}}
+	var pkg, current string
+	get := func(name string) *result {
+		key := pkg + " " + name
+		if g.tests[key] == nil {
+			g.tests[key] = &result{modes: map[string]bool{}}
+		}
+		return g.tests[key]
+	}
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		line := strings.TrimRight(lines.Text(), "\r")
+		if word, rest, _ := strings.Cut(line, " "); strings.HasPrefix(word, "@") {
+			switch word {
+			case "@kernel":
+				g.release = rest
+			case "@package":
+				pkg, current = rest, ""
+			case "@problem":
+				g.problems = append(g.problems, rest)
+			case "@exit":
+				if rest != "0" {
+					g.problems = append(g.problems, pkg+": the tests ended with code "+rest)
+				}
+				current = ""
+			case "@end":
+				g.ended = true
+			}
+			continue
+		}
+		if m := resultLine.FindStringSubmatch(line); m != nil {
+			current = m[2]
+			r := get(current)
+			r.verdict, r.seconds = m[1], m[3]
+			continue
+		}
+		if m := runLine.FindStringSubmatch(line); m != nil {
+			current = m[1]
+		}
+		if current == "" {
+			continue
+		}
+		r := get(current)
+		r.output = append(r.output, line)
+		for _, m := range modeLine.FindAllStringSubmatch(line, -1) {
+			r.modes[m[1]] = true
+		}
+	}
+	if !g.ended {
+		g.problems = append(g.problems, "the guest did not come to its end")
+	}
+	return g
+}
+
+// cell returns a result's text in the table and whether it is good.
+func (g *guest) cell(r *result) (text string, ok bool) {
+	if r == nil || r.verdict == "" {
+		return "NO RESULT", false
+	}
+	switch r.verdict {
+	case "PASS":
+		text = "ok"
+		for _, mode := range slices.Sorted(maps.Keys(r.modes)) {
+			text += " " + mode
+		}
+		return text + " " + r.seconds, true
+	case "SKIP":
+		if m := needsLine.FindStringSubmatch(strings.Join(r.output, "\n")); m != nil && older(g.release, m[1]) {
+			return "- (needs " + m[1] + ")", true
+		}
+		return "SKIPPED", false
+	}
+	return r.verdict, false
+}
+
+// older reports whether kernel release a ("6.1.0-47-cloud-amd64") is before version b ("6.6").
+func older(a, b string) bool {
+	var x, y [2]int
+	fmt.Sscanf(a, "%d.%d", &x[0], &x[1])
+	fmt.Sscanf(b, "%d.%d", &y[0], &y[1])
+	return cmp.Or(cmp.Compare(x[0], y[0]), cmp.Compare(x[1], y[1])) < 0
+}
+
+// table prints tests × guests, then what went wrong, and reports whether nothing did.
+func table(w io.Writer, want []string, guests []*guest) bool {
+	good := true
+	var wrong []string
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprint(tw, "test")
+	for _, g := range guests {
+		fmt.Fprintf(tw, "\t%s", cmp.Or(g.release, g.name+" (did not start)"))
+	}
+	fmt.Fprintln(tw)
+	results := 0
+	for _, name := range want {
+		fmt.Fprint(tw, name)
+		for _, g := range guests {
+			r := g.tests[name]
+			text, ok := g.cell(r)
+			fmt.Fprintf(tw, "\t%s", text)
+			if ok {
+				results++
+				continue
+			}
+			good = false
+			wrong = append(wrong, fmt.Sprintf("\n%s on %s: %s", name, g.name, text))
+			if r != nil {
+				wrong = append(wrong, r.output...)
+			}
+		}
+		fmt.Fprintln(tw)
+	}
+	tw.Flush()
+	for _, line := range wrong {
+		fmt.Fprintln(w, line)
+	}
+	for _, g := range guests {
+		for _, p := range g.problems {
+			good = false
+			fmt.Fprintf(w, "%s: %s\n", g.name, p)
+		}
+	}
+	fmt.Fprintf(w, "\n%d of %d results good on %d kernels\n", results, len(want)*len(guests), len(guests))
+	return good
+}
