@@ -89,10 +89,15 @@ func (c Config) Validate() error {
 
 const (
 	defaultMaxBody = 4 << 20
-	// maxAnswer is how much of an answer of the Engine metad reads for itself.
-	maxAnswer = 4 << 20
+	// maxAnswer is how much of an answer of the Engine metad reads for itself: the list of some ten
+	// thousand containers.
+	maxAnswer = 64 << 20
 	// askTimeout bounds metad's own questions to the Engine.
-	askTimeout = 2 * time.Second
+	askTimeout  = 2 * time.Second
+	listTimeout = 30 * time.Second
+	// sweepEvery is the time between two looks for directories that may have been left behind, and
+	// two attempts to write what could not be written.
+	sweepEvery = 30 * time.Second
 	// drainTime is how long requests in flight may take when the proxy stops. What follows events
 	// or logs never ends by itself.
 	drainTime = 2 * time.Second
@@ -106,6 +111,7 @@ type Proxy struct {
 	engine  *http.Transport
 	forward *httputil.ReverseProxy
 	warn    limiter
+	tick    <-chan time.Time // for sweep; nil: every sweepEvery
 
 	mu          sync.Mutex // guards what follows
 	selinux     bool       // what the Engine said
@@ -152,8 +158,8 @@ func New(cfg Config, w *mdfile.Writer, log *zap.Logger) (*Proxy, error) {
 // engineHost is the host in URLs for the Engine; the transport does not look at it.
 const engineHost = "docker"
 
-// Serve answers on l, and closes it, until ctx is done. Requests that are then in flight are given two
-// seconds. It returns nil after ctx is done.
+// Serve answers on l, and closes it, until ctx is done, and meanwhile removes directories that were
+// left behind. Requests that are then in flight are given two seconds. It returns nil after ctx is done.
 func (p *Proxy) Serve(ctx context.Context, l net.Listener) error {
 	s := &http.Server{
 		Handler:           p,
@@ -169,13 +175,62 @@ func (p *Proxy) Serve(ctx context.Context, l net.Listener) error {
 			_ = s.Close()
 		}
 	})
+	var sweeper sync.WaitGroup
+	sweepCtx, stopSweep := context.WithCancel(ctx)
+	sweeper.Go(func() { p.sweepLoop(sweepCtx) })
 	err := s.Serve(l)
 	if !stop() {
 		<-done
 		err = nil
 	}
+	stopSweep()
+	sweeper.Wait()
 	p.engine.CloseIdleConnections()
 	return err
+}
+
+// sweepLoop makes up for what went wrong earlier.
+func (p *Proxy) sweepLoop(ctx context.Context) {
+	tick := p.tick
+	if tick == nil {
+		t := time.NewTicker(sweepEvery)
+		defer t.Stop()
+		tick = t.C
+	}
+	for {
+		p.files.Retry()
+		if p.files.InDoubt() {
+			p.sweep(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick:
+		}
+	}
+}
+
+// sweep tells the writer which containers there are. Without an answer of the Engine, nothing.
+func (p *Proxy) sweep(ctx context.Context) {
+	var list []struct {
+		ID     string // "Id"
+		Mounts []struct{ Source string }
+	}
+	asked := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	if err := p.ask(ctx, "/containers/json?all=1", &list); err != nil {
+		return
+	}
+	containers := make([]mdfile.Mounted, 0, len(list))
+	for _, c := range list {
+		m := mdfile.Mounted{ID: c.ID}
+		for _, source := range c.Mounts {
+			m.Sources = append(m.Sources, source.Source)
+		}
+		containers = append(containers, m)
+	}
+	p.files.Sweep(asked, containers)
 }
 
 // createPath is the one request that is changed.
@@ -329,6 +384,8 @@ func (p *Proxy) mountsOf(ctx context.Context, id string) (targets []string) {
 	var inspect struct {
 		Mounts []struct{ Source, Destination string }
 	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
 	if err := p.ask(ctx, "/containers/"+url.PathEscape(id)+"/json", &inspect); err != nil {
 		return nil
 	}
@@ -342,8 +399,6 @@ func (p *Proxy) mountsOf(ctx context.Context, id string) (targets []string) {
 
 // ask gets path from the Engine into answer.
 func (p *Proxy) ask(ctx context.Context, path string, answer any) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+engineHost+path, nil)
 	if err != nil {
 		return err
@@ -385,6 +440,8 @@ func (p *Proxy) engineSELinux(ctx context.Context) bool {
 		return p.selinux
 	}
 	var info struct{ SecurityOptions []string }
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
 	if err := p.ask(ctx, "/info", &info); err != nil {
 		p.nextSELinux = time.Now().Add(time.Minute)
 		return p.selinux

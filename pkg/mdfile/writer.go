@@ -46,9 +46,8 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// grace is how long a directory may be without a container in the set given to Apply before it
-// counts as left behind. It covers the time between making the directory and hearing of the
-// container, and another metad that is just being taken over from.
+// grace is how long a directory may be without a container before Sweep takes it for left behind. It
+// covers the creations of another metad that is just being taken over from.
 const grace = time.Minute
 
 // maxFileSize bounds what is read back of a file.
@@ -79,14 +78,15 @@ type Entry struct {
 	// the file in the container, the value of EnvVar.
 	HostDir, ContainerDir, File string
 
-	dir string // below the root, with forward slashes
+	dir string // below the root, with forward slashes; never changes
 
 	// What follows is guarded by w.mu.
 
 	pending bool // between Reserve and what ends it
 	made    time.Time
 	id      string // "" until created
-	seen    bool   // the container was in a set given to Apply
+	alias   string // below the root; "" if there is none
+	seen    bool   // the container was in a set given to Apply since metad started
 	failed  bool   // the last write failed, and was logged
 	task    *task.Task
 	ctr     *task.Container
@@ -152,12 +152,22 @@ func (w *Writer) open() error {
 		return err
 	}
 	w.root = root
-	w.scan(".", 0)
+	aliases := map[string]string{}
+	w.scan(".", 0, aliases)
+	for alias, dir := range aliases {
+		if e := w.byDir[dir]; e != nil && e.alias == "" {
+			e.alias = alias
+			continue
+		}
+		_ = w.root.Remove(alias)
+		w.prune(path.Dir(alias))
+	}
 	return nil
 }
 
-// scan makes entries of the directories below dir that an earlier metad left. Needs w.mu.
-func (w *Writer) scan(dir string, depth int) {
+// scan makes entries of the directories below dir that an earlier metad left, and notes aliases and
+// what they point to. Needs w.mu.
+func (w *Writer) scan(dir string, depth int, aliases map[string]string) {
 	list, err := fs.ReadDir(w.root.FS(), dir)
 	if err != nil {
 		w.log.Warn("list metadata directory", zap.String("dir", dir), zap.Error(err))
@@ -168,8 +178,14 @@ func (w *Writer) scan(dir string, depth int) {
 		return
 	}
 	for _, e := range list {
+		name := path.Join(dir, e.Name())
 		if e.IsDir() && depth < 3 { // <cluster>/<task id>/<container name>
-			w.scan(path.Join(dir, e.Name()), depth+1)
+			w.scan(name, depth+1, aliases)
+		}
+		if target, err := w.root.Readlink(name); err == nil && depth > 0 {
+			if target = path.Join(dir, target); fs.ValidPath(target) {
+				aliases[name] = target
+			}
 		}
 	}
 }
@@ -198,7 +214,6 @@ func (w *Writer) load(dir string, list []fs.DirEntry) *Entry {
 	}
 	w.byDir[dir] = e
 	if e.id != "" {
-		e.seen = true // if it is not there now, it is gone
 		w.byID[e.id] = e
 	}
 	return e
@@ -323,8 +338,8 @@ func (e *Entry) Abandon() {
 	e.w.remove(e)
 }
 
-// Unsure tells that nobody knows whether the container was created. The directory stays if one of the
-// next sets given to Apply shows that it was.
+// Unsure tells that nobody knows whether the container was created. The directory stays if Apply or
+// Sweep learn that it was.
 func (e *Entry) Unsure() {
 	e.w.mu.Lock()
 	defer e.w.mu.Unlock()
@@ -337,8 +352,8 @@ func (e *Entry) settle() {
 }
 
 // Apply brings every file up to date with tasks, the whole current set, and removes the directories
-// of containers that are no longer in it. A container that was created a moment ago may still be
-// missing from tasks. Containers without a directory are left alone: one cannot be mounted later.
+// of containers that were in an earlier set and are no longer in it. One that never was may be new, or not
+// looked at yet: see Sweep. Containers without a directory are left alone: one cannot be mounted later.
 func (w *Writer) Apply(tasks []*task.Task) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -357,7 +372,66 @@ func (w *Writer) Apply(tasks []*task.Task) {
 	}
 	w.changed = false
 	for _, e := range w.byDir {
-		if !present[e.id] && !e.pending && (e.seen || w.now().Sub(e.made) > grace) {
+		if e.seen && !present[e.id] {
+			w.remove(e)
+		}
+	}
+}
+
+// Retry writes again what could not be written, as when the disk was full. Apply does so too, but it
+// is called only when something changes.
+func (w *Writer) Retry() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, e := range w.byDir {
+		if e.failed && w.root != nil {
+			w.update(e, e.task, e.ctr)
+		}
+	}
+}
+
+// Mounted is a container as Sweep needs to know it.
+type Mounted struct {
+	ID      string
+	Sources []string // of its bind mounts, on the host
+}
+
+// InDoubt reports whether there are directories for which no set given to Apply has shown a container:
+// metad or the request ended before that, or the container was gone before it was looked at.
+func (w *Writer) InDoubt() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, e := range w.byDir {
+		if w.doubtful(e, w.now()) {
+			return true
+		}
+	}
+	return false
+}
+
+// doubtful reports whether nobody can be busy with e any more, and still it has no container. Needs w.mu.
+func (w *Writer) doubtful(e *Entry, asked time.Time) bool {
+	return !e.seen && !e.pending && asked.Sub(e.made) > grace
+}
+
+// Sweep removes the directories in doubt that belong to none of the containers, which are all that the
+// Engine had, running or not, when it was asked.
+func (w *Writer) Sweep(asked time.Time, containers []Mounted) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.root == nil {
+		return
+	}
+	needed := map[string]bool{}
+	for _, c := range containers {
+		needed[c.ID] = true
+		for _, source := range c.Sources {
+			needed[source] = true
+		}
+	}
+	for _, e := range w.byDir {
+		if w.doubtful(e, asked) && !needed[e.HostDir] && (e.id == "" || !needed[e.id]) {
+			w.log.Info("metadata directory without a container removed", zap.String("dir", e.HostDir), zap.String("container", e.id))
 			w.remove(e)
 		}
 	}
@@ -405,11 +479,50 @@ func (w *Writer) update(e *Entry, t *task.Task, c *task.Container) {
 		return
 	}
 	e.seen, e.task, e.ctr = true, t, c
+	w.link(e)
 	err := w.write(e, newDocument(t, c, w.host))
 	if err != nil && !e.failed {
 		w.log.Warn("metadata file not written", zap.String("dir", e.HostDir), zap.String("container", c.ID), zap.Error(err))
 	}
 	e.failed = err != nil
+}
+
+// link makes it true that every container's directory is found by its task's id and its name. Not every
+// directory lies there: the id may not have been known when it was made, the name may have been taken or have changed.
+// There is a link then. Needs w.mu.
+func (w *Writer) link(e *Entry) {
+	alias := ""
+	if dir, err := TaskDir(e.task.ARN); err == nil && CheckName(e.ctr.Name) == nil {
+		alias = path.Join(dir, e.ctr.Name)
+	}
+	if alias == e.dir {
+		alias = ""
+	}
+	if alias == e.alias {
+		return
+	}
+	w.unlink(e)
+	if alias == "" {
+		return
+	}
+	target := strings.Repeat("../", strings.Count(alias, "/")) + e.dir
+	err := w.root.MkdirAll(path.Dir(alias), 0o755)
+	if err == nil {
+		err = w.root.Symlink(target, alias)
+	}
+	if err == nil {
+		e.alias = alias // else another container of the task has the name, or the disk is full
+	}
+}
+
+// unlink removes what link has made. Needs w.mu.
+func (w *Writer) unlink(e *Entry) {
+	if e.alias == "" {
+		return
+	}
+	_ = w.root.Remove(e.alias)
+	w.prune(path.Dir(e.alias))
+	e.alias = ""
 }
 
 // write replaces e's file, unless only the time would change. Readers see the old text or the new
@@ -460,6 +573,7 @@ func (w *Writer) remove(e *Entry) {
 	if w.root == nil {
 		return
 	}
+	w.unlink(e)
 	if w.ours(e.dir) {
 		_ = w.root.Remove(path.Join(e.dir, FileName))
 		_ = w.root.Remove(path.Join(e.dir, AgentFileName)) // last: it says that the directory is ours

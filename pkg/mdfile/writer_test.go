@@ -313,6 +313,7 @@ func TestWriterRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	g.clock.Store(time.Now().Unix() + 61)
 	g = g.restart()
 	if _, err := os.Stat(half); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("half a file is still there: %v", err)
@@ -321,6 +322,12 @@ func TestWriterRestart(t *testing.T) {
 	if d := g.read(appDir); d.MetadataFileStatus != StatusReady {
 		t.Errorf("got %+v", d)
 	}
+	// Not in the first set: perhaps the Engine is slow. Not in the Engine's list: gone.
+	g.Sweep(g.now(), []Mounted{{ID: testID}, {ID: "gone"}})
+	if !strings.Contains(g.tree(), "/gone/") {
+		t.Error("removed although the Engine has it")
+	}
+	g.Sweep(g.now(), []Mounted{{ID: testID}})
 	want := strings.ReplaceAll("default/ default/T/ default/T/app/ default/T/app/ecs-container-metadata.json default/T/app/metadata.json", "T", "158d1c8083dd49d6b527399fd6414f5c") +
 		" default/agents-task/ default/agents-task/app/ default/agents-task/app/ecs-container-metadata.json"
 	if got := g.tree(); got != want {
@@ -354,11 +361,12 @@ func TestWriterOrphan(t *testing.T) {
 			g.clock.Store(time.Now().Unix())
 			g = g.restart()
 			g.Apply(nil)
+			g.Sweep(g.now(), nil)
 			if g.tree() == "" {
 				t.Error("removed at once")
 			}
 			g.clock.Add(61)
-			g.Apply(nil)
+			g.Sweep(g.now(), nil)
 			if got := g.tree(); got != "" {
 				t.Errorf("left behind: %s", got)
 			}
@@ -404,16 +412,82 @@ func TestWriterUnsure(t *testing.T) {
 	e := g.reserve(testTask(), "app")
 	g.clock.Add(1000) // a slow Engine
 	g.Apply(nil)
-	if g.tree() == "" {
+	g.Sweep(g.now(), nil)
+	if g.tree() == "" || g.InDoubt() {
 		t.Error("removed while the Engine was still at it")
 	}
 	e.Unsure()
-	g.Apply(nil)
-	if g.tree() == "" {
+	g.Sweep(g.now(), nil)
+	if g.tree() == "" || g.InDoubt() {
 		t.Error("removed at once")
 	}
+	asked := g.now()
 	g.clock.Add(61)
+	g.Sweep(asked, nil)
+	if g.tree() == "" || !g.InDoubt() {
+		t.Error("removed on an answer from before")
+	}
+	g.Sweep(g.now(), []Mounted{{ID: "x", Sources: []string{e.HostDir}}})
+	if g.tree() == "" {
+		t.Error("removed although it is mounted")
+	}
+	g.Sweep(g.now(), []Mounted{{ID: "y", Sources: []string{"/srv"}}})
+	if got := g.tree(); got != "" {
+		t.Errorf("left behind: %s", got)
+	}
+}
+
+// The directory is found by task id and name, also where the id was not known in time, the Engine
+// chose the name, or it changes; and the link goes with the container.
+func TestWriterAlias(t *testing.T) {
+	g := newGround(t)
+	if err := g.reserve(&task.Task{}, "").Created(testID); err != nil {
+		t.Fatal(err)
+	}
+	c := runningContainer()
+	apply := func(name string) {
+		t.Helper()
+		c := *c
+		c.Name = name
+		g.Apply([]*task.Task{testTask(&c)})
+		dir := filepath.Dir(appDir)
+		if list, err := os.ReadDir(filepath.Join(g.dataDir, "metadata", dir)); err != nil || len(list) != 1 {
+			t.Errorf("%s: got %v, %v", name, list, err)
+		}
+		if d := g.read(dir + "/" + name); d.ContainerName != name {
+			t.Errorf("%s: got %+v", name, d)
+		}
+	}
+	apply("lucid_turing")
+	apply("web")
+	g = g.restart()
+	if d := g.read(filepath.Dir(appDir) + "/web"); d.ContainerID != testID {
+		t.Errorf("after a restart: got %+v", d)
+	}
+	apply("web")
+	apply("other")
+
+	// Another container of the task has the name: it keeps it.
+	if err := g.reserve(testTask(), "app").Created("app"); err != nil {
+		t.Fatal(err)
+	}
+	c.Name = "app"
+	g.Apply([]*task.Task{testTask(c, &task.Container{ID: "app", Name: "app"})})
+	if d := g.read(appDir); d.ContainerID != "app" {
+		t.Errorf("got %+v", d)
+	}
+	g.Apply([]*task.Task{testTask(c)})
 	g.Apply(nil)
+	if got := g.tree(); got != "" {
+		t.Errorf("left behind: %s", got)
+	}
+
+	// One that points nowhere goes at the start.
+	stray := filepath.Join(g.dataDir, "metadata", "default", "t", "app")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(stray), 0o755), os.Symlink("../../default/none", stray)); err != nil {
+		t.Fatal(err)
+	}
+	g = g.restart()
 	if got := g.tree(); got != "" {
 		t.Errorf("left behind: %s", got)
 	}
@@ -460,7 +534,7 @@ func TestWriterWriteFails(t *testing.T) {
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
-	g.Apply(tasks)
+	g.Retry()
 	if d := g.read(appDir); d.MetadataFileStatus != StatusReady {
 		t.Errorf("got %+v", d)
 	}
