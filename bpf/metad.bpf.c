@@ -1,47 +1,530 @@
 //go:build ignore
 
 /*
- * metad's tc programs. See DESIGN in ARCHITECTURE.md; the programs follow.
+ * metad's tc programs: they take TCP for 169.254.170.2:80 off a container's veth, tag it with what
+ * the veth proves about its sender, and hand it straight to the server's namespace and back.
+ *
+ *   metad_port    tc ingress, every veth that is a port of a watched bridge
+ *   metad_bridge  tc ingress, the bridge devices: what came in by a port without a hook
+ *   metad_carry   tc egress, metad1 (the server's end): puts the socket's mark where the veth does
+ * not scrub it metad_reply   tc ingress, metad0 (the host's end): the way back
+ *
+ * The two that see other people's traffic are filters; their second halves, from_port and
+ * from_bridge, are reached through the program array `slots`, which is never pinned: the kernel
+ * empties it when the last process that has it open dies, and from then on every packet is left
+ * alone.
+ *
+ * Limits: Linux 5.10 (bpf_redirect_peer); no CO-RE, no atomics beyond -mcpu=v2. IPv4 only. A
+ * fragment names no port, so every TCP fragment for the address is taken.
  */
 #include <stddef.h>
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
+#include <linux/if_packet.h>
 #include <linux/ip.h>
 #include <linux/in.h>
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
 
-/* What the accepted socket's mark says about the packet's source. */
+#define META_ADDR bpf_htonl(0xa9feaa02) /* 169.254.170.2: ECS task metadata endpoint */
+#define META_PORT bpf_htons(80)
+
+/* include/net/ip.h */
+#define IP_MF 0x2000
+#define IP_OFFSET 0x1fff
+
+/* RFC 9293, 3.1: the byte with the flags, and two of them. */
+#define TCP_FLAGS_OFFSET 13
+#define TCP_SYN 0x02
+#define TCP_ACK 0x10
+
+#define TASK_ID_LEN 64
+
+/* How long an address that no task holds stays with the port that used it last. Long enough for an
+ * answer on its way, short enough for an address that moved. */
+#define NEIGHBOUR_HOLD_NS (10ULL * 1000 * 1000 * 1000)
+#define EVENT_INTERVAL_NS (1ULL * 1000 * 1000 * 1000)
+
+/* What an accepted socket's mark says about its sender. */
 enum tag {
 	TAG_NONE = 0, /* seen on a bridge device only: nothing is proved */
 	TAG_PORT = 0x80000000, /* the bit: no task yet, the rest is the ifindex of the port it came
 				  in on */
 }; /* all else: the task_value's tag */
 
-#define TASK_ID_LEN 64
-
 struct task_value {
 	__u32 tag;
 	__u32 ifindex; /* host end of the task's veth */
 	__u8 mac[ETH_ALEN];
-	__u16 flags;
+	__u16 flags; /* none yet: 0 */
 	char task_id[TASK_ID_LEN]; /* text, NUL padded, cut if longer */
 };
 
+/* Where an address was last seen that no task holds. */
+struct neighbour {
+	enum tag tag; /* that its packets were given: TAG_PORT|ifindex, or TAG_NONE behind a bridge
+			 device */
+	__u32 ifindex; /* the port, or the bridge device */
+	__u8 mac[ETH_ALEN];
+	__u8 pad[2];
+	__u64 seen_ns; /* bpf_ktime_get_ns of its last packet */
+};
+
+/* What a task has sent to the endpoint. */
+struct task_counters {
+	__u64 packets;
+	__u64 bytes; /* of frames */
+	__u64 connections; /* SYNs */
+	__u64 last_seen_ns; /* bpf_ktime_get_ns */
+};
+
+/* Why a packet ended as it did: one for each exit of each program. */
+enum verdict {
+	/* metad_port and metad_bridge */
+	VERDICT_NOT_IPV4, /* left alone */
+	VERDICT_NOT_META, /* left alone: another address, another protocol */
+	VERDICT_VLAN, /* left alone */
+	VERDICT_MALFORMED, /* left alone: no whole IPv4 or TCP header */
+	VERDICT_OTHER_PORT, /* left alone: not port 80 */
+	VERDICT_UNARMED, /* left alone: metad is not serving */
+	VERDICT_UNARMED_DROP, /* dropped for the same reason, --on-exit=drop */
+
+	VERDICT_PORT_TASK, /* to the server, with the task's tag */
+	VERDICT_PORT_UNKNOWN, /* to the server, with the port's tag: no task has the address */
+	VERDICT_PORT_WRONG_PORT, /* dropped: the address is a task's behind another port */
+	VERDICT_PORT_WRONG_MAC, /* dropped: the task's address and port, not its MAC */
+	VERDICT_PORT_CLAIMED, /* dropped: no task has the address, another port uses it just now */
+
+	VERDICT_BRIDGE_TASK, /* to the server, without a tag */
+	VERDICT_BRIDGE_TRUSTED, /* to the server, with the task's tag: --trust-bridge */
+	VERDICT_BRIDGE_UNKNOWN, /* to the server, without a tag: no task has the address */
+	VERDICT_BRIDGE_WRONG_MAC, /* dropped: a task's address, not its MAC */
+	VERDICT_BRIDGE_CLAIMED, /* dropped: no task has the address, somebody else uses it just now
+				 */
+
+	VERDICT_CARRIED, /* metad_carry: on to metad_reply */
+	VERDICT_REPLY_TASK, /* by the port of the task that has the address */
+	VERDICT_REPLY_PORT, /* by the port the unknown address was seen on */
+	VERDICT_REPLY_BRIDGE, /* by the bridge device the unknown address was seen on */
+	VERDICT_REPLY_NOT_OURS, /* dropped: not TCP from 169.254.170.2 */
+	VERDICT_REPLY_NOWHERE, /* dropped: nobody has the address */
+	VERDICT_REPLY_NOT_THEIRS, /* dropped: the address has changed hands since the connection
+				     began */
+
+	VERDICT_COUNT,
+};
+
+struct verdict_count {
+	__u64 packets;
+};
+
+/* One packet that somebody should hear of. */
+struct event {
+	__u64 time_ns; /* bpf_ktime_get_ns */
+	__u64 held_back; /* packets of the same verdict that were not told since the last one */
+	enum verdict verdict;
+	__u32 ifindex; /* where it came in */
+	__be32 addr; /* its source */
+	__u8 mac[ETH_ALEN];
+	__u8 pad[2];
+};
+
+enum slot {
+	SLOT_PORT,
+	SLOT_BRIDGE,
+	SLOT_COUNT,
+};
+
+/* Set before load. */
+volatile const __u32 layout_version = 1; /* of the pinned maps; a part of their pins' names */
+volatile const __u32 metad0_ifindex;
+volatile const __u8 trust_bridge; /* address and MAC are enough for a tag at a bridge device */
+volatile const __u8 exit_drop; /* what metad leaves behind drops what it would have taken */
+
+/* Tasks by address. Only user space writes. Sized for several times the 1,021 tasks that one ECS
+ * host can have addresses for; full: the next task is refused, those in it stay. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __be32);
 	__type(value, struct task_value);
 	__uint(max_entries, 16384);
 } ip_task SEC(".maps");
 
-const enum tag *unused_tag __attribute__((unused));
+/* Senders that no task is known for, for the way back. Anyone can fill it with made-up addresses;
+ * the least recently used goes, and is learned again from its next packet. Tasks do not need it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, __be32);
+	__type(value, struct neighbour);
+	__uint(max_entries, 16384);
+} neighbours SEC(".maps");
+
+/* Entries are made and removed by user space with those of ip_task: as large, never larger. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __be32);
+	__type(value, struct task_counters);
+	__uint(max_entries, 16384);
+} counters SEC(".maps");
+
+/* An array's key must be an integer, not an enum, or the kernel keeps no type information of it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct verdict_count);
+	__uint(max_entries, VERDICT_COUNT);
+} verdicts SEC(".maps");
+
+/* One event of a verdict per second: the smallest size that is a multiple of every architecture's
+ * page holds minutes of them. Full: the event is held back and counted in the next. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__type(value, struct event);
+	__uint(max_entries, 65536);
+} events SEC(".maps");
+
+struct event_gate {
+	struct bpf_spin_lock lock;
+	__u32 pad;
+	__u64 next_ns; /* no event of this verdict before */
+	__u64 held_back;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct event_gate);
+	__uint(max_entries, VERDICT_COUNT);
+} event_gates SEC(".maps");
+
+/* The second halves of the filters. Never pinned: see above. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__type(key, enum slot);
+	__type(value, __u32);
+	__uint(max_entries, SLOT_COUNT);
+} slots SEC(".maps");
+
+struct sender {
+	__be32 addr;
+	__u8 mac[ETH_ALEN];
+	__u8 syn;
+};
+
+static __always_inline int verdict(enum verdict v, int ret)
+{
+	__u32 key = v;
+	struct verdict_count *n = bpf_map_lookup_elem(&verdicts, &key);
+
+	if (n)
+		n->packets++;
+	return ret;
+}
+
+static __always_inline int same_mac(const __u8 *a, const __u8 *b)
+{
+	/* Bytes, not words: a map value's field may sit at any alignment, and v2 code has no
+	 * unaligned loads. */
+	return !((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) | (a[4] ^ b[4]) |
+		 (a[5] ^ b[5]));
+}
+
+/* tell tells user space of a packet of verdict v from s, or that it was held back. */
+static __always_inline void tell(struct __sk_buff *skb, const struct sender *s, enum verdict v)
+{
+	__u32 key = v;
+	struct event_gate *gate = bpf_map_lookup_elem(&event_gates, &key);
+	__u64 now = bpf_ktime_get_ns(), held_back = 0;
+	struct event *e;
+	int closed;
+
+	if (!gate)
+		return;
+	bpf_spin_lock(&gate->lock);
+	closed = now < gate->next_ns;
+	if (closed) {
+		gate->held_back++;
+	} else {
+		gate->next_ns = now + EVENT_INTERVAL_NS;
+		held_back = gate->held_back;
+		gate->held_back = 0;
+	}
+	bpf_spin_unlock(&gate->lock);
+	if (closed)
+		return;
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		bpf_spin_lock(&gate->lock);
+		gate->held_back += held_back + 1;
+		bpf_spin_unlock(&gate->lock);
+		return;
+	}
+	e->time_ns = now;
+	e->held_back = held_back;
+	e->verdict = v;
+	e->ifindex = skb->ifindex;
+	e->addr = s->addr;
+	__builtin_memcpy(e->mac, s->mac, ETH_ALEN);
+	e->pad[0] = e->pad[1] = 0;
+	bpf_ringbuf_submit(e, 0);
+}
+
+/* filter sees all that containers send, and has little to say about most of it. */
+static __always_inline int filter(struct __sk_buff *skb, enum slot slot)
+{
+	const int headers = sizeof(struct ethhdr) + sizeof(struct iphdr);
+	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
+	struct iphdr *ip = data + sizeof(struct ethhdr);
+
+	if (skb->protocol != bpf_htons(ETH_P_IP))
+		return verdict(VERDICT_NOT_IPV4, TC_ACT_UNSPEC);
+	if ((void *)(ip + 1) > data_end) {
+		if (bpf_skb_pull_data(skb, headers))
+			return verdict(VERDICT_MALFORMED, TC_ACT_UNSPEC);
+		data = (void *)(long)skb->data;
+		data_end = (void *)(long)skb->data_end;
+		ip = data + sizeof(struct ethhdr);
+		if ((void *)(ip + 1) > data_end)
+			return verdict(VERDICT_MALFORMED, TC_ACT_UNSPEC);
+	}
+	if (ip->daddr != META_ADDR || ip->protocol != IPPROTO_TCP)
+		return verdict(VERDICT_NOT_META, TC_ACT_UNSPEC);
+	if (skb->vlan_present)
+		return verdict(VERDICT_VLAN, TC_ACT_UNSPEC);
+	/* The length adds nothing; that is for us to know and not for the verifier. A slot that it knew would
+	 * be patched into the code, and emptying it would take a grace period for each program: time in
+	 * which the one still sends what the other leaves alone to a server that is no more. */
+	bpf_tail_call(skb, &slots, slot + (skb->len >> 31));
+	/* Nobody serves. The port is looked at only after the call, so that with exit_drop the
+	 * address's other ports lose nothing. */
+	return TC_ACT_REDIRECT;
+}
+
+/* parse looks at the rest of a frame that passed the filter. Returns VERDICT_COUNT if it is for the
+ * server, and who sent it, otherwise why not. */
+static __always_inline enum verdict parse(struct __sk_buff *skb, struct sender *s)
+{
+	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
+	struct ethhdr *eth = data;
+	struct iphdr *ip = (void *)(eth + 1);
+	struct {
+		__be16 source, dest;
+		__u8 rest[TCP_FLAGS_OFFSET + 1 - 4];
+	} tcp;
+
+	if ((void *)(ip + 1) > data_end || ip->version != 4 || ip->ihl < 5)
+		return VERDICT_MALFORMED;
+	s->addr = ip->saddr;
+	__builtin_memcpy(s->mac, eth->h_source, ETH_ALEN);
+	s->syn = 0;
+	if (ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
+		return VERDICT_COUNT;
+	if (bpf_skb_load_bytes(skb, sizeof(*eth) + ip->ihl * 4, &tcp, sizeof(tcp)))
+		return VERDICT_MALFORMED;
+	if (tcp.dest != META_PORT)
+		return VERDICT_OTHER_PORT;
+	s->syn = (tcp.rest[TCP_FLAGS_OFFSET - 4] & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	return VERDICT_COUNT;
+}
+
+static __always_inline int deliver(struct __sk_buff *skb, __u32 tag, enum verdict v)
+{
+	skb->mark = tag;
+	/* The frame is addressed to the bridge: for the stack it would be somebody else's. */
+	bpf_skb_change_type(skb, PACKET_HOST);
+	return verdict(v, bpf_redirect_peer(metad0_ifindex, 0));
+}
+
+static __always_inline int refuse(struct __sk_buff *skb, const struct sender *s, enum verdict v)
+{
+	tell(skb, s, v);
+	return verdict(v, TC_ACT_SHOT);
+}
+
+static __always_inline void count(struct __sk_buff *skb, const struct sender *s)
+{
+	struct task_counters *c = bpf_map_lookup_elem(&counters, &s->addr);
+
+	if (!c)
+		return;
+	c->packets++;
+	c->bytes += skb->len;
+	c->connections += s->syn;
+	c->last_seen_ns = bpf_ktime_get_ns();
+}
+
+/* learn notes where an unknown sender is, for the way back. It refuses to move an address that is
+ * in use: else who claims a neighbour's address would be sent the neighbour's answers. A port is
+ * proof and wins over a bridge device. Returns 0 if the sender may go on. */
+static __always_inline int learn(struct __sk_buff *skb, const struct sender *s, __u32 tag)
+{
+	struct neighbour *had = bpf_map_lookup_elem(&neighbours, &s->addr);
+	__u64 now = bpf_ktime_get_ns();
+	struct neighbour n = {
+	    .tag = tag,
+	    .ifindex = skb->ifindex,
+	    .seen_ns = now,
+	};
+
+	if (had) {
+		int same =
+		    had->ifindex == skb->ifindex && (tag != TAG_NONE || same_mac(had->mac, s->mac));
+		int stronger = had->tag == TAG_NONE && tag != TAG_NONE;
+
+		if (!same && !stronger && now - had->seen_ns < NEIGHBOUR_HOLD_NS)
+			return -1;
+		if (same && same_mac(had->mac, s->mac)) {
+			had->seen_ns = now;
+			return 0;
+		}
+	}
+	__builtin_memcpy(n.mac, s->mac, ETH_ALEN);
+	bpf_map_update_elem(&neighbours, &s->addr, &n, BPF_ANY);
+	return 0;
+}
+
+SEC("tc")
+int from_port(struct __sk_buff *skb)
+{
+	struct sender s = {};
+	enum verdict v = parse(skb, &s);
+	struct task_value *t;
+	__u32 tag;
+
+	if (v != VERDICT_COUNT)
+		return verdict(v, TC_ACT_UNSPEC);
+	t = bpf_map_lookup_elem(&ip_task, &s.addr);
+	if (t) {
+		if (t->ifindex != skb->ifindex)
+			return refuse(skb, &s, VERDICT_PORT_WRONG_PORT);
+		if (!same_mac(t->mac, s.mac))
+			return refuse(skb, &s, VERDICT_PORT_WRONG_MAC);
+		count(skb, &s);
+		return deliver(skb, t->tag, VERDICT_PORT_TASK);
+	}
+	tag = TAG_PORT | skb->ifindex;
+	if (learn(skb, &s, tag))
+		return refuse(skb, &s, VERDICT_PORT_CLAIMED);
+	tell(skb, &s, VERDICT_PORT_UNKNOWN);
+	return deliver(skb, tag, VERDICT_PORT_UNKNOWN);
+}
+
+SEC("tc")
+int from_bridge(struct __sk_buff *skb)
+{
+	struct sender s = {};
+	enum verdict v = parse(skb, &s);
+	struct task_value *t;
+
+	if (v != VERDICT_COUNT)
+		return verdict(v, TC_ACT_UNSPEC);
+	t = bpf_map_lookup_elem(&ip_task, &s.addr);
+	if (t) {
+		if (!same_mac(t->mac, s.mac))
+			return refuse(skb, &s, VERDICT_BRIDGE_WRONG_MAC);
+		count(skb, &s);
+		if (trust_bridge)
+			return deliver(skb, t->tag, VERDICT_BRIDGE_TRUSTED);
+		return deliver(skb, TAG_NONE, VERDICT_BRIDGE_TASK);
+	}
+	if (learn(skb, &s, TAG_NONE))
+		return refuse(skb, &s, VERDICT_BRIDGE_CLAIMED);
+	tell(skb, &s, VERDICT_BRIDGE_UNKNOWN);
+	return deliver(skb, TAG_NONE, VERDICT_BRIDGE_UNKNOWN);
+}
+
+/* unserved decides about a packet of ours that nobody is there for. */
+static __always_inline int unserved(struct __sk_buff *skb)
+{
+	struct sender s;
+	enum verdict v;
+
+	if (!exit_drop)
+		return verdict(VERDICT_UNARMED, TC_ACT_UNSPEC);
+	v = parse(skb, &s);
+	if (v != VERDICT_COUNT)
+		return verdict(v, TC_ACT_UNSPEC);
+	return verdict(VERDICT_UNARMED_DROP, TC_ACT_SHOT);
+}
 
 SEC("tc")
 int metad_port(struct __sk_buff *skb)
 {
-	return TC_ACT_UNSPEC;
+	int ret = filter(skb, SLOT_PORT);
+
+	return ret == TC_ACT_REDIRECT ? unserved(skb) : ret;
+}
+
+SEC("tc")
+int metad_bridge(struct __sk_buff *skb)
+{
+	int ret = filter(skb, SLOT_BRIDGE);
+
+	return ret == TC_ACT_REDIRECT ? unserved(skb) : ret;
+}
+
+/* The frame from metad1 to metad0 needs no destination MAC (there is one receiver, and metad_reply
+ * writes the real one), so it carries the mark, which the veth scrubs: metad_reply then knows
+ * whose connection an answer belongs to. */
+struct carrier {
+	__u8 prefix[2]; /* unicast, locally administered */
+	__be32 tag;
+} __attribute__((packed));
+
+SEC("tc")
+int metad_carry(struct __sk_buff *skb)
+{
+	struct carrier c = {.prefix = {0x02, 0}, .tag = bpf_htonl(skb->mark)};
+
+	bpf_skb_store_bytes(skb, offsetof(struct ethhdr, h_dest), &c, sizeof(c), 0);
+	return verdict(VERDICT_CARRIED, TC_ACT_UNSPEC);
+}
+
+static __always_inline int leave(struct __sk_buff *skb, __u32 ifindex, const __u8 *mac,
+				 enum verdict v)
+{
+	bpf_skb_store_bytes(skb, offsetof(struct ethhdr, h_dest), mac, ETH_ALEN, 0);
+	bpf_skb_change_type(skb, PACKET_HOST); /* as in deliver */
+	if (v == VERDICT_REPLY_BRIDGE)
+		return verdict(v, bpf_redirect(ifindex, 0));
+	return verdict(v, bpf_redirect_peer(ifindex, 0));
+}
+
+SEC("tc")
+int metad_reply(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
+	struct ethhdr *eth = data;
+	struct iphdr *ip = (void *)(eth + 1);
+	struct neighbour *n;
+	struct task_value *t;
+	__u32 tag;
+	__be32 dst;
+
+	if (skb->protocol != bpf_htons(ETH_P_IP) || (void *)(ip + 1) > data_end ||
+	    ip->saddr != META_ADDR || ip->protocol != IPPROTO_TCP)
+		return verdict(VERDICT_REPLY_NOT_OURS, TC_ACT_SHOT);
+	tag = bpf_ntohl(((struct carrier *)eth->h_dest)->tag);
+	dst = ip->daddr;
+	/* Tasks first: once an address is a task's, what goes there leaves by that task's port. And
+	 * only what belongs there: a connection outlives its client, and its address may be
+	 * another's by then. */
+	t = bpf_map_lookup_elem(&ip_task, &dst);
+	if (t) {
+		if (tag == TAG_NONE || tag == t->tag || tag == (TAG_PORT | t->ifindex))
+			return leave(skb, t->ifindex, t->mac, VERDICT_REPLY_TASK);
+		return verdict(VERDICT_REPLY_NOT_THEIRS, TC_ACT_SHOT);
+	}
+	n = bpf_map_lookup_elem(&neighbours, &dst);
+	if (!n)
+		return verdict(VERDICT_REPLY_NOWHERE, TC_ACT_SHOT);
+	if (tag != TAG_NONE && tag != n->tag)
+		return verdict(VERDICT_REPLY_NOT_THEIRS, TC_ACT_SHOT);
+	return leave(skb, n->ifindex, n->mac,
+		     n->tag == TAG_NONE ? VERDICT_REPLY_BRIDGE : VERDICT_REPLY_PORT);
 }
 
 char _license[] SEC("license") = "GPL";

@@ -13,12 +13,60 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type MetadEvent struct {
+	_        structs.HostLayout
+	TimeNs   uint64
+	HeldBack uint64
+	Verdict  MetadVerdict
+	Ifindex  uint32
+	Addr     uint32
+	Mac      [6]uint8
+	Pad      [2]uint8
+	_        [4]byte
+}
+
+type MetadEventGate struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Pad      uint32
+	NextNs   uint64
+	HeldBack uint64
+}
+
+type MetadNeighbour struct {
+	_       structs.HostLayout
+	Tag     MetadTag
+	Ifindex uint32
+	Mac     [6]uint8
+	Pad     [2]uint8
+	SeenNs  uint64
+}
+
+type MetadSlot uint32
+
+const (
+	MetadSlotSLOT_PORT   MetadSlot = 0
+	MetadSlotSLOT_BRIDGE MetadSlot = 1
+	MetadSlotSLOT_COUNT  MetadSlot = 2
+)
+
 type MetadTag uint32
 
 const (
 	MetadTagTAG_NONE MetadTag = 0
 	MetadTagTAG_PORT MetadTag = 2147483648
 )
+
+type MetadTaskCounters struct {
+	_           structs.HostLayout
+	Packets     uint64
+	Bytes       uint64
+	Connections uint64
+	LastSeenNs  uint64
+}
 
 type MetadTaskValue struct {
 	_       structs.HostLayout
@@ -29,13 +77,62 @@ type MetadTaskValue struct {
 	TaskId  [64]int8
 }
 
+type MetadVerdict uint32
+
+const (
+	MetadVerdictVERDICT_NOT_IPV4         MetadVerdict = 0
+	MetadVerdictVERDICT_NOT_META         MetadVerdict = 1
+	MetadVerdictVERDICT_VLAN             MetadVerdict = 2
+	MetadVerdictVERDICT_MALFORMED        MetadVerdict = 3
+	MetadVerdictVERDICT_OTHER_PORT       MetadVerdict = 4
+	MetadVerdictVERDICT_UNARMED          MetadVerdict = 5
+	MetadVerdictVERDICT_UNARMED_DROP     MetadVerdict = 6
+	MetadVerdictVERDICT_PORT_TASK        MetadVerdict = 7
+	MetadVerdictVERDICT_PORT_UNKNOWN     MetadVerdict = 8
+	MetadVerdictVERDICT_PORT_WRONG_PORT  MetadVerdict = 9
+	MetadVerdictVERDICT_PORT_WRONG_MAC   MetadVerdict = 10
+	MetadVerdictVERDICT_PORT_CLAIMED     MetadVerdict = 11
+	MetadVerdictVERDICT_BRIDGE_TASK      MetadVerdict = 12
+	MetadVerdictVERDICT_BRIDGE_TRUSTED   MetadVerdict = 13
+	MetadVerdictVERDICT_BRIDGE_UNKNOWN   MetadVerdict = 14
+	MetadVerdictVERDICT_BRIDGE_WRONG_MAC MetadVerdict = 15
+	MetadVerdictVERDICT_BRIDGE_CLAIMED   MetadVerdict = 16
+	MetadVerdictVERDICT_CARRIED          MetadVerdict = 17
+	MetadVerdictVERDICT_REPLY_TASK       MetadVerdict = 18
+	MetadVerdictVERDICT_REPLY_PORT       MetadVerdict = 19
+	MetadVerdictVERDICT_REPLY_BRIDGE     MetadVerdict = 20
+	MetadVerdictVERDICT_REPLY_NOT_OURS   MetadVerdict = 21
+	MetadVerdictVERDICT_REPLY_NOWHERE    MetadVerdict = 22
+	MetadVerdictVERDICT_REPLY_NOT_THEIRS MetadVerdict = 23
+	MetadVerdictVERDICT_COUNT            MetadVerdict = 24
+)
+
+type MetadVerdictCount struct {
+	_       structs.HostLayout
+	Packets uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	MetadMapIpTask     = "ip_task"
-	MetadProgMetadPort = "metad_port"
-	MetadVarUnusedTag  = "unused_tag"
+	MetadMapCounters      = "counters"
+	MetadMapEventGates    = "event_gates"
+	MetadMapEvents        = "events"
+	MetadMapIpTask        = "ip_task"
+	MetadMapNeighbours    = "neighbours"
+	MetadMapSlots         = "slots"
+	MetadMapVerdicts      = "verdicts"
+	MetadProgFromBridge   = "from_bridge"
+	MetadProgFromPort     = "from_port"
+	MetadProgMetadBridge  = "metad_bridge"
+	MetadProgMetadCarry   = "metad_carry"
+	MetadProgMetadPort    = "metad_port"
+	MetadProgMetadReply   = "metad_reply"
+	MetadVarExitDrop      = "exit_drop"
+	MetadVarLayoutVersion = "layout_version"
+	MetadVarMetad0Ifindex = "metad0_ifindex"
+	MetadVarTrustBridge   = "trust_bridge"
 )
 
 // LoadMetad returns the embedded CollectionSpec for Metad.
@@ -80,21 +177,35 @@ type MetadSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type MetadProgramSpecs struct {
-	MetadPort *ebpf.ProgramSpec `ebpf:"metad_port"`
+	FromBridge  *ebpf.ProgramSpec `ebpf:"from_bridge"`
+	FromPort    *ebpf.ProgramSpec `ebpf:"from_port"`
+	MetadBridge *ebpf.ProgramSpec `ebpf:"metad_bridge"`
+	MetadCarry  *ebpf.ProgramSpec `ebpf:"metad_carry"`
+	MetadPort   *ebpf.ProgramSpec `ebpf:"metad_port"`
+	MetadReply  *ebpf.ProgramSpec `ebpf:"metad_reply"`
 }
 
 // MetadMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type MetadMapSpecs struct {
-	IpTask *ebpf.MapSpec `ebpf:"ip_task"`
+	Counters   *ebpf.MapSpec `ebpf:"counters"`
+	EventGates *ebpf.MapSpec `ebpf:"event_gates"`
+	Events     *ebpf.MapSpec `ebpf:"events"`
+	IpTask     *ebpf.MapSpec `ebpf:"ip_task"`
+	Neighbours *ebpf.MapSpec `ebpf:"neighbours"`
+	Slots      *ebpf.MapSpec `ebpf:"slots"`
+	Verdicts   *ebpf.MapSpec `ebpf:"verdicts"`
 }
 
 // MetadVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type MetadVariableSpecs struct {
-	UnusedTag *ebpf.VariableSpec `ebpf:"unused_tag"`
+	ExitDrop      *ebpf.VariableSpec `ebpf:"exit_drop"`
+	LayoutVersion *ebpf.VariableSpec `ebpf:"layout_version"`
+	Metad0Ifindex *ebpf.VariableSpec `ebpf:"metad0_ifindex"`
+	TrustBridge   *ebpf.VariableSpec `ebpf:"trust_bridge"`
 }
 
 // MetadObjects contains all objects after they have been loaded into the kernel.
@@ -117,12 +228,24 @@ func (o *MetadObjects) Close() error {
 //
 // It can be passed to LoadMetadObjects or ebpf.CollectionSpec.LoadAndAssign.
 type MetadMaps struct {
-	IpTask *ebpf.Map `ebpf:"ip_task"`
+	Counters   *ebpf.Map `ebpf:"counters"`
+	EventGates *ebpf.Map `ebpf:"event_gates"`
+	Events     *ebpf.Map `ebpf:"events"`
+	IpTask     *ebpf.Map `ebpf:"ip_task"`
+	Neighbours *ebpf.Map `ebpf:"neighbours"`
+	Slots      *ebpf.Map `ebpf:"slots"`
+	Verdicts   *ebpf.Map `ebpf:"verdicts"`
 }
 
 func (m *MetadMaps) Close() error {
 	return _MetadClose(
+		m.Counters,
+		m.EventGates,
+		m.Events,
 		m.IpTask,
+		m.Neighbours,
+		m.Slots,
+		m.Verdicts,
 	)
 }
 
@@ -130,19 +253,32 @@ func (m *MetadMaps) Close() error {
 //
 // It can be passed to LoadMetadObjects or ebpf.CollectionSpec.LoadAndAssign.
 type MetadVariables struct {
-	UnusedTag *ebpf.Variable `ebpf:"unused_tag"`
+	ExitDrop      *ebpf.Variable `ebpf:"exit_drop"`
+	LayoutVersion *ebpf.Variable `ebpf:"layout_version"`
+	Metad0Ifindex *ebpf.Variable `ebpf:"metad0_ifindex"`
+	TrustBridge   *ebpf.Variable `ebpf:"trust_bridge"`
 }
 
 // MetadPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to LoadMetadObjects or ebpf.CollectionSpec.LoadAndAssign.
 type MetadPrograms struct {
-	MetadPort *ebpf.Program `ebpf:"metad_port"`
+	FromBridge  *ebpf.Program `ebpf:"from_bridge"`
+	FromPort    *ebpf.Program `ebpf:"from_port"`
+	MetadBridge *ebpf.Program `ebpf:"metad_bridge"`
+	MetadCarry  *ebpf.Program `ebpf:"metad_carry"`
+	MetadPort   *ebpf.Program `ebpf:"metad_port"`
+	MetadReply  *ebpf.Program `ebpf:"metad_reply"`
 }
 
 func (p *MetadPrograms) Close() error {
 	return _MetadClose(
+		p.FromBridge,
+		p.FromPort,
+		p.MetadBridge,
+		p.MetadCarry,
 		p.MetadPort,
+		p.MetadReply,
 	)
 }
 

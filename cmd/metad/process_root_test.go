@@ -1,0 +1,251 @@
+//go:build root
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"metad/internal/testdocker"
+)
+
+// asMetad in the environment makes the test binary be metad: kill -9 needs a process of its own.
+const asMetad = "METAD_TEST_AS_METAD"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asMetad) != "" {
+		go func() { // a killed test must not leave a metad behind
+			for parent := os.Getppid(); os.Getppid() == parent; {
+				time.Sleep(100 * time.Millisecond)
+			}
+			os.Exit(3)
+		}()
+		main()
+	}
+	os.Exit(testdocker.Main(m))
+}
+
+// process is a metad process in a test host.
+type process struct {
+	t    testing.TB
+	host *testdocker.Host
+	dir  string // run directory, data directory
+	pins string
+	cmd  *exec.Cmd
+	out  *syncBuffer
+	done chan struct{} // closed when the process has ended
+}
+
+// newProcess prepares a metad in h; start starts it. Pins and processes go with the test.
+func newProcess(t testing.TB, h *testdocker.Host) *process {
+	t.Helper()
+	pins, err := os.MkdirTemp("/sys/fs/bpf", "metad-test-")
+	if err != nil {
+		t.Fatalf("is bpffs mounted? %v", err)
+	}
+	d := &process{t: t, host: h, dir: t.TempDir(), pins: pins}
+	t.Cleanup(func() {
+		d.kill()
+		if err := os.RemoveAll(pins); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() && d.out != nil {
+			t.Logf("metad said:\n%s", d.out)
+		}
+	})
+	return d
+}
+
+// startMetad starts metad in h and waits until it is ready.
+func startMetad(t testing.TB, h *testdocker.Host, args ...string) *process {
+	t.Helper()
+	d := newProcess(t, h)
+	d.start(args...)
+	d.waitReady()
+	return d
+}
+
+func (d *process) command(args ...string) *exec.Cmd {
+	self, err := os.Executable()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	cmd := d.host.Command(self, args...)
+	cmd.Env = append(os.Environ(), asMetad+"=1")
+	return cmd
+}
+
+func (d *process) start(args ...string) {
+	d.t.Helper()
+	d.cmd = d.command(append([]string{"serve",
+		"--docker-host", "unix://" + d.host.Socket,
+		"--pin-dir", d.pins,
+		"--run-dir", filepath.Join(d.dir, "run"),
+		"--data-dir", filepath.Join(d.dir, "data"),
+		"--docker-proxy", "",
+		"--log-level", "debug",
+	}, args...)...)
+	d.out = &syncBuffer{}
+	d.cmd.Stdout, d.cmd.Stderr = d.out, d.out
+	if err := d.cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	done := make(chan struct{})
+	d.done = done
+	cmd := d.cmd
+	go func() {
+		_ = cmd.Wait() // the exit code is in ProcessState
+		close(done)
+	}()
+}
+
+// waitReady waits until metad says that it answers from a complete list.
+func (d *process) waitReady() {
+	d.t.Helper()
+	d.waitFor("metad to be ready", func() bool {
+		select {
+		case <-d.done:
+			d.t.Fatalf("metad ended: %v\n%s", d.cmd.ProcessState, d.out)
+		default:
+		}
+		code, _, err := d.get("127.0.0.1:51683", "/readyz")
+		return err == nil && code == 200
+	})
+}
+
+func (d *process) waitFor(what string, ok func() bool) {
+	d.t.Helper()
+	waitFor(d.t, what, ok)
+}
+
+func waitFor(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited 30 s for %s", what)
+		}
+	}
+}
+
+// stop ends metad by SIGTERM and returns its exit code.
+func (d *process) stop() int {
+	d.t.Helper()
+	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		d.t.Fatal(err)
+	}
+	select {
+	case <-d.done:
+	case <-time.After(20 * time.Second):
+		d.t.Fatal("metad did not end within 20 s of SIGTERM")
+	}
+	return d.cmd.ProcessState.ExitCode()
+}
+
+// kill ends metad by SIGKILL, if it runs.
+func (d *process) kill() {
+	if d.cmd == nil || d.cmd.Process == nil {
+		return
+	}
+	_ = d.cmd.Process.Kill() // it may have ended
+	<-d.done
+}
+
+// get asks an address in the host's namespace.
+func (d *process) get(addr, path string) (code int, body string, err error) {
+	err = d.host.Do(func() error {
+		c, err := net.DialTimeout("tcp4", addr, 3*time.Second)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+			return err
+		}
+		fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", path, addr)
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		code, body = resp.StatusCode, string(b)
+		return err
+	})
+	return code, body, err
+}
+
+// run runs another command of metad in the host and returns its output and exit code.
+func (d *process) run(args ...string) (string, int) {
+	d.t.Helper()
+	cmd := d.command(args...)
+	out, err := cmd.CombinedOutput()
+	if err != nil && cmd.ProcessState == nil {
+		d.t.Fatal(err)
+	}
+	return string(out), cmd.ProcessState.ExitCode()
+}
+
+// ask asks the endpoint from inside a container, by busybox wget.
+func ask(t testing.TB, h *testdocker.Host, container, path string) string {
+	t.Helper()
+	return h.Exec(t, container, "wget", "-qO-", "http://169.254.170.2"+path)
+}
+
+// status asks the endpoint from inside a container and returns the status line's code as text.
+func status(t testing.TB, h *testdocker.Host, container, path string) string {
+	t.Helper()
+	out, _, err := h.TryExec(container, "sh", "-c", "printf 'GET "+path+" HTTP/1.1\\r\\nHost: 169.254.170.2\\r\\nConnection: close\\r\\n\\r\\n' | nc 169.254.170.2 80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(out, " ")
+	code, _, _ := strings.Cut(rest, " ")
+	return code
+}
+
+// agent is a stand-in for the ECS agent at 127.0.0.1:51679 of the host. It answers everything
+// with its name and what was asked.
+func startAgent(t testing.TB, h *testdocker.Host, handler http.Handler) {
+	t.Helper()
+	var ln net.Listener
+	if err := h.Do(func() (err error) {
+		ln, err = (&net.ListenConfig{}).Listen(context.Background(), "tcp4", "127.0.0.1:51679")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: handler}
+	go s.Serve(ln)
+	t.Cleanup(func() { s.Close() })
+}
+
+// syncBuffer is a bytes.Buffer for a process to write to while the test reads.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}

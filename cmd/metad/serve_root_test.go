@@ -1,0 +1,298 @@
+//go:build root
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/docker/docker/api/types/container"
+
+	"metad/internal/testdocker"
+)
+
+const probeImage = "metad-probe:latest"
+
+// importProbe puts internal/probe into an image of h.
+func importProbe(t testing.TB, h *testdocker.Host) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "probe")
+	build := exec.Command("go", "build", "-o", file, "metad/internal/probe")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build probe: %v: %s", err, out)
+	}
+	h.ImageFromBinary(t, probeImage, file)
+}
+
+type doc struct {
+	TaskARN    string
+	Containers []struct{ DockerId, Name, Type string }
+}
+
+func taskOf(t testing.TB, body string) doc {
+	t.Helper()
+	var d doc
+	if err := json.Unmarshal([]byte(body), &d); err != nil {
+		t.Fatalf("not a task document: %v: %s", err, body)
+	}
+	return d
+}
+
+// M01, M12, C01, C09, S01, S09: two tasks on one bridge see themselves and nobody else.
+func TestRootTwoTasksOnOneBridge(t *testing.T) {
+	h := testdocker.Shared(t)
+	one := h.RunTask(t, testdocker.Task{ID: "one", Containers: []testdocker.Container{{Name: "app"}, {Name: "sidecar"}}})
+	startMetad(t, h)
+	two := h.RunTask(t, testdocker.Task{ID: "two", Containers: []testdocker.Container{{Name: "app"}}}) // after metad
+
+	for _, tt := range []struct{ self, other testdocker.RunningTask }{{one, two}, {two, one}} {
+		self, other := tt.self.Containers[0], tt.other.Containers[0]
+		got := taskOf(t, ask(t, h, self, "/v2/metadata"))
+		if got.TaskARN != tt.self.ARN || len(got.Containers) != len(tt.self.Containers)+1 {
+			t.Errorf("%s: got %+v", tt.self.ARN, got)
+		}
+		if code := status(t, h, self, "/v2/metadata/"+self); code != "200" {
+			t.Errorf("own container: got %s, want 200", code)
+		}
+		if code := status(t, h, self, "/v2/metadata/"+other); code != "400" {
+			t.Errorf("the other task's container: got %s, want 400", code)
+		}
+		if code := status(t, h, self, "/v2/stats/"+other); code != "400" {
+			t.Errorf("the other task's statistics: got %s, want 400", code)
+		}
+		stats := ask(t, h, self, "/v2/stats")
+		if !strings.Contains(stats, self) || strings.Contains(stats, other) {
+			t.Errorf("statistics: got %.300s", stats)
+		}
+	}
+}
+
+// M12, M13, N01: the shape the agent makes; the pause container is listed.
+func TestRootAWSVPC(t *testing.T) {
+	h := testdocker.Shared(t)
+	startMetad(t, h)
+	task := h.RunTask(t, testdocker.Task{ID: "vpc", ENI: []netip.Prefix{netip.MustParsePrefix("10.0.0.7/24")}, Containers: []testdocker.Container{{Name: "app"}}})
+	got := taskOf(t, ask(t, h, task.Containers[0], "/v2/metadata"))
+	types := map[string]string{}
+	for _, c := range got.Containers {
+		types[c.Type] = c.DockerId
+	}
+	if got.TaskARN != task.ARN || len(got.Containers) != 2 || types["CNI_PAUSE"] != task.Pause || types["NORMAL"] != task.Containers[0] {
+		t.Errorf("got %+v, want pause %s and app %s of %s", got, task.Pause, task.Containers[0], task.ARN)
+	}
+	if body := ask(t, h, task.Containers[0], "/v2/metadata/"+task.Pause); !strings.Contains(body, `"KnownStatus":"RESOURCES_PROVISIONED"`) {
+		t.Errorf("pause: got %s", body)
+	}
+	if body := ask(t, h, task.Containers[0], "/v2/metadata"); !strings.Contains(body, `"Networks":[{"NetworkMode":"awsvpc","IPv4Addresses":["10.0.0.7"]}]`) {
+		t.Errorf("networks: got %s", body)
+	}
+}
+
+// A plain container on docker0, one on a bridge the user made, no route added; a Compose project.
+func TestRootDockerNetworks(t *testing.T) {
+	h := testdocker.Shared(t)
+	startMetad(t, h)
+	h.CreateBridge(t, "br-user", netip.MustParsePrefix("10.77.0.0/24"))
+	compose := map[string]string{"com.docker.compose.project": "shop", "com.docker.compose.service": "web"}
+	plain := h.Run(t, testdocker.Container{})
+	user := h.Run(t, testdocker.Container{Network: "br-user"})
+	web := h.Run(t, testdocker.Container{Network: "br-user", Labels: compose})
+	compose["com.docker.compose.service"] = "db"
+	db := h.Run(t, testdocker.Container{Network: "br-user", Labels: compose})
+
+	for _, id := range []string{plain, user} {
+		got := taskOf(t, ask(t, h, id, "/v2/metadata"))
+		if len(got.Containers) != 1 || got.Containers[0].DockerId != id || strings.Count(got.TaskARN, ":") != 5 {
+			t.Errorf("container %.12s: got %+v", id, got)
+		}
+		if route := h.Exec(t, id, "ip", "route"); strings.Contains(route, "169.254") {
+			t.Errorf("a route was added: %s", route)
+		}
+	}
+	for _, id := range []string{web, db} {
+		if got := taskOf(t, ask(t, h, id, "/v2/metadata")); len(got.Containers) != 2 {
+			t.Errorf("compose: got %+v, want web and db", got)
+		}
+	}
+}
+
+// E04: a host process and a host-network container are no task.
+func TestRootHostNetwork(t *testing.T) {
+	h := testdocker.Shared(t)
+	d := startMetad(t, h)
+	id := h.Run(t, testdocker.Container{Network: "host"})
+	if code := status(t, h, id, "/v2/metadata"); code != "400" {
+		t.Errorf("host-network container: got %s, want 400", code)
+	}
+	code, body, err := d.get("169.254.170.2:80", "/v2/metadata")
+	if err != nil || code != 400 || !strings.Contains(body, "unable to associate") {
+		t.Errorf("host process: got %d %q %v, want 400", code, body, err)
+	}
+}
+
+// X01: the original sample application, in a task that was just started.
+func TestRootX01Validator(t *testing.T) {
+	h := testdocker.Shared(t)
+	importProbe(t, h)
+	startMetad(t, h)
+	for i := range 5 {
+		task := h.RunTask(t, testdocker.Task{ID: fmt.Sprintf("x01-%d", i), Containers: []testdocker.Container{{Name: "validator", Image: probeImage, Cmd: []string{"validate"}}}})
+		if code, out := exitOf(t, h, task.Containers[0]); code != 42 {
+			t.Errorf("validator: got exit code %d, want 42: %s", code, out)
+		}
+	}
+}
+
+// exitOf waits for a container to end and returns its exit code and output.
+func exitOf(t testing.TB, h *testdocker.Host, id string) (code int, out string) {
+	t.Helper()
+	waitFor(t, "container to end", func() bool {
+		c := h.Inspect(t, id)
+		code = c.State.ExitCode
+		return c.State.Status == "exited"
+	})
+	return code, h.CLI(t, "logs", id)
+}
+
+// K03: the AWS SDK in a container gets its credentials from the agent, through metad.
+func TestRootK03SDKCredentials(t *testing.T) {
+	h := testdocker.Shared(t)
+	importProbe(t, h)
+	startAgent(t, h, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/v2/credentials/c0ffee" {
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprint(w, `{"RoleArn":"arn:aws:iam::111122223333:role/r","AccessKeyId":"AKIDEXAMPLE","SecretAccessKey":"s","Token":"t","Expiration":"2099-01-01T00:00:00Z"}`)
+	}))
+	startMetad(t, h)
+	task := h.RunTask(t, testdocker.Task{ID: "k03", Containers: []testdocker.Container{{Name: "sdk", Image: probeImage, Cmd: []string{"credentials"},
+		Env: []string{"AWS_CONTAINER_CREDENTIALS_RELATIVE_URI=/v2/credentials/c0ffee"}}}})
+	if code, out := exitOf(t, h, task.Containers[0]); code != 0 || !strings.Contains(out, "AKIDEXAMPLE") {
+		t.Errorf("SDK: got exit code %d, %s", code, out)
+	}
+}
+
+// 200 containers ask as their very first instruction, while metad hears of them from Docker.
+func TestRootFirstInstruction(t *testing.T) {
+	const n = 200
+	h := testdocker.Shared(t)
+	importProbe(t, h)
+	startMetad(t, h)
+	ids := make([]string, n)
+	for i := range ids {
+		ids[i] = h.Create(t, testdocker.Container{Image: probeImage, Cmd: []string{"first"}, Network: h.ECSNetwork(t),
+			Labels: map[string]string{"com.amazonaws.ecs.task-arn": fmt.Sprintf("arn:aws:ecs:us-west-2:111122223333:task/default/first-%d", i),
+				"com.amazonaws.ecs.container-name": "first", "com.amazonaws.ecs.task-definition-version": "1"}})
+	}
+	var wg sync.WaitGroup
+	next := make(chan string)
+	for range 8 {
+		wg.Go(func() {
+			for id := range next {
+				if err := h.Client.ContainerStart(t.Context(), id, container.StartOptions{}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for _, id := range ids {
+		next <- id
+	}
+	close(next)
+	wg.Wait()
+	var right, wrong, refused, failed int
+	for i, id := range ids {
+		_, out := exitOf(t, h, id)
+		switch {
+		case strings.HasPrefix(out, "200 ") && strings.Contains(out, fmt.Sprintf("/first-%d\"", i)):
+			right++
+		case strings.HasPrefix(out, "200 "):
+			wrong++
+			t.Errorf("container %d got another task's answer: %s", i, out)
+		case strings.HasPrefix(out, "400 "):
+			refused++
+		default:
+			failed++
+			t.Logf("container %d: %s", i, out)
+		}
+	}
+	t.Logf("first instruction: %d containers, %d right, %d wrong, %d times 400, %d failed", n, right, wrong, refused, failed)
+	if right != n {
+		t.Errorf("got %d right answers of %d", right, n)
+	}
+}
+
+// E08: known tasks are answered after kill -9 and a start with the Docker Engine away.
+func TestRootE08RestartWithoutDocker(t *testing.T) {
+	h := testdocker.Start(t) // its Engine is stopped: not the shared one
+	d := startMetad(t, h)
+	task := h.RunTask(t, testdocker.Task{ID: "e08", Containers: []testdocker.Container{{Name: "app"}}})
+	ask(t, h, task.Containers[0], "/v2/metadata")
+	waitFor(t, "snapshot", func() bool {
+		m, _ := filepath.Glob(filepath.Join(d.dir, "run", "snapshot*"))
+		return len(m) > 0 && strings.Contains(readFile(m[0]), "e08")
+	})
+	d.kill()
+	pid := h.Inspect(t, task.Containers[0]).State.Pid
+	h.StopDocker(t)
+	d.start()
+	waitFor(t, "answer while Docker is away", func() bool {
+		out, err := exec.Command("nsenter", "-n", "-t", fmt.Sprint(pid), "busybox", "wget", "-qO-", "http://169.254.170.2/v2/metadata").Output()
+		return err == nil && strings.Contains(string(out), task.ARN)
+	})
+	h.StartDocker(t)
+	d.waitReady()
+	if got := taskOf(t, ask(t, h, task.Containers[0], "/v2/metadata")); got.TaskARN != task.ARN {
+		t.Errorf("after Docker came back: got %+v", got)
+	}
+}
+
+func readFile(name string) string {
+	b, _ := os.ReadFile(name)
+	return string(b)
+}
+
+// The commands that look at a running metad, and what SIGTERM leaves.
+func TestRootCommands(t *testing.T) {
+	h := testdocker.Shared(t)
+	d := startMetad(t, h)
+	task := h.RunTask(t, testdocker.Task{ID: "cmds", Containers: []testdocker.Container{{Name: "app"}}})
+	ask(t, h, task.Containers[0], "/v2/stats")
+	if out, code := d.run("tasks"); code != 0 || !strings.Contains(out, "cmds") || !strings.Contains(out, task.Port.Addr.String()) {
+		t.Errorf("tasks: got %d\n%s", code, out)
+	}
+	waitFor(t, "a sample in top", func() bool {
+		out, code := d.run("top", "--once")
+		return code == 0 && strings.Contains(out, "cmds/app")
+	})
+	if code, body, err := d.get("127.0.0.1:51683", "/metrics"); err != nil || code != 200 || !strings.Contains(body, `metad_verdicts_total{verdict="port_task"}`) {
+		t.Errorf("metrics: got %d %v %.2000s", code, err, body)
+	}
+	if code := d.stop(); code != 0 {
+		t.Errorf("SIGTERM: got exit code %d, want 0", code)
+	}
+	out, err := d.host.Command("ip", "-br", "link", "show", "metad0").CombinedOutput()
+	if err == nil {
+		t.Errorf("metad0 is left: %s", out)
+	}
+	if out, code := d.run("detach", "--pin-dir", d.pins); code != 0 {
+		t.Errorf("detach: got %d %s", code, out)
+	}
+	if left, _ := filepath.Glob(filepath.Join(d.pins, "*")); len(left) > 0 {
+		t.Errorf("pins are left after detach: %s", left)
+	}
+	if _, code := d.run("detach", "--pin-dir", d.pins); code != 0 {
+		t.Errorf("second detach: got %d, want 0", code)
+	}
+}

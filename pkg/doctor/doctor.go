@@ -1,0 +1,89 @@
+// Package doctor looks for what could keep metad from working on this host, and says what to do
+// about it. It changes nothing.
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+)
+
+// Status is how bad a check's finding is. The values are the exit codes that monitoring systems
+// expect of a check.
+type Status int
+
+// A check's possible outcomes.
+const (
+	OK   Status = iota // nothing to do
+	Warn               // metad works, but not as well, or not everywhere
+	Fail               // metad does not work
+)
+
+func (s Status) String() string { return [...]string{"ok", "warn", "fail"}[s] }
+
+// Check is one finding.
+type Check struct {
+	Name   string // what was looked at: "kernel", "bridge docker0"
+	Status Status
+	Found  string // one line
+	Do     string // what to do about it; empty when there is nothing
+}
+
+// Report is all findings, in the order of the checks.
+type Report []Check
+
+// Status returns the worst status found; it is the exit code of `metad doctor`.
+func (r Report) Status() Status {
+	worst := OK
+	for _, c := range r {
+		worst = max(worst, c.Status)
+	}
+	return worst
+}
+
+// WriteTo prints a line for each finding, and under it what to do.
+func (r Report) WriteTo(w io.Writer) (int64, error) {
+	width := 0
+	for _, c := range r {
+		width = max(width, len(c.Name))
+	}
+	var b strings.Builder
+	for _, c := range r {
+		fmt.Fprintf(&b, "%-4s  %-*s  %s\n", c.Status, width, c.Name, c.Found)
+		if c.Do != "" {
+			fmt.Fprintf(&b, "      %-*s  → %s\n", width, "", c.Do)
+		}
+	}
+	n, err := io.WriteString(w, b.String())
+	return int64(n), err
+}
+
+// Config is how metad is, or would be, run here: the values of the flags of `metad serve` that
+// have these names.
+type Config struct {
+	Bridges          []string // patterns, as in path.Match
+	Attach           string   // "auto", "tcx" or "clsact"
+	PinDir           string
+	DockerHost       string // "unix:///…" or "tcp://…"
+	AgentURL         string // empty: no agent is asked
+	IntrospectionURL string // empty: no agent is asked
+	AdminAddr        string // empty: metad has none
+}
+
+// Run makes every check and returns what was found. A check that cannot be made is a finding, not
+// an error. Network namespace and capabilities are the calling thread's; ctx bounds the checks that
+// ask someone, and each of these is given up after two seconds.
+func Run(ctx context.Context, cfg Config) Report { return run(ctx, cfg, thisHost()) }
+
+func run(ctx context.Context, cfg Config, h *host) Report {
+	var r Report
+	for _, check := range []func(context.Context, Config, *host) []Check{
+		checkKernel, checkCapabilities, checkBTF, checkBPFFS, checkCgroup,
+		checkRunning, checkBridges, checkBridgeNetfilter, checkAddress, checkRules,
+		checkDocker, checkAgent,
+	} {
+		r = append(r, check(ctx, cfg, h)...)
+	}
+	return r
+}

@@ -1,0 +1,192 @@
+//go:build root
+
+package doctor
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// newNamespace puts the calling goroutine into a network namespace of its own, which goes with it.
+func newNamespace(t *testing.T) {
+	t.Helper()
+	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatal("network namespace:", err)
+	}
+}
+
+func command(t *testing.T, argv ...string) {
+	t.Helper()
+	if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", strings.Join(argv, " "), err, out)
+	}
+}
+
+func program(t *testing.T, typ ebpf.ProgramType, name string, code int32) *ebpf.Program {
+	t.Helper()
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: name, Type: typ, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, code), asm.Return()}})
+	if err != nil {
+		t.Fatalf("load %s: %v", name, err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
+func add(t *testing.T, l netlink.Link) netlink.Link {
+	t.Helper()
+	if err := netlink.LinkAdd(l); err != nil {
+		t.Fatalf("add %s: %v", l.Attrs().Name, err)
+	}
+	got, err := netlink.LinkByName(l.Attrs().Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+// attachTC puts p at the ingress of l with clsact.
+func attachTC(t *testing.T, l netlink.Link, p *ebpf.Program, prio uint16) {
+	t.Helper()
+	i := l.Attrs().Index
+	q := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: i, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
+	if err := netlink.QdiscReplace(q); err != nil {
+		t.Fatal("clsact:", err)
+	}
+	f := &netlink.BpfFilter{FilterAttrs: netlink.FilterAttrs{LinkIndex: i, Parent: netlink.HANDLE_MIN_INGRESS,
+		Handle: 1, Priority: prio, Protocol: unix.ETH_P_ALL}, Fd: p.FD(), Name: "filter", DirectAction: true}
+	if err := netlink.FilterAdd(f); err != nil {
+		t.Fatal("filter:", err)
+	}
+}
+
+// TestRootDoctor makes a host with something of everything and reads the report of it.
+func TestRootDoctor(t *testing.T) {
+	newNamespace(t)
+	attrs := func(name string) netlink.LinkAttrs {
+		a := netlink.NewLinkAttrs()
+		a.Name = name
+		return a
+	}
+	bridge := add(t, &netlink.Bridge{LinkAttrs: attrs("ecs-bridge")})
+	ports := make([]netlink.Link, 4)
+	for i, name := range []string{"veth0", "veth1", "veth2", "veth3"} {
+		ports[i] = add(t, &netlink.Veth{LinkAttrs: attrs(name), PeerName: "eth-" + name})
+		if err := netlink.LinkSetMaster(ports[i], bridge); err != nil {
+			t.Fatal(err)
+		}
+		if err := netlink.LinkSetUp(ports[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	add(t, &netlink.Veth{LinkAttrs: attrs(hostEnd), PeerName: "metad1"})
+	tasks := add(t, &netlink.Bridge{LinkAttrs: attrs("br-local")})
+	addr, _ := netlink.ParseAddr("169.254.170.1/24")
+	if err := netlink.AddrAdd(tasks, addr); err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetUp(tasks); err != nil {
+		t.Fatal(err)
+	}
+	command(t, "iptables", "-t", "nat", "-A", "PREROUTING", "-d", "169.254.170.2", "-p", "tcp", "--dport", "80",
+		"-j", "DNAT", "--to-destination", "127.0.0.1:51679")
+	command(t, "nft", "add table inet fence; add chain inet fence forward { type filter hook forward priority 0; }; "+
+		"add rule inet fence forward ip daddr 169.254.170.0/24 drop")
+
+	// veth0: ours alone; veth1: another's, then ours; veth2: another's only; veth3: ours behind XDP.
+	ours, other := program(t, ebpf.SchedCLS, "metad_port", -1), program(t, ebpf.SchedCLS, "shaper", -1)
+	attachTC(t, ports[0], ours, 10)
+	attachTC(t, ports[1], ours, 10)
+	attachTC(t, ports[1], other, 5)
+	attachTC(t, ports[2], other, 5)
+	attachTC(t, ports[3], ours, 10)
+	xdp := program(t, ebpf.XDP, "fence", 2)
+	if err := netlink.LinkSetXdpFdWithFlags(ports[3], xdp.FD(), unix.XDP_FLAGS_SKB_MODE); err != nil {
+		t.Fatal("xdp:", err)
+	}
+	tcx, err := link.AttachTCX(link.TCXOptions{Interface: ports[0].Attrs().Index, Program: other, Attach: ebpf.AttachTCXIngress})
+	hasTCX := err == nil
+	if hasTCX {
+		defer tcx.Close()
+	} else if strings.HasSuffix(checkKernel(context.Background(), Config{}, thisHost())[0].Found, "by tcx") {
+		t.Errorf("attach by tcx on %s: %v", release(t), err)
+	}
+
+	// An engine at a socket; nobody is the agent.
+	socket := filepath.Join(t.TempDir(), "docker.sock")
+	ln, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	engine := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Write([]byte(`{"Version":"20.10.24","ApiVersion":"1.41"}`))
+	})}
+	served := make(chan struct{})
+	go func() { defer close(served); engine.Serve(ln) }()
+	defer func() { engine.Close(); <-served }()
+
+	r := Run(context.Background(), Config{
+		Bridges: []string{"ecs-bridge"}, Attach: "auto", PinDir: "/sys/fs/bpf/metad-doctor-test",
+		DockerHost: "unix://" + socket, AgentURL: "http://127.0.0.1:51679", AdminAddr: "127.0.0.1:51683",
+	})
+	var text strings.Builder
+	r.WriteTo(&text)
+	t.Log("\n" + text.String())
+	f := func(check string, want Status, found ...string) {
+		t.Helper()
+		for _, c := range r {
+			if c.Name != check || c.Status != want {
+				continue
+			}
+			all := true
+			for _, s := range found {
+				all = all && strings.Contains(c.Found, s)
+			}
+			if all {
+				return
+			}
+		}
+		t.Errorf("got no %v of %s with %q", want, check, found)
+	}
+	f("kernel", OK, release(t))
+	f("bpf", OK, "bpf_redirect_peer")
+	f("capabilities", OK)
+	f("bpffs", OK, "/sys/fs/bpf/metad-doctor-test")
+	f("metad", Warn, "does not answer")
+	f("bridge ecs-bridge", Warn, "1 of 4 ports without metad's program: veth2; also there: ", `tc "shaper" on veth2`)
+	f("bridge ecs-bridge", Warn, `tc "shaper" runs before metad on veth1`)
+	f("bridge ecs-bridge", Warn, `xdp "fence" runs before metad on veth3`)
+	if hasTCX {
+		f("bridge ecs-bridge", Warn, `tcx "shaper" runs before metad on veth0`)
+	}
+	f("address", Warn, "169.254.170.0/24 is a network of br-local")
+	f("rules", OK, "ip nat PREROUTING", "127.0.0.1:51679")
+	f("rules", Warn, "inet fence forward", "drop")
+	f("docker", OK, "20.10.24")
+	f("agent", OK, "none at http://127.0.0.1:51679")
+	if got := r.Status(); got != Warn {
+		t.Errorf("got status %v, want %v", got, Warn)
+	}
+}
+
+func release(t *testing.T) string {
+	t.Helper()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}

@@ -1,0 +1,200 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netns"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// AttachMode is how programs are attached to network devices.
+type AttachMode string
+
+// Attach modes. TCX links (Linux 6.6) go with the process that holds them. A clsact filter stays when the
+// process dies, but leaves every packet alone from then on.
+const (
+	AttachAuto   AttachMode = "auto" // TCX if the kernel has it, else clsact
+	AttachTCX    AttachMode = "tcx"
+	AttachClsact AttachMode = "clsact"
+)
+
+// OnExit is what becomes of packets for the endpoint when metad is gone.
+type OnExit string
+
+// OnExitOpen lets them go where they would have gone without metad. OnExitDrop drops them at the ports and
+// bridges that metad was attached to, until the next start or Detach; a port made later is open. It needs
+// clsact, because nothing of a TCX link stays to drop with.
+const (
+	OnExitOpen OnExit = "open"
+	OnExitDrop OnExit = "drop"
+)
+
+// DefaultPinDir is where the maps are pinned if Config does not say.
+const DefaultPinDir = "/sys/fs/bpf/metad"
+
+// DefaultBridges are the ECS agent's bridge, Docker's own, and those Docker makes for its networks.
+var DefaultBridges = []string{"ecs-bridge", "docker0", "br-*"}
+
+// RequiredCaps are the capabilities that Open needs, in the order error messages name them.
+// CAP_SYS_ADMIN is for making and entering network namespaces (setns(2)).
+var RequiredCaps = []Cap{
+	{"CAP_NET_ADMIN", unix.CAP_NET_ADMIN},
+	{"CAP_BPF", unix.CAP_BPF},
+	{"CAP_SYS_ADMIN", unix.CAP_SYS_ADMIN},
+}
+
+// Cap is a Linux capability.
+type Cap struct {
+	Name string
+	Bit  uint
+}
+
+// Errors that a caller may want to tell apart.
+var (
+	// ErrPermission: a capability is missing.
+	ErrPermission = errors.New("permission denied")
+	// ErrKernel: the kernel is too old.
+	ErrKernel = errors.New("kernel not supported")
+	// ErrNoBPFFS: PinDir is not on a BPF file system.
+	ErrNoBPFFS = errors.New("not on a bpf file system (mount -t bpf bpf /sys/fs/bpf)")
+	// ErrFull: the map of tasks has no room for another address.
+	ErrFull = errors.New("map full")
+	// ErrNoPort: the port that an entry names does not exist.
+	ErrNoPort = errors.New("no such port")
+	// ErrForeignFilter: somebody else's filter has our priority and handle.
+	ErrForeignFilter = errors.New("somebody else's filter is in our place")
+)
+
+// Config is what Open needs to know. The zero value is usable.
+type Config struct {
+	// Bridges are patterns (path.Match) of the names of the bridges to watch; nil: DefaultBridges.
+	Bridges []string
+	// PinDir is a directory on a BPF file system, made if missing; empty: DefaultPinDir.
+	PinDir string
+	// Attach is how to attach; empty: AttachAuto.
+	Attach AttachMode
+	// TrustBridge lets the address and MAC alone identify a task whose port is not hooked.
+	TrustBridge bool
+	// OnExit says what happens to packets once metad is gone; empty: OnExitOpen.
+	OnExit OnExit
+	// Netns is the host's network namespace; 0 or netns.None(): the calling thread's. It stays the caller's.
+	Netns netns.NsHandle
+	// MaxEntries is the number of addresses that can have a task; 0: what the C says (16384).
+	MaxEntries int
+	// Log receives changes of state; nil: none.
+	Log *zap.Logger
+	// OnPortGone is called when a device that carried task addresses or a hook no longer exists, after
+	// the addresses behind it have left the kernel. One call at a time, no lock held; nil: none.
+	OnPortGone func(ifindex int)
+}
+
+// withDefaults returns c with every zero value replaced, or an error that names the bad field.
+func (c Config) withDefaults() (Config, error) {
+	if c.Bridges == nil {
+		c.Bridges = DefaultBridges
+	}
+	if len(c.Bridges) == 0 {
+		return c, errors.New("Bridges: no pattern")
+	}
+	c.Bridges = slices.Clone(c.Bridges)
+	for _, p := range c.Bridges {
+		if _, err := path.Match(p, ""); err != nil || p == "" {
+			return c, fmt.Errorf("Bridges: bad pattern %q", p)
+		}
+	}
+	if c.PinDir == "" {
+		c.PinDir = DefaultPinDir
+	}
+	if !filepath.IsAbs(c.PinDir) {
+		return c, fmt.Errorf("PinDir: %q is not absolute", c.PinDir)
+	}
+	if c.Attach == "" {
+		c.Attach = AttachAuto
+	}
+	if c.OnExit == "" {
+		c.OnExit = OnExitOpen
+	}
+	switch c.OnExit {
+	case OnExitOpen:
+	case OnExitDrop:
+		if c.Attach == AttachTCX {
+			return c, errors.New("OnExit: drop needs clsact, Attach is tcx")
+		}
+		c.Attach = AttachClsact
+	default:
+		return c, fmt.Errorf("OnExit: %q is neither open nor drop", c.OnExit)
+	}
+	switch c.Attach {
+	case AttachAuto, AttachTCX, AttachClsact:
+	default:
+		return c, fmt.Errorf("Attach: %q is none of auto, tcx, clsact", c.Attach)
+	}
+	if c.Netns < netns.None() {
+		return c, fmt.Errorf("Netns: %d is not a namespace", c.Netns)
+	}
+	if c.MaxEntries < 0 || c.MaxEntries > 1<<20 {
+		return c, fmt.Errorf("MaxEntries: %d is not between 0 and %d", c.MaxEntries, 1<<20)
+	}
+	if c.Log == nil {
+		c.Log = zap.NewNop()
+	}
+	if c.OnPortGone == nil {
+		c.OnPortGone = func(int) {}
+	}
+	return c, nil
+}
+
+func (c *Config) watches(bridge string) bool {
+	return slices.ContainsFunc(c.Bridges, func(p string) bool { ok, _ := path.Match(p, bridge); return ok })
+}
+
+// checkHost tells early and in words what the kernel would refuse later with a number.
+func checkHost() error {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return fmt.Errorf("uname: %w", err)
+	}
+	if err := checkRelease(unix.ByteSliceToString(u.Release[:])); err != nil {
+		return err
+	}
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return fmt.Errorf("capget: %w", err)
+	}
+	return checkCaps(uint64(data[1].Effective)<<32 | uint64(data[0].Effective))
+}
+
+func checkCaps(effective uint64) error {
+	var missing []string
+	for _, c := range RequiredCaps {
+		if effective&(1<<c.Bit) == 0 {
+			missing = append(missing, c.Name)
+		}
+	}
+	if n := len(missing); n > 1 {
+		missing = append(missing[:n-2], missing[n-2]+" and "+missing[n-1])
+	}
+	if missing != nil {
+		return fmt.Errorf("%w: needs %s", ErrPermission, strings.Join(missing, ", "))
+	}
+	return nil
+}
+
+// checkRelease wants bpf_redirect_peer, which came with Linux 5.10.
+func checkRelease(release string) error {
+	var major, minor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		return fmt.Errorf("%w: cannot read the release %q", ErrKernel, release)
+	}
+	if major < 5 || major == 5 && minor < 10 {
+		return fmt.Errorf("%w: needs Linux 5.10 or later; this is %d.%d", ErrKernel, major, minor)
+	}
+	return nil
+}

@@ -1,0 +1,527 @@
+// Package loader owns the kernel's side of metad: the server's namespace and its veth pair, the tc
+// programs and where they are attached, the maps and their pins, and the listener's socket.
+package loader
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"metad/bpf"
+)
+
+// Loader is metad's presence in the kernel. Its methods are safe for concurrent use.
+//
+// The order of a start is Open, Listen, Arm; of a stop Disarm, whatever the server needs to finish, Close.
+type Loader struct {
+	cfg      Config
+	log      *zap.Logger
+	mode     AttachMode // never AttachAuto
+	host     netns.NsHandle
+	server   netns.NsHandle
+	nl       *netlink.Handle // in host
+	objs     *bpf.MetadObjects
+	metad0   int // ifindexes
+	metad1   int
+	fds      *lowFDs
+	pairLink []*fdLink // of metad0 and metad1
+	verdicts []string  // names, in the C's order
+	follower *follower
+
+	mu       sync.Mutex
+	byPort   map[uint32]map[netip.Addr]bool // ip_task's keys by ifindex
+	links    map[int]netLink                // every device in host, as last heard
+	hooks    map[int]*hook                  // by ifindex
+	silent   map[string]bool                // patterns that were told to match nothing
+	resyncs  uint64
+	hookErrs uint64
+}
+
+// Open makes the server's namespace, loads and attaches the programs, and follows bridges and their
+// ports from then on. No packet is taken before Arm. What an earlier process left behind is
+// replaced: metad0, filters; its pinned maps are taken over.
+//
+// Errors: ErrPermission, ErrKernel, ErrNoBPFFS; a bridge that cannot be hooked is logged, not
+// returned. An *ebpf.VerifierError prints in full with %+v.
+func Open(cfg Config) (_ *Loader, err error) {
+	cfg, err = cfg.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("loader config: %w", err)
+	}
+	if err := checkHost(); err != nil {
+		return nil, err
+	}
+	l := &Loader{cfg: cfg, log: cfg.Log, host: netns.None(), server: netns.None()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.Close())
+		}
+	}()
+	// Before anything else is opened: see lowFDs.
+	if l.fds, err = reserveLowFDs(); err != nil {
+		return nil, err
+	}
+	if l.host, err = hostNS(cfg.Netns); err != nil {
+		return nil, err
+	}
+	if l.nl, err = netlink.NewHandleAt(l.host, unix.NETLINK_ROUTE); err != nil {
+		return nil, fmt.Errorf("netlink: %w", err)
+	}
+	if err := makePinDir(cfg.PinDir); err != nil {
+		return nil, err
+	}
+	if l.server, err = newServerNS(); err != nil {
+		return nil, err
+	}
+	if l.metad0, l.metad1, err = makeVeth(l.nl, l.server); err != nil {
+		return nil, err
+	}
+	if err := l.load(); err != nil {
+		return nil, err
+	}
+	if err := l.attachPair(); err != nil {
+		return nil, err
+	}
+	if err := l.follow(); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// hostNS returns a descriptor of our own for ns, or for the calling thread's namespace if there is none.
+func hostNS(ns netns.NsHandle) (netns.NsHandle, error) {
+	if ns <= 0 {
+		h, err := netns.Get()
+		if err != nil {
+			return netns.None(), fmt.Errorf("host network namespace: %w", err)
+		}
+		return h, nil
+	}
+	fd, err := unix.FcntlInt(uintptr(ns), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return netns.None(), fmt.Errorf("Netns: %w", err)
+	}
+	return netns.NsHandle(fd), nil
+}
+
+func (l *Loader) load() error {
+	if err := rlimit.RemoveMemlock(); err != nil { // needed before Linux 5.11
+		return fmt.Errorf("%w: raise RLIMIT_MEMLOCK: %w", ErrPermission, err)
+	}
+	spec, err := bpf.LoadMetad()
+	if err != nil {
+		return err
+	}
+	if l.verdicts, err = verdictNames(spec.Types); err != nil {
+		return err
+	}
+	var layout uint32
+	if err := spec.Variables[bpf.MetadVarLayoutVersion].Get(&layout); err != nil {
+		return fmt.Errorf("layout version: %w", err)
+	}
+	for name, value := range map[string]any{
+		bpf.MetadVarMetad0Ifindex: uint32(l.metad0),
+		bpf.MetadVarTrustBridge:   boolByte(l.cfg.TrustBridge),
+		bpf.MetadVarExitDrop:      boolByte(l.cfg.OnExit == OnExitDrop),
+	} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	if n := uint32(l.cfg.MaxEntries); n != 0 {
+		for _, name := range []string{bpf.MetadMapIpTask, bpf.MetadMapNeighbours, bpf.MetadMapCounters} {
+			spec.Maps[name].MaxEntries = n
+		}
+	}
+	ready := map[string]*ebpf.Map{}
+	defer func() { // the collection has its own descriptors
+		for _, m := range ready {
+			m.Close()
+		}
+	}()
+	for _, name := range pinned {
+		if ready[name], err = openPinned(spec.Maps[name], l.cfg.PinDir, layout, l.log); err != nil {
+			return err
+		}
+	}
+	l.objs = new(bpf.MetadObjects)
+	if err := spec.LoadAndAssign(l.objs, &ebpf.CollectionOptions{MapReplacements: ready}); err != nil {
+		l.objs = nil
+		return fmt.Errorf("load programs: %w", err)
+	}
+	// What was learned belongs to ports that may be gone and connections that are.
+	if err := clearMap(l.objs.Neighbours); err != nil {
+		return fmt.Errorf("clear %s: %w", bpf.MetadMapNeighbours, err)
+	}
+	slots, err := highMap(l.objs.Slots)
+	if err != nil {
+		return err
+	}
+	l.objs.Slots = slots
+	return nil
+}
+
+func boolByte(b bool) uint8 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func clearMap(m *ebpf.Map) error {
+	var keys [][4]byte
+	var key [4]byte
+	value := make([]byte, m.ValueSize())
+	it := m.Iterate()
+	for it.Next(&key, &value) {
+		keys = append(keys, key)
+	}
+	if err := it.Err(); err != nil {
+		return err
+	}
+	for _, k := range keys {
+		if err := m.Delete(&k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// attachPair attaches to metad's own devices, which decides how to attach to all others.
+func (l *Loader) attachPair() error {
+	pair := []struct {
+		ns      netns.NsHandle
+		ifindex int
+		prog    *ebpf.Program
+		name    string
+		at      ebpf.AttachType
+		parent  uint32
+	}{
+		{l.server, l.metad1, l.objs.MetadCarry, bpf.MetadProgMetadCarry, ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS},
+		{l.host, l.metad0, l.objs.MetadReply, bpf.MetadProgMetadReply, ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS},
+	}
+	l.mode = l.cfg.Attach
+	for _, d := range pair {
+		if l.mode != AttachClsact {
+			k, err := attachTCX(d.ns, d.ifindex, d.prog, d.at)
+			switch {
+			case err == nil:
+				l.mode = AttachTCX
+				low, err := l.fds.place(k)
+				if err != nil {
+					return err
+				}
+				l.pairLink = append(l.pairLink, low)
+				continue
+			case l.mode == AttachAuto && errors.Is(err, link.ErrNotSupported):
+				l.mode = AttachClsact
+			default:
+				return fmt.Errorf("attach %s: %w", d.name, err)
+			}
+		}
+		h, err := netlink.NewHandleAt(d.ns, unix.NETLINK_ROUTE)
+		if err != nil {
+			return fmt.Errorf("netlink: %w", err)
+		}
+		err = attachClsact(h, d.ifindex, d.prog, d.name, d.parent)
+		h.Close()
+		if err != nil {
+			return fmt.Errorf("attach %s: %w", d.name, err)
+		}
+	}
+	return nil
+}
+
+// Listen returns the listener on Endpoint in the server's namespace. An accepted connection's SO_MARK
+// is a bpf.MetadTag or a task's tag. Call it once, after Open and before Arm; the caller closes it.
+func (l *Loader) Listen() (net.Listener, error) {
+	var ln net.Listener
+	err := inNS(l.server, func() (err error) {
+		var lc net.ListenConfig
+		lc.SetMultipathTCP(false)
+		ln, err = lc.Listen(context.Background(), "tcp4", Endpoint.String())
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listen in metad's namespace: %w", err)
+	}
+	return ln, nil
+}
+
+// Arm starts taking packets for the endpoint, at all hooks at once.
+func (l *Loader) Arm() error {
+	for slot, p := range map[bpf.MetadSlot]*ebpf.Program{
+		bpf.MetadSlotSLOT_PORT:   l.objs.FromPort,
+		bpf.MetadSlotSLOT_BRIDGE: l.objs.FromBridge,
+	} {
+		if err := l.objs.Slots.Put(slot, p); err != nil {
+			return errors.Join(fmt.Errorf("arm: %w", err), l.Disarm())
+		}
+	}
+	return nil
+}
+
+// Disarm stops taking packets, those of open connections included. Answers still find their way out.
+func (l *Loader) Disarm() error {
+	var errs []error
+	for slot := range bpf.MetadSlotSLOT_COUNT {
+		if err := l.objs.Slots.Delete(slot); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, fmt.Errorf("disarm: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Close takes everything out of the kernel but the pinned maps, which the next start takes over
+// (Detach removes them too). With OnExitDrop the filters stay as well, and drop. The listener and
+// its connections should be closed before.
+func (l *Loader) Close() error {
+	var errs []error
+	if l.objs != nil {
+		errs = append(errs, l.Disarm())
+	}
+	if l.follower != nil {
+		l.follower.stop()
+	}
+	l.mu.Lock()
+	for _, h := range l.hooks {
+		if l.cfg.OnExit != OnExitDrop {
+			errs = append(errs, l.unhook(h))
+		}
+	}
+	l.mu.Unlock()
+	for _, k := range slices.Backward(l.pairLink) {
+		errs = append(errs, k.Close())
+	}
+	if l.metad0 != 0 {
+		errs = append(errs, removeVeth(l.nl))
+	}
+	if l.objs != nil {
+		errs = append(errs, l.objs.Close())
+	}
+	if l.server.IsOpen() {
+		errs = append(errs, l.server.Close())
+	}
+	if l.nl != nil {
+		l.nl.Close()
+	}
+	if l.host.IsOpen() {
+		errs = append(errs, l.host.Close())
+	}
+	l.fds.close()
+	return errors.Join(errs...)
+}
+
+// Put gives addr to the task in v, or replaces who had it. Counters start anew with a new tag.
+// Errors: ErrFull; ErrNoPort if there is no device v.Ifindex.
+func (l *Loader) Put(addr netip.Addr, v *bpf.MetadTaskValue) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	// Under the lock: if the device goes from here on, its going is heard of after the entry is in.
+	if _, ok := l.links[int(v.Ifindex)]; !ok {
+		if _, err := l.nl.LinkByIndex(int(v.Ifindex)); err != nil {
+			return fmt.Errorf("put %s: ifindex %d: %w", addr, v.Ifindex, ErrNoPort)
+		}
+	}
+	key := addr.As4()
+	var had bpf.MetadTaskValue
+	known := l.objs.IpTask.Lookup(&key, &had) == nil
+	if !known || had.Tag != v.Tag {
+		zero := make([]bpf.MetadTaskCounters, ebpf.MustPossibleCPU())
+		if err := l.objs.Counters.Put(&key, zero); err != nil {
+			return putErr(addr, bpf.MetadMapCounters, l.objs.Counters, err)
+		}
+	}
+	if err := l.objs.IpTask.Put(&key, v); err != nil {
+		return putErr(addr, bpf.MetadMapIpTask, l.objs.IpTask, err)
+	}
+	if known {
+		l.forget(addr, had.Ifindex)
+	}
+	l.remember(addr, v.Ifindex)
+	return nil
+}
+
+func putErr(addr netip.Addr, name string, m *ebpf.Map, err error) error {
+	if errors.Is(err, unix.E2BIG) {
+		return fmt.Errorf("put %s: %s, %d entries: %w", addr, name, m.MaxEntries(), ErrFull)
+	}
+	return fmt.Errorf("put %s: %s: %w", addr, name, err)
+}
+
+// Delete takes addr from whoever had it; nobody is no error.
+func (l *Loader) Delete(addr netip.Addr) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.delete(addr)
+}
+
+func (l *Loader) delete(addr netip.Addr) error {
+	key := addr.As4()
+	var had bpf.MetadTaskValue
+	if l.objs.IpTask.Lookup(&key, &had) == nil {
+		l.forget(addr, had.Ifindex)
+	}
+	var errs []error
+	for _, m := range []*ebpf.Map{l.objs.IpTask, l.objs.Counters} { // the packets' view first
+		if err := m.Delete(&key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, fmt.Errorf("delete %s: %w", addr, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (l *Loader) remember(addr netip.Addr, ifindex uint32) {
+	if l.byPort[ifindex] == nil {
+		l.byPort[ifindex] = map[netip.Addr]bool{}
+	}
+	l.byPort[ifindex][addr] = true
+}
+
+func (l *Loader) forget(addr netip.Addr, ifindex uint32) {
+	delete(l.byPort[ifindex], addr)
+	if len(l.byPort[ifindex]) == 0 {
+		delete(l.byPort, ifindex)
+	}
+}
+
+// Entries returns what the kernel's map of tasks holds.
+func (l *Loader) Entries() (map[netip.Addr]bpf.MetadTaskValue, error) {
+	entries := map[netip.Addr]bpf.MetadTaskValue{}
+	var key [4]byte
+	var v bpf.MetadTaskValue
+	it := l.objs.IpTask.Iterate()
+	for it.Next(&key, &v) {
+		entries[netip.AddrFrom4(key)] = v
+	}
+	if err := it.Err(); err != nil {
+		return nil, fmt.Errorf("read %s: %w", bpf.MetadMapIpTask, err)
+	}
+	return entries, nil
+}
+
+// portGone forgets all that was known behind a device that exists no more.
+func (l *Loader) portGone(ifindex int) error {
+	var errs []error
+	for addr := range maps.Clone(l.byPort[uint32(ifindex)]) {
+		errs = append(errs, l.delete(addr))
+	}
+	var key [4]byte
+	var n bpf.MetadNeighbour
+	var gone [][4]byte
+	it := l.objs.Neighbours.Iterate()
+	for it.Next(&key, &n) {
+		if n.Ifindex == uint32(ifindex) {
+			gone = append(gone, key)
+		}
+	}
+	for _, k := range gone {
+		if err := l.objs.Neighbours.Delete(&k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Detach removes what is left of metad in the host's namespace and under PinDir, whether it exited
+// cleanly, was killed, or is still running: filters, links, metad0, pins. Nobody else's. Doing it
+// again does nothing.
+func Detach(cfg Config) (err error) {
+	cfg, err = cfg.withDefaults()
+	if err != nil {
+		return fmt.Errorf("loader config: %w", err)
+	}
+	if err := checkHost(); err != nil {
+		return err
+	}
+	ns, err := hostNS(cfg.Netns)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("netlink: %w", err)
+	}
+	defer h.Close()
+	all, err := whole(h.LinkList)
+	if err != nil {
+		return fmt.Errorf("list devices: %w", err)
+	}
+	var errs []error
+	for _, d := range all {
+		errs = append(errs, detachClsact(h, d.Attrs().Index, netlink.HANDLE_MIN_INGRESS))
+	}
+	errs = append(errs, inNS(ns, func() error {
+		var errs []error
+		for _, d := range all {
+			errs = append(errs, detachTCX(d.Attrs().Index))
+		}
+		return errors.Join(errs...)
+	}))
+	errs = append(errs, removeVeth(h), removePins(cfg.PinDir))
+	return errors.Join(errs...)
+}
+
+// detachTCX takes our programs off the ingress hook of a device in the thread's namespace, also those
+// whose links another process holds.
+func detachTCX(ifindex int) error {
+	q, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: ebpf.AttachTCXIngress})
+	if err != nil {
+		if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) ||
+			errors.Is(err, os.ErrNotExist) {
+			return nil // no TCX, nothing there, or the device is gone
+		}
+		return fmt.Errorf("query programs of ifindex %d: %w", ifindex, err)
+	}
+	var errs []error
+	for _, a := range q.Programs {
+		id, ok := a.LinkID()
+		if !ok || !isOurs(a.ID) {
+			continue
+		}
+		k, err := link.NewFromID(id)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			err = errors.Join(k.Detach(), k.Close())
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("detach from ifindex %d: %w", ifindex, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func isOurs(id ebpf.ProgramID) bool {
+	p, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return false
+	}
+	defer p.Close()
+	info, err := p.Info()
+	return err == nil && filterNames[info.Name]
+}
+
+// addr4 reads an address as the kernel keeps it in a __be32, which the generated types show as uint32.
+func addr4(be uint32) netip.Addr {
+	var b [4]byte
+	binary.NativeEndian.PutUint32(b[:], be)
+	return netip.AddrFrom4(b)
+}

@@ -1,0 +1,100 @@
+//go:build root
+
+package loader
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"testing"
+	"time"
+
+	"go.uber.org/zap/zaptest"
+
+	"metad/bpf"
+	"metad/internal/testnet"
+)
+
+const timeout = 5 * time.Second
+
+// bothModes runs f with TCX, if the kernel must have it, and with clsact.
+func bothModes(t *testing.T, f func(*testing.T, AttachMode)) {
+	t.Run("clsact", func(t *testing.T) { f(t, AttachClsact) })
+	t.Run("tcx", func(t *testing.T) { testnet.SkipBefore(t, "6.6"); f(t, AttachTCX) })
+}
+
+// open opens a loader on the host, to be closed at the test's end.
+func open(t testing.TB, h *testnet.Host, cfg Config) *Loader {
+	t.Helper()
+	cfg.Netns = h.NS
+	if cfg.PinDir == "" {
+		cfg.PinDir = testnet.PinDir(t)
+	}
+	if cfg.Log == nil {
+		cfg.Log = zaptest.NewLogger(t)
+	}
+	l, err := Open(cfg)
+	if err != nil {
+		t.Fatalf("open: %+v", err)
+	}
+	t.Log("attach mode:", l.mode) // for the table of scripts/kernels
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return l
+}
+
+// serve listens, answers "metad <mark in hex>", and arms.
+func serve(t testing.TB, l *Loader) {
+	t.Helper()
+	ln, err := l.Listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	testnet.ServeOn(t, ln, answerMark)
+	if err := l.Arm(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func answerMark(c net.Conn, _ *http.Request) string {
+	mark, err := testnet.Mark(c)
+	if err != nil {
+		return err.Error()
+	}
+	return fmt.Sprintf("metad %#x", mark)
+}
+
+func put(t testing.TB, l *Loader, k *testnet.Task, tag uint32) {
+	t.Helper()
+	v := &bpf.MetadTaskValue{Tag: tag, Ifindex: uint32(k.Ifindex), Mac: k.MAC}
+	if err := l.Put(k.Addr, v); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantAnswer(t testing.TB, k *testnet.Task, want string) {
+	t.Helper()
+	_, body, err := k.Get("/", timeout)
+	if err != nil || body != want {
+		t.Errorf("task %s: got %q, %v, want %q", k, body, err, want)
+	}
+}
+
+func TestRootServe(t *testing.T) {
+	bothModes(t, func(t *testing.T, mode AttachMode) {
+		h := testnet.NewHost(t)
+		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+		one, two, unknown := b.AddTask(""), b.AddTask(""), b.AddTask("")
+		h.NoLeak()
+		l := open(t, h, Config{Attach: mode})
+		put(t, l, one, 1)
+		put(t, l, two, 2)
+		serve(t, l)
+		wantAnswer(t, one, "metad 0x1")
+		wantAnswer(t, two, "metad 0x2")
+		wantAnswer(t, unknown, fmt.Sprintf("metad %#x", uint32(bpf.MetadTagTAG_PORT)|uint32(unknown.Ifindex)))
+	})
+}

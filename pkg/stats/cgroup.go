@@ -1,0 +1,418 @@
+package stats
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"metad/pkg/task"
+
+	"golang.org/x/sys/unix"
+)
+
+// CgroupConfig says where the kernel's files are. The zero value is a host's usual places.
+type CgroupConfig struct {
+	CgroupRoot string // mount point of cgroup v2, or of the directory of the v1 controllers; "": /sys/fs/cgroup
+	ProcRoot   string // "": /proc
+
+	// Links lists a network namespace's interfaces; nil: ListLinks.
+	Links func(nsfd int) ([]Link, error)
+}
+
+func (c *CgroupConfig) setDefaults() {
+	if c.CgroupRoot == "" {
+		c.CgroupRoot = "/sys/fs/cgroup"
+	}
+	if c.ProcRoot == "" {
+		c.ProcRoot = "/proc"
+	}
+	if c.Links == nil {
+		c.Links = ListLinks
+	}
+}
+
+// Visible reports whether the cgroup source can work here: the files of cgroup v1 or v2 and the host's
+// processes are there to be read.
+func Visible(cfg CgroupConfig) bool {
+	cfg.setDefaults()
+	if _, err := os.ReadFile(filepath.Join(cfg.ProcRoot, "1/cgroup")); err != nil {
+		return false
+	}
+	for _, name := range []string{"cgroup.controllers", "cpuacct/cpuacct.usage"} {
+		if _, err := os.ReadFile(filepath.Join(cfg.CgroupRoot, name)); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// CgroupSource reads the kernel's cgroup files, version 1 or 2, and the interfaces' counters. It
+// computes what the Engine computes of them (moby: daemon/stats_unix.go, containerd/cgroups). It is
+// used by one Sampler.
+type CgroupSource struct {
+	cfg      CgroupConfig
+	v2       bool
+	memTotal uint64 // of the host, which is what the Engine gives as the limit of a container without
+	net      netSource
+
+	// Scratch, and what all readings share. Guarded by the sampler's lock, as every Feed is.
+	buf    []byte
+	c      Counters
+	blkio  [2][]BlkioEntry
+	system struct {
+		at     time.Time
+		ns     uint64
+		online uint32
+	}
+}
+
+// NewCgroupSource returns the source for this host. It fails if the host's own files cannot be
+// read. A host in hybrid mode, v1 controllers with an empty v2 tree beside them, is a v1 host.
+func NewCgroupSource(cfg CgroupConfig) (*CgroupSource, error) {
+	cfg.setDefaults()
+	b, err := os.ReadFile(filepath.Join(cfg.ProcRoot, "meminfo"))
+	if err != nil {
+		return nil, fmt.Errorf("cgroup statistics: %w", err)
+	}
+	total, err := parseMemTotal(b)
+	if err != nil {
+		return nil, fmt.Errorf("cgroup statistics: meminfo: %w", err)
+	}
+	_, err = os.Stat(filepath.Join(cfg.CgroupRoot, "cgroup.controllers"))
+	return &CgroupSource{
+		cfg:      cfg,
+		v2:       err == nil,
+		memTotal: total,
+		net:      newNetSource(cfg.ProcRoot, cfg.Links),
+		buf:      make([]byte, maxFileBytes),
+	}, nil
+}
+
+// Where a feed's directories are: cgroup v1 has one per controller, v2 one in all.
+const (
+	dirCPUAcct = iota // v2: the only one
+	dirCPU
+	dirMemory
+	dirBlkio
+	dirPids
+	dirCount
+)
+
+var controllersV1 = [dirCount]string{"cpuacct", "cpu", "memory", "blkio", "pids"}
+
+// cgroupFeed holds a container's directories. -1: the controller is not there, and its part of
+// the sample is left empty, as the Engine leaves it.
+type cgroupFeed struct {
+	src *CgroupSource
+	net netFeed
+	dir [dirCount]int32
+
+	cpuStat          bool // v1: the kernel can throttle
+	io, memory, pids bool // v2: controllers enabled
+}
+
+// Open finds the container's cgroups by its process.
+func (s *CgroupSource) Open(t *task.Task, c *task.Container, _ func(*Counters)) (Feed, error) {
+	f := &cgroupFeed{src: s, dir: [dirCount]int32{-1, -1, -1, -1, -1}, net: netFeed{proc: -1}}
+	if err := f.open(t, c); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func (f *cgroupFeed) open(t *task.Task, c *task.Container) error {
+	s := f.src
+	proc, err := openDir(filepath.Join(s.cfg.ProcRoot, strconv.Itoa(c.PID)))
+	if err != nil {
+		return err
+	}
+	defer unix.Close(proc)
+	// The network comes first: only after it do we learn that the process was the container's, and
+	// a number used again meanwhile shows in the check.
+	pid, eni := netPID(t, c)
+	if f.net, err = s.net.open(pid, eni, c.NetworkMode == "host"); err != nil {
+		return err
+	}
+	membership, err := readFile(proc, "cgroup\x00", s.buf, false)
+	if err != nil {
+		return fmt.Errorf("cgroup of process %d: %w", c.PID, gone(err))
+	}
+	if s.v2 {
+		path, err := cgroupPath(membership, "", c.ID)
+		if err != nil {
+			return err
+		}
+		if err := f.openCgroup(dirCPUAcct, s.cfg.CgroupRoot, path); err != nil {
+			return err
+		}
+		list, err := f.file(dirCPUAcct, "cgroup.controllers\x00")
+		if err != nil {
+			return err
+		}
+		list, _, _ = nextLine(list)
+		for {
+			var name []byte
+			if name, list = nextField(list); len(name) == 0 {
+				return nil
+			}
+			switch string(name) {
+			case "io":
+				f.io = true
+			case "memory":
+				f.memory = true
+			case "pids":
+				f.pids = true
+			}
+		}
+	}
+	for i, controller := range controllersV1 {
+		path, err := cgroupPath(membership, controller, c.ID)
+		if errors.Is(err, errNoController) && i != dirCPUAcct {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("controller %q: %w", controller, err)
+		}
+		if err := f.openCgroup(i, filepath.Join(s.cfg.CgroupRoot, controller), path); err != nil {
+			return err
+		}
+	}
+	// A kernel without CONFIG_CFS_BANDWIDTH has no such file.
+	_, err = f.file(dirCPU, "cpu.stat\x00")
+	f.cpuStat = err == nil
+	return nil
+}
+
+func (f *cgroupFeed) openCgroup(i int, root string, path []byte) error {
+	fd, err := openDir(root + string(path))
+	f.dir[i] = int32(fd)
+	return err
+}
+
+// Close lets go of the directories.
+func (f *cgroupFeed) Close() {
+	f.net.close()
+	for i, fd := range f.dir {
+		if fd >= 0 {
+			unix.Close(int(fd))
+			f.dir[i] = -1
+		}
+	}
+}
+
+// file reads a cgroup file into the source's buffer. The bytes are valid until the next one.
+func (f *cgroupFeed) file(i int, name string) ([]byte, error) {
+	dir := int(f.dir[i])
+	b, err := readFile(dir, name, f.src.buf, true)
+	if err == nil {
+		return b, nil
+	}
+	// The files of a removed cgroup are not there, or give ENODEV while they are read. Where the
+	// cgroup lives on, a file that is missing is damage.
+	fd, err2 := openat(dir, "cgroup.procs\x00")
+	if err2 != nil {
+		return nil, errGone
+	}
+	unix.Close(fd)
+	if errors.Is(err, unix.ENODEV) {
+		return nil, errGone
+	}
+	if !errors.Is(err, errDamaged) {
+		err = fmt.Errorf("%w: %w", errDamaged, err)
+	}
+	return nil, fmt.Errorf("%s: %w", name[:len(name)-1], err)
+}
+
+func (f *cgroupFeed) value(i int, name string, dst *uint64) error {
+	b, err := f.file(i, name)
+	if err != nil {
+		return err
+	}
+	if *dst, err = parseValue(b); err != nil {
+		return fmt.Errorf("%s: %w", name[:len(name)-1], err)
+	}
+	return nil
+}
+
+// Sample reads everything now. The counters are valid until the next call on any feed of the source.
+func (f *cgroupFeed) Sample(bool) (*Counters, error) {
+	s := f.src
+	c := &s.c
+	*c = Counters{
+		Read:     time.Now(),
+		CPU:      CPU{PerCPU: c.CPU.PerCPU[:0]},
+		Memory:   Memory{Stats: c.Memory.Stats[:0]},
+		Networks: c.Networks[:0],
+	}
+	var err error
+	if s.v2 {
+		err = f.readV2(c)
+	} else {
+		err = f.readV1(c)
+	}
+	if err != nil {
+		return nil, err
+	}
+	// The Engine's rule for a container without a limit.
+	c.Memory.Limit = min(c.Memory.Limit, s.memTotal)
+	if err := s.readSystem(c); err != nil {
+		return nil, err
+	}
+	if c.Networks, err = f.net.read(c.Networks, s.buf); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// readSystem fills in the host's CPU time. The kernel counts it in ticks of 10 ms, so a reading is as
+// good as new for that long, and the containers of one tick share it.
+func (s *CgroupSource) readSystem(c *Counters) error {
+	if now := time.Now(); s.system.at.IsZero() || now.Sub(s.system.at) >= nsPerTick {
+		f, err := os.Open(filepath.Join(s.cfg.ProcRoot, "stat"))
+		if err != nil {
+			return err
+		}
+		// The CPUs come first; what follows them (interrupts) may be much longer.
+		n, err := f.Read(s.buf)
+		f.Close()
+		if err != nil {
+			return fmt.Errorf("%w: stat: %w", errDamaged, err)
+		}
+		if s.system.ns, s.system.online, err = parseProcStat(s.buf[:n]); err != nil {
+			return fmt.Errorf("stat: %w", err)
+		}
+		s.system.at = now
+	}
+	c.CPU.System, c.CPU.Online = s.system.ns, s.system.online
+	return nil
+}
+
+func (f *cgroupFeed) readV1(c *Counters) error {
+	b, err := f.file(dirCPUAcct, "cpuacct.usage_percpu\x00")
+	if err != nil {
+		return err
+	}
+	if c.CPU.PerCPU, c.CPU.Total, err = parsePerCPU(b, c.CPU.PerCPU); err != nil {
+		return fmt.Errorf("cpuacct.usage_percpu: %w", err)
+	}
+	if b, err = f.file(dirCPUAcct, "cpuacct.stat\x00"); err != nil {
+		return err
+	}
+	if err := parseCPUAcctStat(b, &c.CPU); err != nil {
+		return fmt.Errorf("cpuacct.stat: %w", err)
+	}
+	if f.cpuStat {
+		if b, err = f.file(dirCPU, "cpu.stat\x00"); err != nil {
+			return err
+		}
+		if err := parseCPUStatV1(b, &c.CPU); err != nil {
+			return fmt.Errorf("cpu.stat: %w", err)
+		}
+	}
+	if f.dir[dirMemory] >= 0 {
+		if b, err = f.file(dirMemory, "memory.stat\x00"); err != nil {
+			return err
+		}
+		if c.Memory.Stats, err = parseMemoryStat(b, c.Memory.Stats, memoryKeysV1, memoryIndexV1); err != nil {
+			return fmt.Errorf("memory.stat: %w", err)
+		}
+		if err := errors.Join(
+			f.value(dirMemory, "memory.usage_in_bytes\x00", &c.Memory.Usage),
+			f.value(dirMemory, "memory.max_usage_in_bytes\x00", &c.Memory.MaxUsage),
+			f.value(dirMemory, "memory.failcnt\x00", &c.Memory.Failcnt),
+			f.value(dirMemory, "memory.limit_in_bytes\x00", &c.Memory.Limit),
+		); err != nil {
+			return err
+		}
+	}
+	if f.dir[dirBlkio] >= 0 {
+		// Of blkio only the throttle files exist on the kernels we run on: CFQ's went with Linux 5.0.
+		for i, name := range [2]string{"blkio.throttle.io_service_bytes\x00", "blkio.throttle.io_serviced\x00"} {
+			if b, err = f.file(dirBlkio, name); err != nil {
+				return err
+			}
+			if f.src.blkio[i], err = parseBlkio(b, f.src.blkio[i]); err != nil {
+				return fmt.Errorf("%s: %w", name[:len(name)-1], err)
+			}
+		}
+		none := []BlkioEntry{}
+		c.Blkio = Blkio{
+			ServiceBytes: f.src.blkio[0], Serviced: f.src.blkio[1], Queue: none, ServiceTime: none,
+			WaitTime: none, Merged: none, Time: none, Sectors: none,
+		}
+	}
+	if f.dir[dirPids] >= 0 {
+		if err := f.readPids(dirPids, c); err != nil {
+			return err
+		}
+		if c.Pids.Limit == math.MaxUint64 {
+			c.Pids.Limit = 0
+		}
+	}
+	return nil
+}
+
+func (f *cgroupFeed) readPids(i int, c *Counters) error {
+	return errors.Join(
+		f.value(i, "pids.current\x00", &c.Pids.Current),
+		f.value(i, "pids.max\x00", &c.Pids.Limit))
+}
+
+func (f *cgroupFeed) readV2(c *Counters) error {
+	const dir = dirCPUAcct
+	b, err := f.file(dir, "cpu.stat\x00")
+	if err != nil {
+		return err
+	}
+	if err := parseCPUStatV2(b, &c.CPU); err != nil {
+		return fmt.Errorf("cpu.stat: %w", err)
+	}
+	if f.memory {
+		if b, err = f.file(dir, "memory.stat\x00"); err != nil {
+			return err
+		}
+		if c.Memory.Stats, err = parseMemoryStat(b, c.Memory.Stats, memoryKeysV2, memoryIndexV2); err != nil {
+			return fmt.Errorf("memory.stat: %w", err)
+		}
+		if err := errors.Join(
+			f.value(dir, "memory.current\x00", &c.Memory.Usage),
+			f.value(dir, "memory.max\x00", &c.Memory.Limit),
+		); err != nil {
+			return err
+		}
+		if b, err = f.file(dir, "memory.events\x00"); err != nil {
+			return err
+		}
+		if c.Memory.Failcnt, err = parseOOM(b); err != nil {
+			return fmt.Errorf("memory.events: %w", err)
+		}
+	}
+	if f.io {
+		if b, err = f.file(dir, "io.stat\x00"); err != nil {
+			return err
+		}
+		if f.src.blkio[0], err = parseIOStat(b, f.src.blkio[0]); err != nil {
+			return fmt.Errorf("io.stat: %w", err)
+		}
+		if len(f.src.blkio[0]) > 0 {
+			c.Blkio.ServiceBytes = f.src.blkio[0]
+		}
+	}
+	if f.pids {
+		return f.readPids(dir, c)
+	}
+	return nil
+}
+
+// gone turns the errors of a process that ended into errGone.
+func gone(err error) error {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
+		return errGone
+	}
+	return err
+}

@@ -1,0 +1,238 @@
+//go:build root
+
+package stats
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"metad/internal/testdocker"
+	"metad/pkg/task"
+
+	"github.com/docker/docker/api/types/blkiodev"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/network"
+	"golang.org/x/sys/unix"
+)
+
+// follow describes containers of h as the follower of the Engine would.
+func follow(t testing.TB, h *testdocker.Host, ids ...string) *task.Task {
+	t.Helper()
+	tk := &task.Task{ID: "test"}
+	for _, id := range ids {
+		in := h.Inspect(t, id)
+		started, _ := time.Parse(time.RFC3339Nano, in.State.StartedAt)
+		c := &task.Container{
+			ID: in.ID, DockerName: strings.TrimPrefix(in.Name, "/"), PID: in.State.Pid, StartedAt: started,
+			NetworkMode: string(in.HostConfig.NetworkMode), Type: task.TypeNormal, Stats: new(task.StatsCell),
+		}
+		if in.Config.Labels[task.LabelContainerName] == task.PauseName {
+			c.Type = task.TypeCNIPause
+		}
+		tk.Containers = append(tk.Containers, c)
+	}
+	return tk
+}
+
+// engine asks h's Engine.
+func engine(h *testdocker.Host) Engine {
+	return func(ctx context.Context, id string, stream bool) (io.ReadCloser, error) {
+		ask := h.Client.ContainerStatsOneShot
+		if stream {
+			ask = func(ctx context.Context, id string) (container.StatsResponseReader, error) {
+				return h.Client.ContainerStats(ctx, id, true)
+			}
+		}
+		r, err := ask(ctx, id)
+		return r.Body, err
+	}
+}
+
+// blockDevice returns the device that the file system holding path is on.
+func blockDevice(t testing.TB, path string) string {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	link, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)))
+	if err != nil {
+		t.Fatalf("Docker's data is on no block device: %v", err)
+	}
+	return "/dev/" + filepath.Base(link)
+}
+
+// TestRootCgroupMatchesEngine compares each field of the cgroup source with the Engine's answer
+// for containers that use CPU, memory, disk and network, with limits and without.
+func TestRootCgroupMatchesEngine(t *testing.T) {
+	h := testdocker.Start(t)
+	h.CreateBridge(t, "other", netip.MustParsePrefix("172.30.1.0/24"))
+	peer := h.Run(t, testdocker.Container{Name: "peer", Cmd: []string{"sh", "-c", "while :; do nc -l -p 9 >/dev/null; done"}})
+	peerIP := h.Inspect(t, peer).NetworkSettings.Networks["bridge"].IPAddress
+	disk := blockDevice(t, filepath.Join(h.Dir, "data"))
+	limited := func(_ *container.Config, host *container.HostConfig) {
+		pids := int64(64)
+		host.Resources = container.Resources{Memory: 96 << 20, MemorySwap: 96 << 20, NanoCPUs: 3e8, PidsLimit: &pids,
+			// Newer kernels count a device's bytes only once it has a limit.
+			BlkioDeviceWriteBps: []*blkiodev.ThrottleDevice{{Path: disk, Rate: 1 << 30}}}
+	}
+	busy := h.Run(t, testdocker.Container{Name: "busy", Configure: limited, Cmd: []string{"sh", "-c",
+		`awk 'BEGIN { s = sprintf("%20000000s", "x"); system("sleep 1000000"); print s }' &
+		while :; do :; done &
+		while :; do dd if=/dev/zero of=/tmp/f bs=64k count=64 oflag=direct 2>/dev/null; sleep 0.2; done &
+		while :; do dd if=/dev/zero bs=1k count=100 2>/dev/null | nc -w 1 ` + peerIP + ` 9; sleep 0.1; done`}})
+	if err := h.Client.NetworkConnect(t.Context(), "other", busy, &network.EndpointSettings{}); err != nil {
+		t.Fatal(err)
+	}
+	// Docker does not show what a container makes for itself.
+	tunnel := h.Run(t, testdocker.Container{Name: "tunnel", Cmd: []string{"sh", "-c", "ip link add br9 type bridge; exec sleep 1000"},
+		Configure: func(_ *container.Config, host *container.HostConfig) { host.CapAdd = []string{"NET_ADMIN"} }})
+	ids := []string{
+		busy, peer, tunnel,
+		h.Run(t, testdocker.Container{Name: "none", Network: "none"}),
+		h.Run(t, testdocker.Container{Name: "host", Network: "host"}),
+		h.Run(t, testdocker.Container{Name: "joined", Network: "container:" + busy}),
+		h.Run(t, testdocker.Container{Name: "parent", Configure: func(_ *container.Config, host *container.HostConfig) {
+			host.CgroupParent = "/" + "metad-test-" + strconv.FormatInt(time.Now().UnixNano(), 36) + "/ecs"
+		}}),
+	}
+	src, err := NewCgroupSource(CgroupConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tk := follow(t, h, ids...)
+	time.Sleep(3 * time.Second) // let there be something to count
+	for i, c := range tk.Containers {
+		// Each is a task of its own: nothing but an awsvpc task is more.
+		feed, err := src.Open(&task.Task{Containers: tk.Containers[i : i+1]}, c, nil)
+		if err != nil {
+			t.Fatal(c.DockerName, err)
+		}
+		defer feed.Close()
+		dir := ""
+		if root := os.Getenv("RECORD"); root != "" {
+			dir = filepath.Join(root, c.DockerName)
+		}
+		// What lives for a moment only, a process with its memory, may be in the Engine's answer and in
+		// neither of ours. It does not stay away from five answers.
+		var wrong []string
+		for range 5 {
+			if dir != "" {
+				record(t, filepath.Join(dir, "before"), c)
+			}
+			before := render(t, feed, c)
+			answer := ask(t, h, c.ID)
+			after := render(t, feed, c)
+			if dir != "" {
+				record(t, filepath.Join(dir, "after"), c)
+				write(t, filepath.Join(dir, "engine.json"), answer)
+				write(t, filepath.Join(dir, "container.json"), c)
+			}
+			if wrong = compare(t, before, answer, after); len(wrong) == 0 {
+				t.Logf("%s: all %d fields equal", c.DockerName, len(flatten(t, answer)))
+				break
+			}
+		}
+		for _, w := range wrong {
+			t.Errorf("%s: %s", c.DockerName, w)
+		}
+		if c.DockerName == "busy" {
+			leaves := flatten(t, render(t, feed, c))
+			for _, path := range []string{".networks.eth0.tx_bytes", ".networks.eth1.rx_bytes", ".cpu_stats.throttling_data.throttled_time",
+				".cpu_stats.cpu_usage.total_usage", ".memory_stats.usage", ".blkio_stats.io_service_bytes_recursive.1.value"} {
+				if v := leaves[path]; v == "" || v == "0" {
+					t.Errorf("busy: %s: got %q, want a busy container's", path, v)
+				}
+			}
+		}
+	}
+}
+
+// ask returns the Engine's answer to a single question.
+func ask(t testing.TB, h *testdocker.Host, id string) []byte {
+	t.Helper()
+	body, err := engine(h)(context.Background(), id, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	doc, err := io.ReadAll(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return doc
+}
+
+// record copies the files that the cgroup source reads of c, as a tree that it can be pointed at.
+func record(t testing.TB, dir string, c *task.Container) {
+	t.Helper()
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	proc := filepath.Join("/proc", strconv.Itoa(c.PID))
+	links := []Link{}
+	if ns, err := os.Open(filepath.Join(proc, "ns/net")); err == nil {
+		if links, err = ListLinks(int(ns.Fd())); err != nil {
+			t.Fatal(err)
+		}
+		ns.Close()
+	}
+	write(t, filepath.Join(dir, proc, "ns/net"), links)
+	membership, err := os.ReadFile(filepath.Join(proc, "cgroup"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := []string{"/proc/stat", "/proc/meminfo", proc + "/cgroup", proc + "/net/dev", "/sys/fs/cgroup/cgroup.controllers"}
+	for _, controller := range append(controllersV1[:], "") {
+		path, err := cgroupPath(membership, controller, c.ID)
+		if err != nil {
+			continue
+		}
+		in, err := filepath.Glob(filepath.Join("/sys/fs/cgroup", controller, string(path), "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range in {
+			switch base := filepath.Base(f); base {
+			case "memory.stat", "memory.events", "memory.current", "memory.max", "memory.usage_in_bytes", "memory.max_usage_in_bytes",
+				"memory.failcnt", "memory.limit_in_bytes", "cpu.stat", "cpuacct.stat", "cpuacct.usage_percpu", "io.stat", "pids.current",
+				"pids.max", "cgroup.procs", "cgroup.controllers", "blkio.throttle.io_service_bytes", "blkio.throttle.io_serviced":
+				files = append(files, f)
+			}
+		}
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue // of the other cgroup version
+		}
+		write(t, filepath.Join(dir, f), b)
+	}
+}
+
+// write stores bytes as they are and anything else as JSON.
+func write(t testing.TB, path string, v any) {
+	t.Helper()
+	b, ok := v.([]byte)
+	if !ok {
+		var err error
+		if b, err = json.Marshal(v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,570 @@
+package stats
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+)
+
+// errDamaged means that a file does not say what the kernel would have it say.
+var errDamaged = errors.New("damaged")
+
+// What cgroupPath finds wrong.
+var (
+	errNoController = errors.New("controller is not mounted")
+	errNotOurs      = errors.New("process is not in the container's cgroup")
+)
+
+// userHZ is the unit of cpuacct.stat and /proc/stat, the same on every architecture (sysconf's
+// _SC_CLK_TCK); nsPerTick converts it.
+const (
+	userHZ    = 100
+	nsPerTick = 1e9 / userHZ
+)
+
+// maxNumbers bounds every list made of a file: CPUs, devices, interfaces. The kernel has at most
+// 8192 CPUs.
+const maxNumbers = 8192
+
+// The keys of memory_stats.stats, as the Engine prints them: ascending. The kernel's files hold
+// more, which are not shown, and may lack some, which are then 0 (moby: daemon/stats_unix.go).
+var (
+	memoryKeysV1 = []string{
+		"active_anon", "active_file", "cache", "dirty", "hierarchical_memory_limit", "hierarchical_memsw_limit",
+		"inactive_anon", "inactive_file", "mapped_file", "pgfault", "pgmajfault", "pgpgin", "pgpgout", "rss", "rss_huge",
+		"total_active_anon", "total_active_file", "total_cache", "total_dirty", "total_inactive_anon",
+		"total_inactive_file", "total_mapped_file", "total_pgfault", "total_pgmajfault", "total_pgpgin",
+		"total_pgpgout", "total_rss", "total_rss_huge", "total_unevictable", "total_writeback", "unevictable", "writeback",
+	}
+	memoryKeysV2 = []string{
+		"active_anon", "active_file", "anon", "anon_thp", "file", "file_dirty", "file_mapped", "file_writeback",
+		"inactive_anon", "inactive_file", "kernel_stack", "pgactivate", "pgdeactivate", "pgfault", "pglazyfree",
+		"pglazyfreed", "pgmajfault", "pgrefill", "pgscan", "pgsteal", "shmem", "slab", "slab_reclaimable",
+		"slab_unreclaimable", "sock", "thp_collapse_alloc", "thp_fault_alloc", "unevictable", "workingset_activate",
+		"workingset_nodereclaim", "workingset_refault",
+	}
+	memoryIndexV1 = indexOf(memoryKeysV1)
+	memoryIndexV2 = indexOf(memoryKeysV2)
+)
+
+func indexOf(keys []string) map[string]int {
+	m := make(map[string]int, len(keys))
+	for i, k := range keys {
+		m[k] = i
+	}
+	return m
+}
+
+// parseUint reads a decimal number. As in the Engine's reader a negative one counts as 0: old
+// kernels print those for counters that are summed up from several CPUs.
+func parseUint(b []byte) (uint64, bool) {
+	neg := len(b) > 0 && b[0] == '-'
+	if neg {
+		b = b[1:]
+	}
+	if len(b) == 0 || len(b) > 20 {
+		return 0, false
+	}
+	var v uint64
+	for _, d := range b {
+		d -= '0'
+		if d > 9 {
+			return 0, false
+		}
+		if v > math.MaxUint64/10 || v*10 > math.MaxUint64-uint64(d) {
+			return 0, false
+		}
+		v = v*10 + uint64(d)
+	}
+	if neg {
+		return 0, true
+	}
+	return v, true
+}
+
+// nextLine cuts the first line off b. ok is false when the line is not ended: the kernel ends
+// every line, so it is a half-written one.
+func nextLine(b []byte) (line, rest []byte, ok bool) {
+	i := bytes.IndexByte(b, '\n')
+	if i < 0 {
+		return nil, nil, false
+	}
+	return b[:i], b[i+1:], true
+}
+
+// nextField cuts the first field off a line; white space is spaces and tabs. An empty field means
+// that there are no more.
+func nextField(b []byte) (field, rest []byte) {
+	i := 0
+	for i < len(b) && (b[i] == ' ' || b[i] == '\t') {
+		i++
+	}
+	j := i
+	for j < len(b) && b[j] != ' ' && b[j] != '\t' {
+		j++
+	}
+	return b[i:j], b[j:]
+}
+
+// nextUint cuts the first field off a line and reads it as a number.
+func nextUint(b []byte) (v uint64, rest []byte, ok bool) {
+	f, rest := nextField(b)
+	v, ok = parseUint(f)
+	return v, rest, ok
+}
+
+// parseValue reads a file of one number; "max" is the largest.
+func parseValue(b []byte) (uint64, error) {
+	line, rest, ok := nextLine(b)
+	if !ok || len(rest) > 0 {
+		return 0, fmt.Errorf("%w: not one line", errDamaged)
+	}
+	if string(line) == "max" {
+		return math.MaxUint64, nil
+	}
+	v, ok := parseUint(line)
+	if !ok {
+		return 0, fmt.Errorf("%w: not a number", errDamaged)
+	}
+	return v, nil
+}
+
+// parsePerCPU reads cpuacct.usage_percpu, "n n n \n", into dst. Their sum is cpuacct.usage: the
+// kernel adds up the same counters.
+func parsePerCPU(b []byte, dst []uint64) ([]uint64, uint64, error) {
+	dst = dst[:0]
+	line, rest, ok := nextLine(b)
+	if !ok || len(rest) > 0 {
+		return dst, 0, fmt.Errorf("%w: not one line", errDamaged)
+	}
+	var sum uint64
+	for {
+		var f []byte
+		if f, line = nextField(line); len(f) == 0 {
+			break
+		}
+		v, ok := parseUint(f)
+		if !ok || len(dst) == maxNumbers {
+			return dst, 0, fmt.Errorf("%w: not a number per CPU", errDamaged)
+		}
+		dst = append(dst, v)
+		sum += v
+	}
+	if len(dst) == 0 {
+		return dst, 0, fmt.Errorf("%w: no CPU", errDamaged)
+	}
+	return dst, sum, nil
+}
+
+// pairs walks a file of "key value" lines.
+type pairs struct {
+	rest []byte
+	err  error
+}
+
+// next returns the next pair. A value that is no number is passed over, as the Engine does.
+func (p *pairs) next() (key []byte, v uint64, ok bool) {
+	for p.err == nil && len(p.rest) > 0 {
+		line, rest, whole := nextLine(p.rest)
+		if !whole {
+			p.err = fmt.Errorf("%w: half a line", errDamaged)
+			break
+		}
+		p.rest = rest
+		key, line = nextField(line)
+		value, line := nextField(line)
+		more, _ := nextField(line)
+		if len(value) == 0 || len(more) > 0 {
+			p.err = fmt.Errorf("%w: not a pair", errDamaged)
+			break
+		}
+		if v, ok = parseUint(value); ok {
+			return key, v, true
+		}
+	}
+	return nil, 0, false
+}
+
+// parseMemoryStat reads memory.stat of either cgroup version into dst, one element for each of keys.
+func parseMemoryStat(b []byte, dst []Stat, keys []string, index map[string]int) ([]Stat, error) {
+	dst = slices.Grow(dst[:0], len(keys))[:len(keys)]
+	for i, k := range keys {
+		dst[i] = Stat{Key: k}
+	}
+	found := 0
+	p := pairs{rest: b}
+	for key, v, ok := p.next(); ok; key, v, ok = p.next() {
+		if i, known := index[string(key)]; known {
+			dst[i].Value = v
+			found++
+		}
+	}
+	if p.err != nil {
+		return dst, p.err
+	}
+	// A kernel lacks a few of the keys at most (swap accounting off, a key renamed). Less than half
+	// of them is a file cut off between two lines.
+	if found < len(keys)/2 {
+		return dst, fmt.Errorf("%w: only %d of %d keys", errDamaged, found, len(keys))
+	}
+	return dst, nil
+}
+
+// parseCPUStatV1 reads the throttling of cgroup v1's cpu.stat.
+func parseCPUStatV1(b []byte, c *CPU) error {
+	found := 0
+	p := pairs{rest: b}
+	for key, v, ok := p.next(); ok; key, v, ok = p.next() {
+		switch string(key) {
+		case "nr_periods":
+			c.Periods = v
+		case "nr_throttled":
+			c.ThrottledPeriods = v
+		case "throttled_time":
+			c.ThrottledTime = v
+		default:
+			continue
+		}
+		found++
+	}
+	if p.err == nil && found != 3 {
+		return fmt.Errorf("%w: keys missing", errDamaged)
+	}
+	return p.err
+}
+
+// parseCPUAcctStat reads cgroup v1's cpuacct.stat.
+func parseCPUAcctStat(b []byte, c *CPU) error {
+	found := 0
+	p := pairs{rest: b}
+	for key, v, ok := p.next(); ok; key, v, ok = p.next() {
+		switch string(key) {
+		case "user":
+			c.User = v * nsPerTick
+		case "system":
+			c.Kernel = v * nsPerTick
+		default:
+			continue
+		}
+		found++
+	}
+	if p.err == nil && found != 2 {
+		return fmt.Errorf("%w: keys missing", errDamaged)
+	}
+	return p.err
+}
+
+// parseCPUStatV2 reads cgroup v2's cpu.stat. The throttling is not there without the cpu controller.
+func parseCPUStatV2(b []byte, c *CPU) error {
+	found := 0
+	p := pairs{rest: b}
+	for key, v, ok := p.next(); ok; key, v, ok = p.next() {
+		switch string(key) {
+		case "usage_usec":
+			c.Total = v * 1000
+			found++
+		case "user_usec":
+			c.User = v * 1000
+			found++
+		case "system_usec":
+			c.Kernel = v * 1000
+			found++
+		case "nr_periods":
+			c.Periods = v
+		case "nr_throttled":
+			c.ThrottledPeriods = v
+		case "throttled_usec":
+			c.ThrottledTime = v * 1000
+		}
+	}
+	if p.err == nil && found != 3 {
+		return fmt.Errorf("%w: keys missing", errDamaged)
+	}
+	return p.err
+}
+
+// parseOOM returns "oom" of memory.events, which the Engine reports as failcnt.
+func parseOOM(b []byte) (oom uint64, err error) {
+	found := false
+	p := pairs{rest: b}
+	for key, v, ok := p.next(); ok; key, v, ok = p.next() {
+		if string(key) == "oom" {
+			oom, found = v, true
+		}
+	}
+	if p.err == nil && !found {
+		return 0, fmt.Errorf("%w: no oom", errDamaged)
+	}
+	return oom, p.err
+}
+
+// device reads "major:minor".
+func device(f []byte) (major, minor uint64, ok bool) {
+	i := bytes.IndexByte(f, ':')
+	if i < 0 {
+		return 0, 0, false
+	}
+	major, ok = parseUint(f[:i])
+	if !ok {
+		return 0, 0, false
+	}
+	minor, ok = parseUint(f[i+1:])
+	return major, minor, ok
+}
+
+// blkioOp returns op as a string that needs no memory of its own.
+func blkioOp(op []byte) (string, bool) {
+	switch string(op) {
+	case "Read":
+		return "Read", true
+	case "Write":
+		return "Write", true
+	case "Sync":
+		return "Sync", true
+	case "Async":
+		return "Async", true
+	case "Discard":
+		return "Discard", true
+	case "Total":
+		return "Total", true
+	}
+	return "", false
+}
+
+// parseBlkio reads a file of cgroup v1's blkio.throttle.*: "8:0 Read 4096" lines, and "Total 4096",
+// which is not shown. The result is never nil.
+func parseBlkio(b []byte, dst []BlkioEntry) ([]BlkioEntry, error) {
+	if dst = dst[:0]; dst == nil {
+		dst = []BlkioEntry{}
+	}
+	if len(b) == 0 {
+		return dst, fmt.Errorf("%w: no total", errDamaged)
+	}
+	for len(b) > 0 {
+		line, rest, ok := nextLine(b)
+		if !ok {
+			return dst, fmt.Errorf("%w: half a line", errDamaged)
+		}
+		b = rest
+		dev, line := nextField(line)
+		if string(dev) == "Total" {
+			continue
+		}
+		var e BlkioEntry
+		if e.Major, e.Minor, ok = device(dev); !ok {
+			return dst, fmt.Errorf("%w: not a device", errDamaged)
+		}
+		op, line := nextField(line)
+		if e.Op, ok = blkioOp(op); !ok {
+			return dst, fmt.Errorf("%w: unknown operation", errDamaged)
+		}
+		if e.Value, _, ok = nextUint(line); !ok || len(dst) == maxNumbers {
+			return dst, fmt.Errorf("%w: not a number", errDamaged)
+		}
+		dst = append(dst, e)
+	}
+	return dst, nil
+}
+
+// parseIOStat reads cgroup v2's io.stat: "8:0 rbytes=4096 wbytes=0 rios=1 …", a read and a write
+// entry for each device.
+//
+// Kernels before 5.18 can forget to end the line of a device without counters ("8:16 8:0 rbytes=…"):
+// the numbers belong to the last device named.
+func parseIOStat(b []byte, dst []BlkioEntry) ([]BlkioEntry, error) {
+	dst = dst[:0]
+	for len(b) > 0 {
+		line, rest, ok := nextLine(b)
+		if !ok {
+			return dst, fmt.Errorf("%w: half a line", errDamaged)
+		}
+		b = rest
+		dev, line := nextField(line)
+		major, minor, ok := device(dev)
+		if !ok {
+			return dst, fmt.Errorf("%w: not a device", errDamaged)
+		}
+		var rbytes, wbytes uint64
+		some := false
+		for {
+			var f []byte
+			if f, line = nextField(line); len(f) == 0 {
+				break
+			}
+			i := bytes.IndexByte(f, '=')
+			if i < 0 {
+				if major, minor, ok = device(f); !ok {
+					return dst, fmt.Errorf("%w: not a pair", errDamaged)
+				}
+				continue
+			}
+			v, ok := parseUint(f[i+1:])
+			if !ok {
+				continue // cost.* and the like are not plain numbers
+			}
+			some = true
+			switch string(f[:i]) {
+			case "rbytes":
+				rbytes = v
+			case "wbytes":
+				wbytes = v
+			}
+		}
+		if !some {
+			continue
+		}
+		if len(dst)+2 > maxNumbers {
+			return dst, fmt.Errorf("%w: too many devices", errDamaged)
+		}
+		dst = append(dst,
+			BlkioEntry{Major: major, Minor: minor, Op: "read", Value: rbytes},
+			BlkioEntry{Major: major, Minor: minor, Op: "write", Value: wbytes})
+	}
+	return dst, nil
+}
+
+// parseProcStat reads the head of /proc/stat: the host's CPU time in nanoseconds, which is the sum
+// of the first seven columns (guest time is in user time already), and the number of CPUs. Only
+// whole lines count: the file may be cut off behind the CPUs.
+func parseProcStat(b []byte) (system uint64, online uint32, err error) {
+	for {
+		line, rest, ok := nextLine(b)
+		if !ok || len(line) < 4 || string(line[:3]) != "cpu" {
+			break
+		}
+		b = rest
+		if line[3] != ' ' {
+			online++
+			continue
+		}
+		line = line[4:]
+		for range 7 {
+			var v uint64
+			if v, line, ok = nextUint(line); !ok {
+				return 0, 0, fmt.Errorf("%w: too few columns", errDamaged)
+			}
+			system += v
+		}
+	}
+	if system == 0 || online == 0 {
+		return 0, 0, fmt.Errorf("%w: no CPU", errDamaged)
+	}
+	return system * nsPerTick, online, nil
+}
+
+// parseMemTotal returns MemTotal of /proc/meminfo in bytes.
+func parseMemTotal(b []byte) (uint64, error) {
+	for {
+		line, rest, ok := nextLine(b)
+		if !ok {
+			return 0, fmt.Errorf("%w: no MemTotal", errDamaged)
+		}
+		b = rest
+		if line, ok = bytes.CutPrefix(line, []byte("MemTotal:")); !ok {
+			continue
+		}
+		if v, _, ok := nextUint(line); ok {
+			return v * 1024, nil
+		}
+		return 0, fmt.Errorf("%w: MemTotal is not a number", errDamaged)
+	}
+}
+
+// netLines walks /proc/<pid>/net/dev.
+type netLines struct {
+	rest []byte
+	err  error
+}
+
+// newNetLines checks and cuts off the two lines of headings.
+func newNetLines(b []byte) netLines {
+	for range 2 {
+		line, rest, ok := nextLine(b)
+		if !ok || bytes.IndexByte(line, '|') < 0 {
+			return netLines{err: fmt.Errorf("%w: no headings", errDamaged)}
+		}
+		b = rest
+	}
+	return netLines{rest: b}
+}
+
+// next returns the next interface's name, valid as long as the buffer, and fills n's counters.
+func (l *netLines) next(n *Network) (name []byte, ok bool) {
+	if l.err != nil || len(l.rest) == 0 {
+		return nil, false
+	}
+	line, rest, ok := nextLine(l.rest)
+	if !ok {
+		l.err = fmt.Errorf("%w: half a line", errDamaged)
+		return nil, false
+	}
+	l.rest = rest
+	// A name may hold a colon; the numbers do not.
+	i := bytes.LastIndexByte(line, ':')
+	if i < 0 {
+		l.err = fmt.Errorf("%w: no name", errDamaged)
+		return nil, false
+	}
+	name = bytes.TrimLeft(line[:i], " ")
+	line = line[i+1:]
+	// bytes packets errs drop fifo frame compressed multicast | bytes packets errs drop …
+	columns := [16]*uint64{
+		0: &n.RxBytes, 1: &n.RxPackets, 2: &n.RxErrors, 3: &n.RxDropped,
+		8: &n.TxBytes, 9: &n.TxPackets, 10: &n.TxErrors, 11: &n.TxDropped,
+	}
+	for _, c := range columns {
+		var v uint64
+		if v, line, ok = nextUint(line); !ok {
+			l.err = fmt.Errorf("%w: too few columns", errDamaged)
+			return nil, false
+		}
+		if c != nil {
+			*c = v
+		}
+	}
+	return name, true
+}
+
+// cgroupPath returns the path of the container's cgroup for a controller ("" for cgroup v2) as
+// /proc/<pid>/cgroup tells it: up to the component that names the container, because its processes may
+// have made cgroups of their own below. The error is errNoController when the controller is not mounted,
+// and errNotOurs when nothing in its path names the container: then the process is not, or no longer,
+// the container's.
+func cgroupPath(b []byte, controller, id string) ([]byte, error) {
+	for {
+		line, rest, ok := nextLine(b)
+		if !ok {
+			return nil, errNoController
+		}
+		b = rest
+		_, line, _ = bytes.Cut(line, []byte{':'}) // the hierarchy's number
+		list, path, ok := bytes.Cut(line, []byte{':'})
+		if !ok || !inList(list, controller) {
+			continue
+		}
+		at := bytes.Index(path, []byte(id))
+		if id == "" || at < 0 || path[0] != '/' || bytes.Contains(path, []byte("/..")) {
+			return nil, errNotOurs
+		}
+		if end := bytes.IndexByte(path[at:], '/'); end >= 0 {
+			path = path[:at+end]
+		}
+		return path, nil
+	}
+}
+
+// inList reports whether a comma-separated list holds s. The empty list holds only "".
+func inList(list []byte, s string) bool {
+	for {
+		head, tail, more := bytes.Cut(list, []byte{','})
+		if string(head) == s {
+			return true
+		}
+		if !more {
+			return false
+		}
+		list = tail
+	}
+}

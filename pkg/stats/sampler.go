@@ -1,0 +1,405 @@
+// Package stats samples the containers' counters and renders each sample as the Engine API's stats
+// object, once, before anybody asks for it.
+//
+// One Sampler serves the whole host. It stores what it renders in each container's task.StatsCell,
+// where the server finds it without a lock and without waiting. The numbers come from a Source: the
+// kernel's cgroup files, or the Engine's own stream.
+package stats
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"metad/pkg/task"
+
+	"go.uber.org/zap"
+)
+
+// Source opens containers for sampling.
+type Source interface {
+	// Open starts following a running container of t. deliver takes samples that arrive on their own
+	// time; it copies what it is given, may be called from any goroutine, and may be called after Close.
+	Open(t *task.Task, c *task.Container, deliver func(*Counters)) (Feed, error)
+}
+
+// Feed is one container being followed. Its methods are called under the sampler's lock and must
+// not wait for anything but local files.
+type Feed interface {
+	// Sample asks for one sample: somebody wants them each second (hot), or it is only time for one.
+	// It returns the counters, valid until the next call, or nil if they will be delivered.
+	Sample(hot bool) (*Counters, error)
+	Close()
+}
+
+// Config is the sampler's timing. Zero values take the defaults.
+type Config struct {
+	// HotFor is how long after a question a container is sampled each second. The default, 65 s,
+	// keeps one hot that is asked once a minute.
+	HotFor time.Duration
+	// Cold is the time between two samples that nobody asked for; default 60 s.
+	Cold time.Duration
+
+	Log *zap.Logger // nil: none
+}
+
+const (
+	hotInterval = time.Second
+	// slots is how many parts of a second the hot containers are spread over.
+	slots = 10
+	slot  = hotInterval / slots
+	// idle is how soon a question is noticed when no container is hot.
+	idle = slot * 5 / 2
+	// prime is the time from a container's first sample, which is not shown, to the second, which has a
+	// real precpu_stats to show. The host's CPU time moves in steps of 10 ms, so it is precise to 2 %.
+	prime = 500 * time.Millisecond
+	// burst is the distance between first samples when many containers appear at once.
+	burst = time.Millisecond
+)
+
+// Metrics counts what the sampler did since its start.
+type Metrics struct {
+	Samples atomic.Uint64 // rendered
+	Damaged atomic.Uint64 // not rendered: a file was missing, cut off, huge, or held something else
+	Gone    atomic.Uint64 // not rendered: the container had ended
+	Failed  atomic.Uint64 // not rendered: anything else, such as a container that was not found
+}
+
+// Sampler keeps the statistics of all containers. Its methods are safe for concurrent use.
+type Sampler struct {
+	cfg     Config
+	sources []Source
+	epoch   time.Time // what "now" and "due" count from; monotonic
+	metrics Metrics
+	wake    chan struct{} // there is something new to do
+
+	mu      sync.Mutex // guards what follows, the entries, their feeds, and what the feeds share
+	stopped bool
+	entries map[string]*entry // by container id
+	order   []*entry          // the same; replaced, not changed, by Apply
+	serial  int
+	scratch []byte
+}
+
+// entry is a container being sampled.
+type entry struct {
+	task *task.Task
+	c    *task.Container
+	cell *task.StatsCell
+	name string // as the Engine prints it, with a slash
+
+	feed     Feed // nil: not open
+	feedGen  int  // tells a feed's late deliveries from its successor's
+	phase    time.Duration
+	due      time.Duration
+	hot      bool
+	failures uint // in a row
+
+	// last is the newest sample, shown or not: its cpu_stats are the next one's precpu_stats.
+	last             *task.Sample
+	cpuStart, cpuEnd int
+	rendered         int // samples since the container started, or metad did; up to 2
+
+	subscribers int
+	news        chan struct{} // closed at the next sample and at the end; nil: nobody waits
+	ended       bool
+}
+
+// New returns a sampler that takes each container from the first of sources that can open it. Run
+// does the work.
+func New(cfg Config, sources ...Source) *Sampler {
+	if cfg.HotFor == 0 {
+		cfg.HotFor = 65 * time.Second
+	}
+	if cfg.Cold == 0 {
+		cfg.Cold = time.Minute
+	}
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	return &Sampler{
+		cfg: cfg, sources: sources,
+		epoch:   time.Now(),
+		wake:    make(chan struct{}, 1),
+		entries: make(map[string]*entry),
+	}
+}
+
+// Metrics returns the counters, which go on counting.
+func (s *Sampler) Metrics() *Metrics { return &s.metrics }
+
+// Apply makes the running containers of tasks the ones that are sampled. The set is the whole set:
+// a container that is not in it, or does not run, has its cell emptied before Apply returns.
+func (s *Sampler) Apply(tasks []*task.Task) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped {
+		return
+	}
+	now := time.Since(s.epoch)
+	next := make(map[string]*entry, len(s.entries))
+	order := make([]*entry, 0, len(s.order))
+	var added time.Duration
+	for _, t := range tasks {
+		for _, c := range t.Containers {
+			if c.ID == "" || !c.Running() || c.Stats == nil || next[c.ID] != nil {
+				continue
+			}
+			e := s.entries[c.ID]
+			switch {
+			case e == nil:
+				e = &entry{
+					task: t, c: c, cell: c.Stats, name: "/" + c.DockerName,
+					phase: time.Duration(s.serial%slots) * slot,
+					due:   now + added*burst,
+				}
+				s.serial++
+				added++
+			case e.c != c || e.task != t:
+				s.change(e, t, c, now)
+			}
+			next[c.ID] = e
+			order = append(order, e)
+		}
+	}
+	for id, e := range s.entries {
+		if next[id] == nil {
+			s.end(e)
+		}
+	}
+	s.entries, s.order = next, order
+	s.signal()
+}
+
+// change gives e a new description of its container.
+func (s *Sampler) change(e *entry, t *task.Task, c *task.Container, now time.Duration) {
+	oldNet, _ := netPID(e.task, e.c)
+	newNet, _ := netPID(t, c)
+	restarted := e.c.PID != c.PID || !e.c.StartedAt.Equal(c.StartedAt)
+	if restarted {
+		// Its counters begin anew: nothing of the life before may show.
+		e.cell.Store(nil)
+		e.last, e.rendered = nil, 0
+	}
+	if restarted || oldNet != newNet {
+		s.closeFeed(e)
+		e.due, e.failures = now, 0
+	}
+	if e.cell != c.Stats {
+		e.cell.Store(nil)
+		e.cell = c.Stats
+	}
+	e.task, e.c, e.name = t, c, "/"+c.DockerName
+}
+
+func (s *Sampler) closeFeed(e *entry) {
+	if e.feed != nil {
+		e.feed.Close()
+		e.feed = nil
+	}
+	e.feedGen++
+}
+
+// end stops following a container.
+func (s *Sampler) end(e *entry) {
+	e.ended = true
+	s.closeFeed(e)
+	e.cell.Store(nil)
+	e.announce()
+}
+
+// announce wakes who waits for a sample.
+func (e *entry) announce() {
+	if e.news != nil {
+		close(e.news)
+		e.news = nil
+	}
+}
+
+func (s *Sampler) signal() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run samples until ctx is done, then empties all cells and ends all subscriptions.
+func (s *Sampler) Run(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			s.stop()
+			return
+		case <-timer.C:
+		case <-s.wake:
+		}
+		timer.Reset(s.pass())
+	}
+}
+
+func (s *Sampler) stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopped = true
+	for _, e := range s.order {
+		s.end(e)
+	}
+	clear(s.entries)
+	s.order = nil
+}
+
+// pass samples every container that is due and returns the time until the next pass.
+func (s *Sampler) pass() time.Duration {
+	s.mu.Lock()
+	order := s.order
+	s.mu.Unlock()
+	next := time.Since(s.epoch) + idle
+	for _, e := range order {
+		// Let go between two containers, so that Apply need not wait for a thousand of them.
+		s.mu.Lock()
+		if !e.ended {
+			s.step(e)
+			next = min(next, e.due)
+		}
+		s.mu.Unlock()
+	}
+	// Not sooner than a fifth of a slot: what falls due meanwhile is done in one go.
+	return max(next-time.Since(s.epoch), slot/5)
+}
+
+// step samples e if it is due, and sets when it is due again.
+func (s *Sampler) step(e *entry) {
+	now := time.Since(s.epoch)
+	if hot := e.subscribers > 0 || s.asked(e); hot != e.hot {
+		// At once in both directions: who asks gets a fresh sample soon, and a source that keeps a
+		// stream open for a hot container learns that it need not.
+		e.hot, e.due = hot, now
+	}
+	if e.due > now {
+		return
+	}
+	err := s.sample(e)
+	switch {
+	case err != nil:
+		s.failed(e, err)
+		e.due = now + min(slot<<min(e.failures, 16), s.interval(e))
+		e.failures++
+	case e.rendered < 2:
+		e.failures = 0
+		e.due = now + prime
+	case e.hot:
+		e.failures = 0
+		e.due = now.Truncate(hotInterval) + e.phase
+		if e.due <= now {
+			e.due += hotInterval
+		}
+	default:
+		e.failures = 0
+		e.due = now + s.cfg.Cold
+	}
+}
+
+func (s *Sampler) interval(e *entry) time.Duration {
+	if e.hot {
+		return hotInterval
+	}
+	return s.cfg.Cold
+}
+
+// asked reports whether somebody asked for e not long ago. A clock that was set back does not
+// keep a container hot for long.
+func (s *Sampler) asked(e *entry) bool {
+	at := e.cell.Asked()
+	if at == 0 {
+		return false
+	}
+	ago := time.Duration(time.Now().UnixNano() - at)
+	return ago < s.cfg.HotFor && ago > -s.cfg.HotFor
+}
+
+// sample asks e's feed for a sample, after opening it if need be, and publishes it.
+func (s *Sampler) sample(e *entry) error {
+	if e.feed == nil {
+		if err := s.open(e); err != nil {
+			return err
+		}
+	}
+	c, err := e.feed.Sample(e.hot)
+	if err != nil {
+		return err
+	}
+	if c != nil {
+		s.publish(e, c)
+	}
+	return nil
+}
+
+func (s *Sampler) open(e *entry) error {
+	var errs []error
+	gen := e.feedGen
+	deliver := func(c *Counters) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if !e.ended && e.feedGen == gen {
+			s.publish(e, c)
+		}
+	}
+	for _, src := range s.sources {
+		feed, err := src.Open(e.task, e.c, deliver)
+		if err == nil {
+			e.feed = feed
+			return nil
+		}
+		if errors.Is(err, errGone) {
+			return err // no source can know better
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// failed takes e's sample back: the container shows no numbers rather than old or wrong ones.
+func (s *Sampler) failed(e *entry, err error) {
+	e.cell.Store(nil)
+	switch {
+	case errors.Is(err, errGone):
+		s.metrics.Gone.Add(1)
+		s.closeFeed(e) // it may be found again, if only its task's namespace was gone
+		return
+	case errors.Is(err, errDamaged):
+		s.metrics.Damaged.Add(1)
+	default:
+		s.metrics.Failed.Add(1)
+	}
+	if e.failures == 0 {
+		s.cfg.Log.Warn("no statistics of container", zap.String("container", e.c.ID), zap.String("task", e.task.ID), zap.Error(err))
+	}
+}
+
+// publish renders c as e's newest sample.
+//
+// Each sample has memory of its own, exactly as large as it is. Its readers hold the bytes while
+// a slow connection takes them, for as long as that lasts, so that no buffer could be known to be free
+// again; the collector knows.
+func (s *Sampler) publish(e *entry, c *Counters) {
+	var prev previous
+	if e.last != nil {
+		prev = previous{read: e.last.Read, cpu: e.last.JSON[e.cpuStart:e.cpuEnd]}
+	}
+	s.scratch, e.cpuStart, e.cpuEnd = appendSample(s.scratch[:0], e.c.ID, e.name, c, prev)
+	sample := &task.Sample{JSON: make([]byte, len(s.scratch)), Read: c.Read}
+	copy(sample.JSON, s.scratch)
+	e.last = sample
+	s.metrics.Samples.Add(1)
+	if e.rendered == 0 {
+		e.rendered = 1
+		return
+	}
+	e.rendered = 2
+	e.cell.Store(sample)
+	e.announce()
+}
