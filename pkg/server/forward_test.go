@@ -13,6 +13,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials/endpointcreds"
 )
 
 // What the agent gets is what the client sent, and the other way round, byte for byte, but for the lines that
@@ -358,4 +361,26 @@ func TestForwardSmuggling(t *testing.T) {
 		t.Errorf("the agent got %q", got)
 	}
 	h.quiet(t)
+}
+
+// A real SDK gets its credentials, and its errors.
+func TestForwardSDK(t *testing.T) {
+	h := newHost(t, newAgent(t).config(), newTask())
+	get := func(id string) (aws.Credentials, error) {
+		return endpointcreds.New("http://"+h.addr+"/v2/credentials/"+id, func(o *endpointcreds.Options) {
+			o.Retryer = aws.NopRetryer{}
+		}).Retrieve(t.Context())
+	}
+	got, err := get(credentialsID)
+	if err != nil || got.AccessKeyID != "AKIA" || got.SecretAccessKey != "s" || got.SessionToken != "t" || !got.CanExpire {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if _, err := get("unknown"); err == nil || !strings.Contains(err.Error(), "InvalidIdInRequest") {
+		t.Errorf("unknown id: got %v", err)
+	}
+	h.cfg.AgentTimeout = 50 * time.Millisecond
+	h.agent = mute(t)
+	if _, err := get(credentialsID); err == nil || !strings.Contains(err.Error(), "AgentTimeout") {
+		t.Errorf("mute agent: got %v", err)
+	}
 }

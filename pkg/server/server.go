@@ -87,6 +87,7 @@ func New(cfg Config, tasks Tasks) (*Server, error) {
 	s.life, s.end = context.WithCancel(context.Background())
 	s.http = &fasthttp.Server{
 		Handler:                      s.handle,
+		MaxIdleWorkerDuration:        time.Second, // a goroutine and its stack for each connection of the last peak
 		ErrorHandler:                 s.handleReadError,
 		Concurrency:                  cfg.MaxConns + 1, // conns has the limit
 		ReadBufferSize:               cfg.MaxHeaderBytes,

@@ -302,6 +302,15 @@ func TestBucket(t *testing.T) {
 	}
 }
 
+// A container that is being created has no id to key a sample by.
+func TestStatsWithoutID(t *testing.T) {
+	tk := sampled()
+	creating := &task.Container{Name: "next", KnownStatus: task.StatusNone}
+	tk.Containers = []*task.Container{creating, tk.Containers[0], creating}
+	h := newHost(t, testConfig(), tk)
+	want(t, h.get(t, addrT, "/v2/stats"), 200, typeJSON, `{"`+idA+`":`+sampleA+`}`)
+}
+
 // panicky is a table that panics.
 type panicky struct{ Tasks }
 
