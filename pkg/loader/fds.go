@@ -1,15 +1,137 @@
 package loader
 
 import (
+	"fmt"
+	"slices"
+	"sync"
+
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
-type lowFDs struct{}
+// What a client sees of a kill -9 depends on the order in which the kernel releases the process's
+// files, and that is by number, the highest first (close_files in kernel/fs/file.c queues them in
+// ascending order as task work, which runs last in, first out). Wanted:
+//
+//  1. the program array: every hook leaves every packet alone at once, however many there are;
+//  2. connections and the listener: what is open is reset, and the reset still finds its way out;
+//  3. links, of which each takes an RCU grace period, and the namespace.
+//
+// So the array gets a high number, and links, which come and go while the process runs, get low
+// ones that were reserved before anything else was opened.
+const (
+	maxLowFDs   = 2048  // links; beyond that they get what is free
+	highFDLimit = 65536 // the kernel's table of files is as long as the highest number
+)
 
-func reserveLowFDs() *lowFDs { return &lowFDs{} }
+// lowFDs is a set of file descriptor numbers held by copies of one descriptor that means nothing.
+type lowFDs struct {
+	mu    sync.Mutex
+	dummy int
+	free  []int // ascending
+	held  map[int]bool
+}
 
-func (f *lowFDs) place(k link.Link) link.Link { return k }
-func (f *lowFDs) close()                      {}
+// reserveLowFDs takes the lowest numbers there are, but never more than a quarter of what the
+// process may have.
+func reserveLowFDs() (*lowFDs, error) {
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		return nil, fmt.Errorf("RLIMIT_NOFILE: %w", err)
+	}
+	dummy, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("reserve file descriptors: %w", err)
+	}
+	f := &lowFDs{dummy: dummy, held: map[int]bool{}}
+	for range min(maxLowFDs, lim.Cur/4) {
+		fd, err := unix.FcntlInt(uintptr(dummy), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			f.close()
+			return nil, fmt.Errorf("reserve file descriptors: %w", err)
+		}
+		f.free = append(f.free, fd)
+		f.held[fd] = true
+	}
+	return f, nil
+}
 
-func highMap(m *ebpf.Map) (*ebpf.Map, error) { return m, nil }
+// fdLink is a link known by its file descriptor alone.
+type fdLink struct {
+	fd   int
+	pool *lowFDs
+}
+
+// place moves a link to a low number. It takes k over, also when it fails.
+func (f *lowFDs) place(k link.Link) (*fdLink, error) {
+	defer k.Close()
+	raw, ok := k.(interface{ FD() int })
+	if !ok {
+		return nil, fmt.Errorf("link %T has no descriptor", k)
+	}
+	return f.placeFD(raw.FD())
+}
+
+// placeFD copies the link's descriptor to a low number.
+func (f *lowFDs) placeFD(fd int) (*fdLink, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.free) == 0 {
+		fd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		return &fdLink{fd, f}, err
+	}
+	low := f.free[0]
+	if err := unix.Dup3(fd, low, unix.O_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("place link: %w", err)
+	}
+	f.free = f.free[1:]
+	return &fdLink{low, f}, nil
+}
+
+// Close detaches the program. The number stays reserved.
+func (k *fdLink) Close() error {
+	f := k.pool
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.held[k.fd] {
+		return unix.Close(k.fd)
+	}
+	if err := unix.Dup3(f.dummy, k.fd, unix.O_CLOEXEC); err != nil {
+		return fmt.Errorf("close link: %w", err)
+	}
+	i, _ := slices.BinarySearch(f.free, k.fd)
+	f.free = slices.Insert(f.free, i, k.fd)
+	return nil
+}
+
+// close gives all numbers back; no link may be open.
+func (f *lowFDs) close() {
+	if f == nil {
+		return
+	}
+	for fd := range f.held {
+		unix.Close(fd)
+	}
+	unix.Close(f.dummy)
+}
+
+// highMap moves a map to a high number. It takes m over, also when it fails.
+func highMap(m *ebpf.Map) (*ebpf.Map, error) {
+	defer m.Close()
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		return nil, fmt.Errorf("RLIMIT_NOFILE: %w", err)
+	}
+	const room = 64 // for others of its kind: a test, a takeover
+	from := int(min(lim.Cur, highFDLimit)) - room
+	fd, err := unix.FcntlInt(uintptr(m.FD()), unix.F_DUPFD_CLOEXEC, from)
+	if err != nil {
+		return nil, fmt.Errorf("move %s: %w", m, err)
+	}
+	high, err := ebpf.NewMapFromFD(fd) // takes fd over
+	if err != nil {
+		return nil, fmt.Errorf("move %s: %w", m, err)
+	}
+	return high, nil
+}

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -29,9 +28,9 @@ type netLink struct {
 type hook struct {
 	ifindex int
 	name    string
-	bridge  int       // ifindex of the port's bridge; 0: it is the bridge device itself
-	link    link.Link // nil with clsact
-	err     error     // why it is not attached
+	bridge  int     // ifindex of the port's bridge; 0: it is the bridge device itself
+	link    *fdLink // nil with clsact
+	err     error   // why it is not attached
 }
 
 // follower listens to what the kernel says about devices.
@@ -159,7 +158,7 @@ func (l *Loader) process(updates <-chan netlink.LinkUpdate, done <-chan struct{}
 
 // resync makes links and hooks what the kernel says now.
 func (l *Loader) resync() error {
-	all, err := l.nl.LinkList()
+	all, err := whole(l.nl.LinkList)
 	if err != nil {
 		return fmt.Errorf("list network devices: %w", err)
 	}
@@ -297,8 +296,8 @@ func (l *Loader) hook(h *hook) error {
 	if err != nil {
 		return err
 	}
-	h.link = l.fds.place(k)
-	return nil
+	h.link, err = l.fds.place(k)
+	return err
 }
 
 func (l *Loader) unhook(h *hook) error {
@@ -335,4 +334,14 @@ func wait(done <-chan struct{}) bool {
 	case <-time.After(time.Second):
 		return true
 	}
+}
+
+// whole calls a netlink listing until nothing has changed under it, a few times at most.
+func whole[T any](list func() ([]T, error)) (all []T, err error) {
+	for range 20 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
 }

@@ -39,7 +39,8 @@ type Loader struct {
 	metad0   int // ifindexes
 	metad1   int
 	fds      *lowFDs
-	pairLink []link.Link // of metad0 and metad1
+	pairLink []*fdLink // of metad0 and metad1
+	verdicts []string  // names, in the C's order
 	follower *follower
 
 	mu       sync.Mutex
@@ -72,7 +73,9 @@ func Open(cfg Config) (_ *Loader, err error) {
 		}
 	}()
 	// Before anything else is opened: see lowFDs.
-	l.fds = reserveLowFDs()
+	if l.fds, err = reserveLowFDs(); err != nil {
+		return nil, err
+	}
 	if l.host, err = hostNS(cfg.Netns); err != nil {
 		return nil, err
 	}
@@ -124,6 +127,9 @@ func (l *Loader) load() error {
 	if err != nil {
 		return err
 	}
+	if l.verdicts, err = verdictNames(spec.Types); err != nil {
+		return err
+	}
 	var layout uint32
 	if err := spec.Variables[bpf.MetadVarLayoutVersion].Get(&layout); err != nil {
 		return fmt.Errorf("layout version: %w", err)
@@ -162,8 +168,12 @@ func (l *Loader) load() error {
 	if err := clearMap(l.objs.Neighbours); err != nil {
 		return fmt.Errorf("clear %s: %w", bpf.MetadMapNeighbours, err)
 	}
-	l.objs.Slots, err = highMap(l.objs.Slots)
-	return err
+	slots, err := highMap(l.objs.Slots)
+	if err != nil {
+		return err
+	}
+	l.objs.Slots = slots
+	return nil
 }
 
 func boolByte(b bool) uint8 {
@@ -212,7 +222,11 @@ func (l *Loader) attachPair() error {
 			switch {
 			case err == nil:
 				l.mode = AttachTCX
-				l.pairLink = append(l.pairLink, l.fds.place(k))
+				low, err := l.fds.place(k)
+				if err != nil {
+					return err
+				}
+				l.pairLink = append(l.pairLink, low)
 				continue
 			case l.mode == AttachAuto && errors.Is(err, link.ErrNotSupported):
 				l.mode = AttachClsact
@@ -445,7 +459,7 @@ func Detach(cfg Config) (err error) {
 		return fmt.Errorf("netlink: %w", err)
 	}
 	defer h.Close()
-	all, err := h.LinkList()
+	all, err := whole(h.LinkList)
 	if err != nil {
 		return fmt.Errorf("list devices: %w", err)
 	}

@@ -1,12 +1,14 @@
 // Package lookup answers one question: which task does this connection come from? It holds the
 // reader's side of the kernel's ip_task map and keeps the two equal: what Apply publishes to
-// readers it has written to the kernel first, and what it takes back it takes from the kernel first.
+// readers it has written to the kernel first, and what it takes from the kernel it has taken from
+// readers first.
 package lookup
 
 import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -19,12 +21,20 @@ import (
 	"metad/pkg/task"
 )
 
-// KernelMap is the kernel's address → task map; the loader has it.
+// KernelMap is the kernel's address → task map; the loader has it. Deleting what is not there is no
+// error.
 type KernelMap interface {
 	Put(netip.Addr, *bpf.MetadTaskValue) error
 	Delete(netip.Addr) error
 	Entries() (map[netip.Addr]bpf.MetadTaskValue, error)
 }
+
+// Limits of Await. A container that is not known yet waits with a few connections; more than that is
+// somebody trying what happens.
+const (
+	maxWaiters        = 4096 // in all
+	maxWaitersPerAddr = 128
+)
 
 // entry is one address's owner.
 type entry struct {
@@ -38,36 +48,63 @@ type snapshot struct {
 	byAddr map[netip.Addr]entry
 }
 
-// Table maps tags and addresses to tasks' views. Readers (Resolve, Await) are safe for
-// concurrent use with each other and with the writers (Apply, PortGone), which take turns.
+// Table maps tags and addresses to tasks' views. Readers (Resolve, Await, Views) are safe for
+// concurrent use with each other and with the writers (all else), which take turns.
 type Table struct {
 	kernel KernelMap
 	log    *zap.Logger
 
-	snap    atomic.Pointer[snapshot]
-	changed atomic.Pointer[chan struct{}] // closed at every publication, then replaced
+	snap      atomic.Pointer[snapshot]
+	conflicts atomic.Uint64
+	turned    atomic.Uint64
 
 	mu      sync.Mutex // guards what follows: the writers' state
 	tasks   []*task.Task
-	tags    map[string]uint32 // task ARN → tag
-	nextTag uint32
-	gone    map[int]bool // ifindexes that no longer exist: their endpoints claim nothing
+	tags    map[string]uint32                 // task ARN → tag
+	nextTag uint32                            // the next to try
+	written map[netip.Addr]bpf.MetadTaskValue // what the kernel holds; nil: not read yet
+	gone    map[int]bool                      // ifindexes that no longer exist: their endpoints claim nothing
+	refused map[netip.Addr]bool               // claimed twice, and told so
+	failed  bool                              // the last publish left something undone
 
-	conflicts atomic.Uint64
+	wmu     sync.Mutex // guards what follows; taken after mu
+	waits   map[waitKey]*wait
+	waiting int // connections, in all waits
+}
+
+type waitKey struct {
+	tag  uint32
+	addr netip.Addr
+}
+
+// wait is all connections that wait for the same thing: one look at each publication serves them.
+type wait struct {
+	n    int
+	done chan struct{} // closed when view is set
+	view *View
 }
 
 // New returns a table that writes through to kernel. Entries already there (pinned by an earlier
-// process) are kept in the kernel until Apply or PortGone replaces them; Adopt gives them a task.
+// process) stay until the first Apply; Restore gives them their tasks before that.
 func New(kernel KernelMap, log *zap.Logger) *Table {
-	t := &Table{kernel: kernel, log: log, tags: map[string]uint32{}, gone: map[int]bool{}, nextTag: 1}
+	t := &Table{
+		kernel:  kernel,
+		log:     log,
+		tags:    map[string]uint32{},
+		nextTag: 1,
+		gone:    map[int]bool{},
+		refused: map[netip.Addr]bool{},
+		waits:   map[waitKey]*wait{},
+	}
 	t.snap.Store(&snapshot{})
-	ch := make(chan struct{})
-	t.changed.Store(&ch)
 	return t
 }
 
-// Conflicts returns how often an address was refused because two ports claimed it.
+// Conflicts returns how often an address began to be claimed by two at once.
 func (t *Table) Conflicts() uint64 { return t.conflicts.Load() }
+
+// TurnedAway returns how often Await did not wait because too many did already.
+func (t *Table) TurnedAway() uint64 { return t.turned.Load() }
 
 // Resolve returns the view of the task that a connection from addr with the mark tag belongs to,
 // nil if there is none now. It takes no lock, makes no system call and does not allocate.
@@ -92,36 +129,108 @@ func (t *Table) Resolve(tag uint32, addr netip.Addr) *View {
 	}
 }
 
-// Await is Resolve that waits until the task appears or ctx ends; it returns nil then.
+// Await is Resolve that waits until the task appears or ctx ends; it returns nil then, and at once if
+// too many wait already.
 func (t *Table) Await(ctx context.Context, tag uint32, addr netip.Addr) *View {
-	for {
-		ch := *t.changed.Load() // before looking: a publication in between closes it
-		if v := t.Resolve(tag, addr); v != nil {
-			return v
-		}
-		select {
-		case <-ch:
-		case <-ctx.Done():
-			return nil
-		}
+	if v := t.Resolve(tag, addr); v != nil {
+		return v
 	}
+	key := waitKey{tag, addr}
+	t.wmu.Lock()
+	if v := t.Resolve(tag, addr); v != nil { // published since; later publications will find us
+		t.wmu.Unlock()
+		return v
+	}
+	w := t.waits[key]
+	if t.waiting >= maxWaiters || w != nil && w.n >= maxWaitersPerAddr {
+		t.wmu.Unlock()
+		t.turned.Add(1)
+		return nil
+	}
+	if w == nil {
+		w = &wait{done: make(chan struct{})}
+		t.waits[key] = w
+	}
+	w.n++
+	t.waiting++
+	t.wmu.Unlock()
+
+	select {
+	case <-w.done:
+	case <-ctx.Done():
+	}
+
+	t.wmu.Lock()
+	defer t.wmu.Unlock()
+	w.n--
+	t.waiting--
+	if w.n == 0 && t.waits[key] == w {
+		delete(t.waits, key)
+	}
+	return w.view
 }
 
-// Views returns every task's current view, ordered by ARN.
+// Views returns every task's current view, ordered by ARN. A View carries the task's tag: it is what
+// Restore wants back after a restart.
 func (t *Table) Views() []*View {
 	return slices.SortedFunc(maps.Values(t.snap.Load().byTag), func(a, b *View) int {
 		return cmp.Compare(a.Task.ARN, b.Task.ARN)
 	})
 }
 
+// Saved is one task of an earlier process.
+type Saved struct {
+	Tag  uint32
+	Task *task.Task
+}
+
+// Restore publishes those of an earlier process's tasks that the pinned kernel map confirms: an entry
+// with the tag, address, ifindex and MAC. Nothing is written to the kernel. Entries without a task keep
+// their tags until the first Apply, for the case that it brings the same task. Call it before Apply.
+func (t *Table) Restore(saved []Saved) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.readKernel(); err != nil {
+		return err
+	}
+	next := &snapshot{byTag: map[uint32]*View{}, byAddr: map[netip.Addr]entry{}}
+	for _, s := range saved {
+		for _, ep := range s.Task.Endpoints {
+			if w, ok := t.written[ep.Addr]; !ok || w.Tag != s.Tag || !isAt(&w, ep) {
+				continue
+			}
+			if next.byTag[s.Tag] == nil {
+				next.byTag[s.Tag] = newView(s.Tag, s.Task)
+				t.tags[s.Task.ARN] = s.Tag
+				t.tasks = append(t.tasks, s.Task)
+			}
+			next.byAddr[ep.Addr] = entry{ep, next.byTag[s.Tag]}
+		}
+	}
+	t.store(next)
+	return nil
+}
+
 // Apply makes tasks the whole truth: writes their endpoints to the kernel, removes everybody
 // else's, and publishes the views. A task whose pointer has not changed costs a comparison.
-// An address claimed behind two ports is given to neither and counted. Errors of the kernel map are
-// joined; the tasks they do not concern are published all the same.
+//
+// An address claimed by two tasks or behind two ports is given to neither, and counted. An address
+// that the kernel map refuses has no task until Retry or the next Apply succeeds with it; these errors
+// are joined, and whom they do not concern is published all the same.
 func (t *Table) Apply(tasks []*task.Task) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.tasks = tasks
+	return t.publish()
+}
+
+// Retry applies the same tasks again if the last time something was left undone.
+func (t *Table) Retry() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.failed {
+		return nil
+	}
 	return t.publish()
 }
 
@@ -135,18 +244,58 @@ func (t *Table) PortGone(ifindex int) error {
 }
 
 func (t *Table) publish() error {
+	if err := t.readKernel(); err != nil {
+		t.failed = true
+		return err
+	}
 	old := t.snap.Load()
+	next := t.next(old)
+	// Readers lose what changes hands before the kernel gives it to another.
+	if less, changed := without(old, next); changed {
+		t.store(less)
+	}
+	err := t.writeKernel(next)
+	t.failed = err != nil
+	t.store(next)
+	return err
+}
+
+// store publishes s and serves who waits for it.
+func (t *Table) store(s *snapshot) {
+	t.snap.Store(s)
+	t.wmu.Lock()
+	defer t.wmu.Unlock()
+	for key, w := range t.waits {
+		if w.view = t.Resolve(key.tag, key.addr); w.view != nil {
+			close(w.done)
+			delete(t.waits, key)
+		}
+	}
+}
+
+// next is what the tasks claim, less what cannot be granted.
+func (t *Table) next(old *snapshot) *snapshot {
 	next := &snapshot{
 		byTag:  make(map[uint32]*View, len(t.tasks)),
 		byAddr: make(map[netip.Addr]entry, len(t.tasks)),
 	}
 	tags := make(map[string]uint32, len(t.tasks))
+	used := make(map[uint32]bool, len(t.tags)+len(t.written)) // true: by a task, false: by an entry of nobody's
+	for _, w := range t.written {
+		used[w.Tag] = false
+	}
+	for _, tag := range t.tags {
+		used[tag] = true
+	}
 	mentioned := map[int]bool{}
 	refused := map[netip.Addr]bool{}
 	for _, tk := range t.tasks {
 		tag, ok := t.tags[tk.ARN]
 		if !ok {
-			tag = t.newTag()
+			if tag, ok = t.inherited(tk); !ok || used[tag] {
+				tag = t.newTag(used)
+			}
+			used[tag] = true
 		}
 		tags[tk.ARN] = tag
 		v := old.byTag[tag]
@@ -159,7 +308,7 @@ func (t *Table) publish() error {
 			if t.gone[ep.Ifindex] {
 				continue
 			}
-			if had, ok := next.byAddr[ep.Addr]; ok && had.ep != ep {
+			if had, ok := next.byAddr[ep.Addr]; ok && had != (entry{ep, v}) {
 				refused[ep.Addr] = true
 			}
 			next.byAddr[ep.Addr] = entry{ep, v}
@@ -167,64 +316,133 @@ func (t *Table) publish() error {
 	}
 	for addr := range refused {
 		delete(next.byAddr, addr)
-		if _, was := old.byAddr[addr]; was || t.conflicts.Load() == 0 {
-			t.log.Warn("address claimed behind two ports: given to neither", zap.Stringer("addr", addr))
+		if !t.refused[addr] {
+			t.log.Warn("address claimed twice: given to neither", zap.Stringer("addr", addr))
+			t.conflicts.Add(1)
 		}
-		t.conflicts.Add(1)
 	}
+	t.refused = refused
 	maps.DeleteFunc(t.gone, func(ifindex int, _ bool) bool { return !mentioned[ifindex] })
 	t.tags = tags
-	err := t.writeKernel(next)
-	t.snap.Store(next)
-	ch := make(chan struct{})
-	close(*t.changed.Swap(&ch))
-	return err
+	return next
 }
 
-// writeKernel makes the kernel's map equal to next, removals first: an address must never have its
-// old owner while the new one is being written.
-func (t *Table) writeKernel(next *snapshot) error {
-	have, err := t.kernel.Entries()
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for addr := range have {
-		if _, ok := next.byAddr[addr]; !ok {
-			errs = append(errs, t.kernel.Delete(addr))
+// without returns old less the addresses and tags that next gives to another or nobody.
+func without(old, next *snapshot) (less *snapshot, changed bool) {
+	less = &snapshot{byTag: maps.Clone(old.byTag), byAddr: maps.Clone(old.byAddr)}
+	for tag, v := range old.byTag {
+		if n := next.byTag[tag]; n == nil || n.Task.ARN != v.Task.ARN {
+			delete(less.byTag, tag)
+			changed = true
 		}
+	}
+	for addr, e := range old.byAddr {
+		if n, ok := next.byAddr[addr]; !ok || n.ep != e.ep || n.view.Tag != e.view.Tag {
+			delete(less.byAddr, addr)
+			changed = true
+		}
+	}
+	return less, changed
+}
+
+// writeKernel makes the kernel's map equal to next, removals first: they make room. What cannot be
+// written is taken out of next.
+func (t *Table) writeKernel(next *snapshot) error {
+	var errs []error
+	for addr := range t.written {
+		if _, ok := next.byAddr[addr]; ok {
+			continue
+		}
+		if err := t.kernel.Delete(addr); err != nil {
+			errs = append(errs, err)
+			continue // no reader believes it, and the next publish tries again
+		}
+		delete(t.written, addr)
 	}
 	for addr, e := range next.byAddr {
 		want := value(e)
-		if got, ok := have[addr]; ok && got == want {
+		if got, ok := t.written[addr]; ok && got == want {
 			continue
 		}
 		if err := t.kernel.Put(addr, &want); err != nil {
-			errs = append(errs, err)
+			errs = append(errs, fmt.Errorf("task %s: %w", e.view.Task.ID, err))
 			delete(next.byAddr, addr)
+			// What was there before is not this task's any more.
+			if _, was := t.written[addr]; was {
+				if err := t.kernel.Delete(addr); err != nil {
+					errs = append(errs, err)
+					continue
+				}
+				delete(t.written, addr)
+			}
+			continue
 		}
+		t.written[addr] = want
 	}
 	return errors.Join(errs...)
 }
 
-func value(e entry) bpf.MetadTaskValue {
-	v := bpf.MetadTaskValue{Tag: e.view.Tag, Ifindex: uint32(e.ep.Ifindex), Mac: e.ep.MAC}
-	for i := 0; i < len(e.view.Task.ID) && i < len(v.TaskId)-1; i++ {
-		v.TaskId[i] = int8(e.view.Task.ID[i])
+// readKernel finds out, once, what an earlier process left. Its tags are not given to anybody else.
+func (t *Table) readKernel() error {
+	if t.written != nil {
+		return nil
 	}
-	return v
+	entries, err := t.kernel.Entries()
+	if err != nil {
+		return err
+	}
+	if entries == nil {
+		entries = map[netip.Addr]bpf.MetadTaskValue{}
+	}
+	t.written = entries
+	for _, w := range entries {
+		t.nextTag = max(t.nextTag, w.Tag+1)
+	}
+	return nil
 }
 
-// newTag returns a tag that no task has had since the process started.
-func (t *Table) newTag() uint32 {
+// inherited returns the tag that an earlier process gave the task, if it is still where it was.
+func (t *Table) inherited(tk *task.Task) (uint32, bool) {
+	for _, ep := range tk.Endpoints {
+		if w, ok := t.written[ep.Addr]; ok && isAt(&w, ep) && w.TaskId == taskID(tk.ID) {
+			return w.Tag, true
+		}
+	}
+	return 0, false
+}
+
+// newTag returns a tag that no task has, and none has had for as long as possible.
+func (t *Table) newTag(used map[uint32]bool) uint32 {
 	for {
 		tag := t.nextTag
 		t.nextTag++
-		if t.nextTag&uint32(bpf.MetadTagTAG_PORT) != 0 {
+		if tag == uint32(bpf.MetadTagTAG_NONE) || tag&uint32(bpf.MetadTagTAG_PORT) != 0 {
 			t.nextTag = 1
+			continue
 		}
-		if t.snap.Load().byTag[tag] == nil {
+		if _, ok := used[tag]; !ok {
 			return tag
 		}
 	}
+}
+
+func isAt(w *bpf.MetadTaskValue, ep task.Endpoint) bool {
+	return w.Ifindex == uint32(ep.Ifindex) && w.Mac == ep.MAC
+}
+
+func value(e entry) bpf.MetadTaskValue {
+	return bpf.MetadTaskValue{
+		Tag:     e.view.Tag,
+		Ifindex: uint32(e.ep.Ifindex),
+		Mac:     e.ep.MAC,
+		TaskId:  taskID(e.view.Task.ID),
+	}
+}
+
+// taskID is the id as the kernel map shows it: cut if need be, and always ended by a NUL.
+func taskID(id string) (text [len(bpf.MetadTaskValue{}.TaskId)]int8) {
+	for i := 0; i < len(id) && i < len(text)-1; i++ {
+		text[i] = int8(id[i])
+	}
+	return text
 }

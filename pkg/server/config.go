@@ -113,7 +113,7 @@ func DefaultConfig() Config {
 		MaxHeaderBytes:  8 << 10,
 		MaxBodyBytes:    16 << 20,
 		MaxConns:        16384,
-		MaxConnsPerTask: 128,
+		MaxConnsPerTask: 256,
 		UnknownWait:     MaxUnknownWait,
 		MaxWaiters:      512,
 		AgentURL:        "http://127.0.0.1:51679",

@@ -1,16 +1,382 @@
 package server
 
 import (
-	"github.com/valyala/fasthttp"
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http/httputil"
+	"os"
+	"syscall"
+	"time"
 
-	"metad/pkg/lookup"
+	"github.com/valyala/fasthttp"
 )
 
-func hasContentLength([]byte) bool { return false }
+// Every request that is passed on has a connection to the agent of its own, and is the last of the
+// client's connection. So both directions can be copied as they come, bytes that nobody here
+// understands included, and nothing that a client writes can become part of another request. Only
+// what RFC 9110 calls hop-by-hop is not passed on.
 
-func (s *Server) forward(*fasthttp.RequestCtx, *conn) error { return errNoRoute }
+// dialAgent connects to the agent. An error is one for answerTo.
+func (s *Server) dialAgent(deadline time.Time) (net.Conn, error) {
+	ctx, cancel := context.WithDeadline(s.life, deadline)
+	defer cancel()
+	up, err := s.dial(ctx, "tcp", s.agent)
+	if err == nil {
+		_ = up.SetDeadline(deadline) // fails only on a closed connection, which shows soon enough
+		return up, nil
+	}
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return nil, errNoRoute // no agent here, or not now: nobody has the path
+	}
+	return nil, agentError(err)
+}
 
-// tags answers with the task's document and, if the agent tells them, its tags.
-func (s *Server) tags(resp *fasthttp.Response, v *lookup.View) { resp.SetBodyRaw(v.Document) }
+func agentError(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
+		return errAgentSlow
+	}
+	return errAgentFailed
+}
 
-func (s *Server) stream(*fasthttp.RequestCtx, *conn, string) error { return errBusy }
+// forward passes the request on to the agent and its answer back.
+func (s *Server) forward(ctx *fasthttp.RequestCtx, c *conn) error {
+	h := &ctx.Request.Header
+	head, err := forwardedHead(nil, h)
+	if err != nil {
+		return err
+	}
+	length := int64(h.ContentLength())
+	if length > s.cfg.MaxBodyBytes {
+		return errBodyTooLong
+	}
+	if !s.forwards.take() {
+		return s.unforwarded(ctx, c, errBusy)
+	}
+	deadline := time.Now().Add(s.cfg.AgentTimeout)
+	up, err := s.dialAgent(deadline)
+	if err != nil {
+		s.forwards.give()
+		return s.unforwarded(ctx, c, err)
+	}
+	x := &exchange{
+		client: c, agent: up, head: head,
+		body: ctx.RequestBodyStream(), length: length, limit: s.cfg.MaxBodyBytes,
+		bodiless: ctx.IsHead(),
+		faults:   make(chan error, 1), uploaded: make(chan struct{}),
+	}
+	// Not in the handler below: nobody promises that it is called.
+	c.onClose(func() {
+		_ = up.Close()
+		s.forwards.give()
+	})
+	// Answers to pipelined requests before this one may still be in fasthttp's buffer: it writes
+	// them before it calls the handler, which is why the exchange has to wait for it.
+	ctx.HijackSetNoResponse(true)
+	ctx.Hijack(func(net.Conn) {
+		defer func() {
+			if r := recover(); r != nil {
+				s.logPanic(r)
+			}
+		}()
+		_ = c.SetDeadline(deadline.Add(lingering)) // after the agent's: there may be a 504 to write
+		x.run()
+	})
+	return nil
+}
+
+// unforwarded prepares an answer of our own to a request that did not reach the agent.
+func (s *Server) unforwarded(ctx *fasthttp.RequestCtx, c *conn, err error) error {
+	if err := s.finishBody(ctx); err != nil {
+		return err
+	}
+	s.setRateHeaders(ctx, c)
+	return err
+}
+
+// forwardedHead appends the request as the agent is to get it, up to its body: the first line and the
+// header lines as they were received, in their order and spelling, without those that concern
+// this connection only.
+func forwardedHead(dst []byte, h *fasthttp.RequestHeader) ([]byte, error) {
+	if h.IsConnect() { // a tunnel, not a request
+		return nil, errBadRequest
+	}
+	var hop [][]byte // names that a Connection line declares hop-by-hop
+	var lengths, encodings int
+	err := eachLine(h.RawHeaders(), func(_, name, value []byte) {
+		switch {
+		case isName(name, "Connection"):
+			for token := range bytes.SplitSeq(value, []byte(",")) {
+				hop = append(hop, bytes.TrimSpace(token))
+			}
+		case isName(name, "Content-Length"):
+			lengths++
+		case isName(name, "Transfer-Encoding"):
+			encodings++
+		}
+	})
+	chunked := h.ContentLength() == -1
+	if err != nil || lengths+encodings > 1 || (encodings == 1) != chunked {
+		return nil, errBadRequest
+	}
+	dst = append(dst, h.Method()...)
+	dst = append(dst, ' ')
+	dst = append(dst, h.RequestURI()...)
+	dst = append(dst, ' ')
+	dst = append(dst, h.Protocol()...)
+	dst = append(dst, "\r\n"...)
+	_ = eachLine(h.RawHeaders(), func(line, name, _ []byte) {
+		if isHopByHop(name) {
+			return
+		}
+		for _, n := range hop {
+			if bytes.EqualFold(n, name) && !isName(name, "Host") && !isName(name, "Content-Length") {
+				return
+			}
+		}
+		dst = append(dst, line...)
+	})
+	if chunked {
+		dst = append(dst, "Transfer-Encoding: chunked\r\n"...)
+	}
+	return append(dst, "Connection: close\r\n\r\n"...), nil
+}
+
+// eachLine calls f for each header line (with its line end), or returns an error if one is not exactly
+// "name: value\r\n": what one side reads as a continuation and the other does not is how requests get
+// smuggled.
+func eachLine(raw []byte, f func(line, name, value []byte)) error {
+	for len(raw) > 0 {
+		line, rest, ok := bytes.Cut(raw, []byte("\r\n"))
+		if !ok {
+			return errBadRequest
+		}
+		if len(line) == 0 {
+			return nil
+		}
+		name, value, ok := bytes.Cut(line, []byte(":"))
+		if !ok || !isToken(name) || bytes.ContainsAny(value, "\r\n\x00") {
+			return errBadRequest
+		}
+		f(raw[:len(line)+2], name, bytes.TrimSpace(value))
+		raw = rest
+	}
+	return nil
+}
+
+// hasContentLength reports whether there is such a header line.
+func hasContentLength(raw []byte) bool {
+	found := false
+	err := eachLine(raw, func(_, name, _ []byte) {
+		found = found || isName(name, "Content-Length")
+	})
+	return found || err != nil
+}
+
+// isToken reports whether b is a token of RFC 9110, 5.6.2.
+func isToken(b []byte) bool {
+	for _, ch := range b {
+		switch {
+		case 'a' <= ch && ch <= 'z', 'A' <= ch && ch <= 'Z', '0' <= ch && ch <= '9':
+		case bytes.IndexByte([]byte("!#$%&'*+-.^_`|~"), ch) >= 0:
+		default:
+			return false
+		}
+	}
+	return len(b) > 0
+}
+
+func isName(name []byte, want string) bool {
+	return len(name) == len(want) && bytes.EqualFold(name, []byte(want))
+}
+
+func isHopByHop(name []byte) bool {
+	for _, hop := range []string{"Connection", "Keep-Alive", "Proxy-Connection", "TE", "Trailer", "Transfer-Encoding", "Upgrade"} {
+		if isName(name, hop) {
+			return true
+		}
+	}
+	return false
+}
+
+// exchange is one request on its way to the agent, and the answer on its way back. The connections'
+// deadlines bound it.
+type exchange struct {
+	client, agent net.Conn
+	head          []byte
+	body          io.Reader // nil: none
+	length        int64     // of the body, -1: chunked
+	limit         int64     // of the body
+	bodiless      bool      // the answer has no body whatever its header says
+
+	faults   chan error    // gets what the client did wrong in its body
+	uploaded chan struct{} // closed when nobody reads body any more
+}
+
+// lingering is how long a client may go on sending a body that nobody wants before its connection is
+// closed. Closed at once, it could lose the answer with the reset.
+const lingering = 500 * time.Millisecond
+
+// run passes everything. It leaves closing the client's connection to its caller.
+func (x *exchange) run() {
+	go x.upload()
+	begun, err := x.download()
+	_ = x.agent.Close()
+	if err != nil && !begun {
+		select {
+		case fault := <-x.faults:
+			err = fault
+		default:
+			err = agentError(err)
+		}
+		_, _ = x.client.Write(rawAnswer(err))
+	}
+	select {
+	case <-x.uploaded:
+		return
+	default:
+	}
+	if c, ok := x.client.(*conn); ok {
+		if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+			_ = w.CloseWrite()
+		}
+	}
+	_ = x.client.SetReadDeadline(time.Now().Add(lingering))
+	<-x.uploaded
+}
+
+// upload sends the request. When the agent stops listening, it goes on reading, so that the client
+// gets to the point of looking for the answer.
+func (x *exchange) upload() {
+	defer close(x.uploaded)
+	_, err := x.agent.Write(x.head)
+	if x.body == nil {
+		return
+	}
+	var to io.Writer = x.agent
+	if x.length == -1 {
+		to = httputil.NewChunkedWriter(x.agent)
+	}
+	buf := make([]byte, 16<<10)
+	var total int64
+	for {
+		n, errRead := x.body.Read(buf)
+		total += int64(n)
+		if total > x.limit {
+			x.fault(errBodyTooLong)
+			return
+		}
+		if err == nil && n > 0 {
+			_, err = to.Write(buf[:n])
+		}
+		if errRead == nil {
+			continue
+		}
+		if errRead != io.EOF || x.length >= 0 && total != x.length {
+			x.fault(readError(errRead))
+			return
+		}
+		if err == nil && x.length == -1 {
+			_, _ = io.WriteString(x.agent, "0\r\n\r\n") // the client's trailers, if any, end here
+		}
+		return
+	}
+}
+
+// fault ends the exchange because of something that the client did.
+func (x *exchange) fault(err error) {
+	x.faults <- err
+	_ = x.agent.Close()
+}
+
+// download sends the answer and reports whether any of it has been sent.
+func (x *exchange) download() (begun bool, err error) {
+	r := bufio.NewReaderSize(x.agent, 16<<10)
+	head, length, err := answerHead(r, x.bodiless)
+	if err != nil {
+		return false, err
+	}
+	if _, err := x.client.Write(head); err != nil {
+		return true, err
+	}
+	if length >= 0 {
+		_, err = io.CopyN(x.client, r, length)
+	} else {
+		_, err = io.Copy(x.client, r) // chunked as it came, or up to the end of the connection
+	}
+	return true, err
+}
+
+// maxAnswerHead bounds the status line and header of an answer of the agent.
+const maxAnswerHead = 64 << 10
+
+var errAnswer = errors.New("malformed answer")
+
+// answerHead reads an answer of the agent up to its body and returns it as the client is to get it,
+// with the number of bytes that follow, -1 if only the end of the connection tells.
+func answerHead(r *bufio.Reader, bodiless bool) (head []byte, length int64, err error) {
+	for {
+		raw, err := readHead(r)
+		if err != nil {
+			return nil, 0, err
+		}
+		line, rest, _ := bytes.Cut(raw, []byte("\r\n"))
+		// HTTP/1.1 200 OK
+		if len(line) < len("HTTP/1.1 200") || !bytes.HasPrefix(line, []byte("HTTP/1.")) || line[8] != ' ' || bytes.ContainsAny(line, "\r\x00") {
+			return nil, 0, errAnswer
+		}
+		status := string(line[9:12])
+		switch {
+		case status == "101":
+			return nil, 0, errAnswer // nobody asked
+		case status[0] == '1':
+			continue // fasthttp has said 100 Continue already
+		case status == "204" || status == "304":
+			bodiless = true
+		}
+		head = append(append(head, line...), "\r\n"...)
+		length = -1
+		err = eachLine(rest, func(line, name, value []byte) {
+			switch {
+			case isName(name, "Connection"), isName(name, "Keep-Alive"), isName(name, "Proxy-Connection"):
+				return
+			case isName(name, "Content-Length"):
+				if n, err := fasthttp.ParseUint(value); err == nil && length == -1 {
+					length = int64(n)
+				}
+			case isName(name, "Transfer-Encoding"):
+				length = -2
+			}
+			head = append(head, line...)
+		})
+		if err != nil {
+			return nil, 0, errAnswer
+		}
+		if bodiless {
+			length = 0
+		}
+		return append(head, "Connection: close\r\n\r\n"...), length, nil
+	}
+}
+
+// readHead reads up to and including the first empty line, and gives every line the end it should have.
+func readHead(r *bufio.Reader) ([]byte, error) {
+	var head []byte
+	for {
+		line, err := r.ReadSlice('\n')
+		if err != nil {
+			return nil, err
+		}
+		line = bytes.TrimRight(line, "\r\n")
+		if head = append(append(head, line...), "\r\n"...); len(head) > maxAnswerHead {
+			return nil, fmt.Errorf("%w: header over %d bytes", errAnswer, maxAnswerHead)
+		}
+		if len(line) == 0 && len(head) > 2 {
+			return head, nil
+		}
+	}
+}

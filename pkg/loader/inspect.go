@@ -1,0 +1,244 @@
+package loader
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
+
+	"metad/bpf"
+)
+
+// Neighbour is where an address that no task has was last seen.
+type Neighbour struct {
+	Ifindex int  // of the port, or of the bridge device
+	Port    bool // it is a port: the address was there and nowhere else
+	MAC     [6]byte
+}
+
+// Neighbour returns where addr was seen, if no task had it then.
+func (l *Loader) Neighbour(addr netip.Addr) (Neighbour, bool) {
+	key := addr.As4()
+	var n bpf.MetadNeighbour
+	if l.objs.Neighbours.Lookup(&key, &n) != nil {
+		return Neighbour{}, false
+	}
+	return Neighbour{int(n.Ifindex), n.Tag != bpf.MetadTagTAG_NONE, n.Mac}, true
+}
+
+// VerdictCount is how many packets ended one way since the map was made, by this process or an
+// earlier one.
+type VerdictCount struct {
+	Name    string // the C's name without VERDICT_, in lower case: "port_task"
+	Packets uint64
+}
+
+// Verdicts returns all counts in the C's order.
+func (l *Loader) Verdicts() ([]VerdictCount, error) {
+	counts := make([]VerdictCount, len(l.verdicts))
+	var perCPU []bpf.MetadVerdictCount
+	for i, name := range l.verdicts {
+		key := uint32(i)
+		if err := l.objs.Verdicts.Lookup(&key, &perCPU); err != nil {
+			return nil, fmt.Errorf("read %s: %w", bpf.MetadMapVerdicts, err)
+		}
+		counts[i].Name = name
+		for _, c := range perCPU {
+			counts[i].Packets += c.Packets
+		}
+	}
+	return counts, nil
+}
+
+// verdictNames reads the names from the C's enum, so that they are written once.
+func verdictNames(types *btf.Spec) ([]string, error) {
+	var e *btf.Enum
+	if err := types.TypeByName("verdict", &e); err != nil {
+		return nil, fmt.Errorf("enum verdict: %w", err)
+	}
+	names := make([]string, bpf.MetadVerdictVERDICT_COUNT)
+	for _, v := range e.Values {
+		if v.Value < uint64(len(names)) {
+			names[v.Value] = strings.ToLower(strings.TrimPrefix(v.Name, "VERDICT_"))
+		}
+	}
+	return names, nil
+}
+
+// TaskCounters is what has come from one task's address.
+type TaskCounters struct {
+	Packets     uint64
+	Bytes       uint64    // of frames
+	Connections uint64    // SYNs
+	LastSeen    time.Time // zero: never
+}
+
+// Counters returns the counters of every address that has a task.
+func (l *Loader) Counters() (map[netip.Addr]TaskCounters, error) {
+	counters := map[netip.Addr]TaskCounters{}
+	var key [4]byte
+	var perCPU []bpf.MetadTaskCounters
+	it := l.objs.Counters.Iterate()
+	for it.Next(&key, &perCPU) {
+		var sum TaskCounters
+		var last uint64
+		for _, c := range perCPU {
+			sum.Packets += c.Packets
+			sum.Bytes += c.Bytes
+			sum.Connections += c.Connections
+			last = max(last, c.LastSeenNs)
+		}
+		if last != 0 {
+			sum.LastSeen = fromKtime(last)
+		}
+		counters[netip.AddrFrom4(key)] = sum
+	}
+	if err := it.Err(); err != nil {
+		return nil, fmt.Errorf("read %s: %w", bpf.MetadMapCounters, err)
+	}
+	return counters, nil
+}
+
+// fromKtime converts bpf_ktime_get_ns, which is CLOCK_MONOTONIC.
+func fromKtime(ns uint64) time.Time {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return time.Time{}
+	}
+	return time.Now().Add(time.Duration(int64(ns) - now.Nano()))
+}
+
+// Event is one packet that somebody should hear of.
+type Event struct {
+	Verdict  string     // what became of it, a name as in VerdictCount
+	Addr     netip.Addr // its source
+	MAC      [6]byte    // its source
+	Ifindex  int        // where it came in
+	Time     time.Time
+	HeldBack uint64 // packets of the verdict since the last event that none was made for
+}
+
+// Events calls f for every event until ctx ends: packets of unknown and refused sources. The kernel
+// makes one event per verdict and second at most. One call at a time; returns nil when ctx has ended.
+func (l *Loader) Events(ctx context.Context, f func(Event)) error {
+	r, err := ringbuf.NewReader(l.objs.Events)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", bpf.MetadMapEvents, err)
+	}
+	defer r.Close()
+	stop := context.AfterFunc(ctx, func() { r.Close() })
+	defer stop()
+	var rec ringbuf.Record
+	for {
+		if err := r.ReadInto(&rec); err != nil {
+			if errors.Is(err, os.ErrClosed) && ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("read %s: %w", bpf.MetadMapEvents, err)
+		}
+		var e bpf.MetadEvent
+		if _, err := binary.Decode(rec.RawSample, binary.NativeEndian, &e); err != nil {
+			return fmt.Errorf("read %s: %w", bpf.MetadMapEvents, err)
+		}
+		f(Event{
+			Verdict:  l.verdicts[e.Verdict],
+			Addr:     addr4(e.Addr),
+			MAC:      e.Mac,
+			Ifindex:  int(e.Ifindex),
+			Time:     fromKtime(e.TimeNs),
+			HeldBack: e.HeldBack,
+		})
+	}
+}
+
+// Port is a device with a hook.
+type Port struct {
+	Name    string
+	Ifindex int
+	Bridge  int   // ifindex of the bridge it is a port of; 0: it is the bridge device itself
+	Err     error // why it is not attached, else nil
+}
+
+// Ports returns the hooked devices, and those that should be, by ifindex: bridge devices and their ports.
+func (l *Loader) Ports() []Port {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ports := make([]Port, 0, len(l.hooks))
+	for _, h := range l.hooks {
+		ports = append(ports, Port{h.name, h.ifindex, h.bridge, h.err})
+	}
+	slices.SortFunc(ports, func(a, b Port) int { return cmp.Compare(a.Ifindex, b.Ifindex) })
+	return ports
+}
+
+// Status is the loader's state in numbers.
+type Status struct {
+	Attach          AttachMode // what was chosen: tcx or clsact
+	Metad0          int        // ifindex
+	Bridges         int        // watched
+	Ports           int        // hooked
+	NotAttached     int        // bridges and ports that should be hooked and are not
+	Tasks           int        // addresses that have a task
+	MaxTasks        int
+	Resyncs         uint64 // full readings of the devices; more than one: messages were lost
+	AttachErrors    uint64
+	WaitingPatterns []string // bridge patterns that match nothing
+}
+
+// Status returns the state now.
+func (l *Loader) Status() Status {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := Status{
+		Attach:       l.mode,
+		Metad0:       l.metad0,
+		MaxTasks:     int(l.objs.IpTask.MaxEntries()),
+		Resyncs:      l.resyncs,
+		AttachErrors: l.hookErrs,
+	}
+	for _, h := range l.hooks {
+		switch {
+		case h.err != nil:
+			s.NotAttached++
+		case h.bridge == 0:
+			s.Bridges++
+		default:
+			s.Ports++
+		}
+	}
+	for _, addrs := range l.byPort {
+		s.Tasks += len(addrs)
+	}
+	for p, silent := range l.silent {
+		if silent {
+			s.WaitingPatterns = append(s.WaitingPatterns, p)
+		}
+	}
+	slices.Sort(s.WaitingPatterns)
+	return s
+}
+
+// HardwareAddr returns the MAC for printing.
+func (e Event) HardwareAddr() net.HardwareAddr { return e.MAC[:] }
+
+// Programs returns the attached programs by name, for benchmarks and inspection. They stay the loader's.
+func (l *Loader) Programs() map[string]*ebpf.Program {
+	return map[string]*ebpf.Program{
+		bpf.MetadProgMetadPort:   l.objs.MetadPort,
+		bpf.MetadProgMetadBridge: l.objs.MetadBridge,
+		bpf.MetadProgMetadReply:  l.objs.MetadReply,
+		bpf.MetadProgMetadCarry:  l.objs.MetadCarry,
+	}
+}
