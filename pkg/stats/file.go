@@ -32,17 +32,22 @@ func openDir(path string) (int, error) {
 
 // readFile reads the file called name, which must end in a NUL, in the directory dir into buf and
 // returns the part of buf it fills. It does not allocate unless it fails. A file that does not fit is
-// errDamaged. whole tells that the kernel hands the file out in one read: the files of cgroupfs
-// are, those that list objects are not.
+// errDamaged. whole: see readAll.
 func readFile(dir int, name string, buf []byte, whole bool) ([]byte, error) {
 	fd, err := openat(dir, name)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(fd)
+	return readAll(fd, buf, whole)
+}
+
+// readAll reads an open file from its start, which has the kernel make its text anew. whole tells that
+// the kernel hands the text out in one piece: the files of cgroupfs are so, those that list objects are not.
+func readAll(fd int, buf []byte, whole bool) ([]byte, error) {
 	n := 0
 	for {
-		m, err := unix.Read(fd, buf[n:])
+		m, err := unix.Pread(fd, buf[n:], int64(n))
 		if err == unix.EINTR {
 			continue
 		}
