@@ -16,6 +16,10 @@ var errGone = errors.New("gone")
 // hundreds of disks, is a tenth of it.
 const maxFileBytes = 256 << 10
 
+// listBytes is what a piece of a list has at least if another one follows: less than a page (4096, or
+// more) by one line, and a line of net/dev is less than 300 bytes.
+const listBytes = 3796
+
 // openDir opens a directory as a handle for others' openat: it pins neither a network namespace nor
 // the cgroup, and once the thing is removed it never leads to another one, whatever number or name is
 // used again.
@@ -43,7 +47,8 @@ func readFile(dir int, name string, buf []byte, whole bool) ([]byte, error) {
 }
 
 // readAll reads an open file from its start, which has the kernel make its text anew. whole tells that
-// the kernel hands the text out in one piece: the files of cgroupfs are so, those that list objects are not.
+// the kernel hands the text out in one piece: the files of cgroupfs are so, those that list objects come in
+// pieces of as many whole lines as fit into a page (fs/seq_file.c).
 func readAll(fd int, buf []byte, whole bool) ([]byte, error) {
 	n := 0
 	for {
@@ -58,7 +63,7 @@ func readAll(fd int, buf []byte, whole bool) ([]byte, error) {
 		if n == len(buf) {
 			return nil, fmt.Errorf("%w: more than %d bytes", errDamaged, len(buf))
 		}
-		if m == 0 || whole {
+		if m == 0 || whole || n < listBytes {
 			return buf[:n], nil
 		}
 	}
