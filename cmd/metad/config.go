@@ -26,10 +26,10 @@ type config struct {
 	bridges    []string
 	pinDir     string
 	attach     string
-	trustBdg   bool
+	trustBridge   bool
 	onExit     string
 	hostRoute  string
-	maxEntries int
+	maxAddresses int
 
 	dockerHost string
 	reconcile  time.Duration
@@ -96,10 +96,10 @@ func (c *config) flags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "bridges", Value: []string{"ecs-bridge", "docker0", "br-*"}, Usage: "patterns of the bridges to watch", Destination: &c.bridges, Category: path, Sources: src("bridges")},
 		str(&c.pinDir, path, "pin-dir", "/sys/fs/bpf/metad", "where the maps are pinned"),
 		str(&c.attach, path, "attach", "auto", "auto, tcx or clsact"),
-		boolean(&c.trustBdg, path, "trust-bridge", "let address and MAC prove a task on a port that has no program yet"),
+		boolean(&c.trustBridge, path, "trust-bridge", "let address and MAC prove a task on a port that has no program yet"),
 		str(&c.onExit, path, "on-exit", "open", "what becomes of packets for the endpoint without metad: open (as before metad) or drop"),
 		str(&c.hostRoute, path, "host-route", "auto", "route for host processes to the endpoint: auto (unless the agent's OUTPUT rule is there), on or off"),
-		integer(&c.maxEntries, path, "max-addresses", 16384, "size of the address map"),
+		integer(&c.maxAddresses, path, "max-addresses", 16384, "size of the address map"),
 
 		str(&c.dockerHost, tasks, "docker-host", "unix:///var/run/docker.sock", "the Docker Engine", "DOCKER_HOST"),
 		dur(&c.reconcile, tasks, "reconcile", 30*time.Second, "how often the whole container list is compared, because events get lost"),
@@ -113,7 +113,7 @@ func (c *config) flags() []cli.Flag {
 		str(&c.introspection, http, "agent-introspection-url", "http://127.0.0.1:51678", "the ECS agent's introspection API; empty: none"),
 		dur(&c.unknownWait, http, "unknown-wait", 400*time.Millisecond, "how long a request from an unknown address waits for its task, at most 400ms"),
 		str(&c.rpsLimit, http, "rps-limit", "", `requests per second and burst of one task, "rate,burst"; empty: no limit`, "ECS_TASK_METADATA_RPS_LIMIT"),
-		integer(&c.maxConns, http, "max-conns-per-task", 256, "connections one task may hold"),
+		integer(&c.maxConns, http, "max-conns-per-task", 128, "connections one task may hold"),
 		str(&c.statsSource, http, "stats-source", "auto", "auto, cgroup or docker"),
 		boolean(&c.disableMetrics, http, "disable-metrics", "collect no statistics", "ECS_DISABLE_METRICS"),
 

@@ -276,7 +276,7 @@ func TestRootCommands(t *testing.T) {
 		out, code := d.run("top", "--once")
 		return code == 0 && strings.Contains(out, "cmds/app")
 	})
-	if code, body, err := d.get("127.0.0.1:51683", "/metrics"); err != nil || code != 200 || !strings.Contains(body, `metad_verdicts_total{verdict="redirected"}`) {
+	if code, body, err := d.get("127.0.0.1:51683", "/metrics"); err != nil || code != 200 || !strings.Contains(body, `metad_verdicts_total{verdict="port_task"}`) {
 		t.Errorf("metrics: got %d %v %.2000s", code, err, body)
 	}
 	if code := d.stop(); code != 0 {

@@ -87,6 +87,7 @@ func describe(inspect *container.InspectResponse, names *naming, health *task.He
 	if inspect.Config != nil {
 		c.Image = inspect.Config.Image
 		c.Labels = inspect.Config.Labels
+		c.EndpointID = endpointID(inspect.Config.Env)
 	}
 	if host := base.HostConfig; host != nil {
 		// The agent shows what the container's definition says, and 2 for everything below 2.
@@ -127,6 +128,21 @@ func describe(inspect *container.InspectResponse, names *naming, health *task.He
 		c.DesiredStatus = task.StatusResourcesProvisioned
 	}
 	return d, nil
+}
+
+// endpointID finds the id that the agent gave the container for versions 3 and 4 of the endpoint: it is
+// the last part of both addresses.
+func endpointID(env []string) string {
+	for _, v := range env {
+		for _, name := range []string{"ECS_CONTAINER_METADATA_URI=", "ECS_CONTAINER_METADATA_URI_V4="} {
+			if uri, ok := strings.CutPrefix(v, name); ok {
+				if id := uri[strings.LastIndexByte(uri, '/')+1:]; idPattern.MatchString(id) {
+					return id
+				}
+			}
+		}
+	}
+	return ""
 }
 
 // identify finds the container's task and its name there. The first rule that applies wins: the
@@ -176,7 +192,7 @@ func (n *naming) made(id, family string) identity {
 }
 
 var (
-	// idPattern is what the last part of a task's ARN may be: it becomes part of paths and of logs.
+	// idPattern is what an id may be, a task's or an endpoint's: it becomes part of paths and of logs.
 	idPattern      = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
 	arnPartPattern = regexp.MustCompile(`^[A-Za-z0-9_./-]*$`)
 	unsafeInFamily = regexp.MustCompile(`[^A-Za-z0-9_-]`)

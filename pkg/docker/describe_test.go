@@ -108,6 +108,16 @@ func TestDescribe(t *testing.T) {
 			`[{"Name":"bridge","IPAddress":"172.17.0.2","IPv6Address":"","Gateway":"172.17.0.1","IPv6Gateway":"","MAC":"02:42:ac:11:00:02"}]`},
 		{"image", "running", nil, func(d *description) any { return d.container.Image + " " + d.container.ImageID[:10] }, "metad-test:latest sha256:501"},
 
+		{"v3 endpoint id", "app", func(i *container.InspectResponse) {
+			i.Config.Env = append(i.Config.Env, "ECS_CONTAINER_METADATA_URI=http://169.254.170.2/v3/6f6a-1")
+		}, func(d *description) any { return d.container.EndpointID }, "6f6a-1"},
+		{"v4 endpoint id", "app", func(i *container.InspectResponse) {
+			i.Config.Env = append(i.Config.Env, "ECS_CONTAINER_METADATA_URI=", "ECS_CONTAINER_METADATA_URI_V4=http://169.254.170.2/v4/6f6a-2")
+		}, func(d *description) any { return d.container.EndpointID }, "6f6a-2"},
+		{"no endpoint id", "app", func(i *container.InspectResponse) {
+			i.Config.Env = append(i.Config.Env, "ECS_CONTAINER_METADATA_URI=http://x/v3/..")
+		}, func(d *description) any { return d.container.EndpointID }, ""},
+
 		{"M13 pause", "pause", nil, func(d *description) any {
 			return []any{d.container.Type, d.container.Name, d.container.ImageID, d.container.DesiredStatus, d.awaitsCNI(), d.container.Limits}
 		}, []any{task.TypeCNIPause, "~internal~ecs~pause", "", task.StatusResourcesProvisioned, true, task.ContainerLimits{CPU: 2}}},

@@ -492,7 +492,7 @@ func (f *Follower) list(l listed) {
 // differs reports whether a line of the list shows that an event was lost.
 func (c *tracked) differs(s *container.Summary) bool {
 	if c.desc == nil {
-		return true
+		return c.queued == nil && !c.looking // else it is being inspected anyway
 	}
 	known := &c.desc.container
 	if known.State != s.State || !slices.Contains(s.Names, "/"+known.DockerName) {

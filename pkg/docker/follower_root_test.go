@@ -96,15 +96,6 @@ func (w *followed) until(t *testing.T, what, id string, ok func(*task.Task, *tas
 	}
 }
 
-func find(tasks []*task.Task, id string) (*task.Task, *task.Container) {
-	for _, tk := range tasks {
-		if c := tk.Container(id); c != nil {
-			return tk, c
-		}
-	}
-	return nil, nil
-}
-
 func running(tk *task.Task, c *task.Container) bool {
 	return c != nil && c.KnownStatus == task.StatusRunning && len(tk.Endpoints) > 0
 }

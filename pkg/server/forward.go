@@ -82,7 +82,7 @@ func (s *Server) forward(ctx *fasthttp.RequestCtx, c *conn) error {
 				s.logPanic(r)
 			}
 		}()
-		_ = c.SetDeadline(deadline)
+		_ = c.SetDeadline(deadline.Add(lingering)) // after the agent's: there may be a 504 to write
 		x.run()
 	})
 	return nil

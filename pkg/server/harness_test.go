@@ -202,6 +202,7 @@ type reply struct {
 func (h *host) send(t testing.TB, from netip.Addr, raw string) reply {
 	t.Helper()
 	c := h.dial(t, from)
+	defer c.Close()
 	method, _, _ := strings.Cut(raw, " ")
 	if _, err := io.WriteString(c, raw); err != nil {
 		t.Fatal(err)

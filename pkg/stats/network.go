@@ -92,16 +92,11 @@ func (s *netSource) open(pid int, eni, hostMode bool) (netFeed, error) {
 		return f, err
 	}
 	f.proc = dir
-	if ns, err := readlink(dir, "ns/net"); err == nil && ns == s.hostNS {
+	var ns [64]byte
+	if n, err := unix.Readlinkat(dir, "ns/net", ns[:]); err == nil && string(ns[:n]) == s.hostNS {
 		f.close()
 	}
 	return f, nil
-}
-
-func readlink(dir int, name string) (string, error) {
-	var buf [128]byte
-	n, err := unix.Readlinkat(dir, name, buf[:])
-	return string(buf[:n]), err
 }
 
 func (f *netFeed) close() {

@@ -1,0 +1,279 @@
+//go:build root
+
+package loader
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"metad/bpf"
+	"metad/internal/testnet"
+)
+
+// tc's answers (include/uapi/linux/pkt_cls.h), as a program's return value.
+const (
+	actUnspec   = 0xffffffff
+	actShot     = 2
+	actRedirect = 7
+)
+
+// What BPF_PROG_TEST_RUN takes and gives of struct __sk_buff.
+const (
+	skbSize    = 192
+	skbMark    = 8
+	skbIfindex = 40
+)
+
+// run runs the program on a frame that came in on the device, and returns its answer, the frame and the mark.
+func run(t testing.TB, h *testnet.Host, p *ebpf.Program, frame []byte, ifindex int, mark uint32) (uint32, []byte, uint32) {
+	t.Helper()
+	ctx, ctxOut := make([]byte, skbSize), make([]byte, skbSize)
+	binary.NativeEndian.PutUint32(ctx[skbIfindex:], uint32(ifindex))
+	binary.NativeEndian.PutUint32(ctx[skbMark:], mark)
+	o := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)), Context: ctx, ContextOut: ctxOut}
+	var ret uint32
+	err := testnet.In(h.NS, func() (err error) { ret, err = p.Run(o); return err })
+	if err != nil {
+		t.Fatalf("run: %v", err)
+	}
+	return ret, o.DataOut, binary.NativeEndian.Uint32(ctxOut[skbMark:])
+}
+
+func verdictsOf(t testing.TB, l *Loader) map[string]uint64 {
+	t.Helper()
+	all, err := l.Verdicts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := map[string]uint64{}
+	for _, v := range all {
+		m[v.Name] = v.Packets
+	}
+	return m
+}
+
+// moved returns what moved since before, "name" or "name+n" each.
+func moved(t testing.TB, l *Loader, before map[string]uint64) []string {
+	t.Helper()
+	var names []string
+	for name, n := range verdictsOf(t, l) {
+		if n != before[name] {
+			names = append(names, name)
+			if n != before[name]+1 {
+				names[len(names)-1] += "+n"
+			}
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Every exit of every program: the answer, the mark and frame it leaves, and that its verdict's counter
+// moves and no other.
+func TestRootVerdicts(t *testing.T) {
+	h := testnet.NewHost(t)
+	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+	known, other, unknown := b.AddTask(""), b.AddTask(""), b.AddTask("")
+	l := open(t, h, Config{})
+	trusting := open(t, testnet.NewHost(t), Config{TrustBridge: true, PinDir: testnet.PinDir(t) + "-trust"})
+	dropping := open(t, testnet.NewHost(t), Config{OnExit: OnExitDrop, PinDir: testnet.PinDir(t) + "-drop"})
+	trustedTask := *known
+	for _, x := range []*Loader{l, dropping, trusting} {
+		x.mu.Lock() // the entries' ports are in another namespace: let them in
+		x.links[known.Ifindex] = netLink{}
+		x.mu.Unlock()
+		put(t, x, &trustedTask, 7)
+	}
+	for _, x := range []*Loader{l, trusting} {
+		if err := x.Arm(); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	own := testnet.Frame{SrcMAC: known.MAC, DstMAC: b.MAC, Src: known.Addr}
+	stranger := testnet.Frame{SrcMAC: unknown.MAC, DstMAC: b.MAC, Src: unknown.Addr}
+	with := func(f testnet.Frame, change func(*testnet.Frame)) []byte { change(&f); return f.Bytes() }
+	wrongMAC := with(own, func(f *testnet.Frame) { f.SrcMAC = other.MAC })
+	port, bridge := known.Ifindex, b.Ifindex
+	portTag := func(ifindex int) uint32 { return uint32(bpf.MetadTagTAG_PORT) | uint32(ifindex) }
+	fragments := own.Fragments(8)
+
+	type programs = bpf.MetadPrograms
+	metadPort := func(p *programs) *ebpf.Program { return p.MetadPort }
+	metadBridge := func(p *programs) *ebpf.Program { return p.MetadBridge }
+	for _, c := range []struct {
+		name    string
+		l       *Loader
+		program func(*programs) *ebpf.Program
+		frame   []byte
+		ifindex int
+		ret     uint32
+		mark    uint32
+		verdict string
+	}{
+		{"task", l, metadPort, own.Bytes(), port, actRedirect, 7, "port_task"},
+		{"ip options", l, metadPort, with(own, func(f *testnet.Frame) { f.Options = 12 }), port, actRedirect, 7, "port_task"},
+		{"first fragment", l, metadPort, fragments[0], port, actRedirect, 7, "port_task"},
+		{"last fragment", l, metadPort, fragments[1], port, actRedirect, 7, "port_task"},
+		{"data", l, metadPort, with(own, func(f *testnet.Frame) { f.Flags, f.Payload = testnet.ACK, make([]byte, 1000) }), port, actRedirect, 7, "port_task"},
+		{"arp", l, metadPort, with(own, func(f *testnet.Frame) { f.EtherType = unix.ETH_P_ARP }), port, actUnspec, 0, "not_ipv4"},
+		{"ipv6", l, metadPort, with(own, func(f *testnet.Frame) { f.EtherType = unix.ETH_P_IPV6 }), port, actUnspec, 0, "not_ipv4"},
+		{"other address", l, metadPort, with(own, func(f *testnet.Frame) { f.Dst = other.Addr }), port, actUnspec, 0, "not_meta"},
+		{"udp", l, metadPort, with(own, func(f *testnet.Frame) { f.Protocol = unix.IPPROTO_UDP }), port, actUnspec, 0, "not_meta"},
+		{"other port", l, metadPort, with(own, func(f *testnet.Frame) { f.DstPort = 8080 }), port, actUnspec, 0, "other_port"},
+		{"ip version 6 in an ipv4 frame", l, metadPort, with(own, func(f *testnet.Frame) { f.Version = 6 }), port, actUnspec, 0, "malformed"},
+		{"ip header too short", l, metadPort, with(own, func(f *testnet.Frame) { f.IHL = 4 }), port, actUnspec, 0, "malformed"},
+		{"ip header longer than the frame", l, metadPort, with(own, func(f *testnet.Frame) { f.IHL = 15 }), port, actUnspec, 0, "malformed"},
+		{"tcp header cut", l, metadPort, with(own, func(f *testnet.Frame) { f.Cut = 14 + 20 + 13 }), port, actUnspec, 0, "malformed"},
+		{"a task's address on another port", l, metadPort, own.Bytes(), other.Ifindex, actShot, 0, "port_wrong_port"},
+		{"another mac", l, metadPort, wrongMAC, port, actShot, 0, "port_wrong_mac"},
+		{"unknown", l, metadPort, stranger.Bytes(), unknown.Ifindex, actRedirect, portTag(unknown.Ifindex), "port_unknown"},
+		{"unknown, another mac on the same port", l, metadPort, with(stranger, func(f *testnet.Frame) { f.SrcMAC = other.MAC }), unknown.Ifindex, actRedirect, portTag(unknown.Ifindex), "port_unknown"},
+		{"unknown, address in use elsewhere", l, metadPort, stranger.Bytes(), other.Ifindex, actShot, 0, "port_claimed"},
+		{"unknown, bridge against port", l, metadBridge, stranger.Bytes(), bridge, actShot, 0, "bridge_claimed"},
+
+		{"bridge: task", l, metadBridge, own.Bytes(), bridge, actRedirect, 0, "bridge_task"},
+		{"bridge: task, trusted", trusting, metadBridge, own.Bytes(), 1, actRedirect, 7, "bridge_trusted"},
+		{"bridge: another mac", l, metadBridge, wrongMAC, bridge, actShot, 0, "bridge_wrong_mac"},
+		{"bridge: another mac, trusting", trusting, metadBridge, wrongMAC, 1, actShot, 0, "bridge_wrong_mac"},
+		{"bridge: unknown", l, metadBridge, with(stranger, func(f *testnet.Frame) { f.Src = netip.MustParseAddr("169.254.173.1") }), bridge, actRedirect, 0, "bridge_unknown"},
+		{"bridge: unknown, another mac", l, metadBridge, with(stranger, func(f *testnet.Frame) {
+			f.Src, f.SrcMAC = netip.MustParseAddr("169.254.173.1"), other.MAC
+		}), bridge, actShot, 0, "bridge_claimed"},
+		{"port against bridge", l, metadPort, with(stranger, func(f *testnet.Frame) {
+			f.Src, f.SrcMAC = netip.MustParseAddr("169.254.173.1"), other.MAC
+		}), other.Ifindex, actRedirect, portTag(other.Ifindex), "port_unknown"},
+		{"bridge: other port", l, metadBridge, with(own, func(f *testnet.Frame) { f.DstPort = 81 }), bridge, actUnspec, 0, "other_port"},
+
+		{"not armed: other address", dropping, metadPort, with(own, func(f *testnet.Frame) { f.Dst = other.Addr }), 1, actUnspec, 0, "not_meta"},
+		{"not armed, drop", dropping, metadPort, own.Bytes(), 1, actShot, 0, "unarmed_drop"},
+		{"not armed, drop, other port", dropping, metadPort, with(own, func(f *testnet.Frame) { f.DstPort = 81 }), 1, actUnspec, 0, "other_port"},
+		{"not armed, drop, bridge", dropping, metadBridge, own.Bytes(), 1, actShot, 0, "unarmed_drop"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			before := verdictsOf(t, c.l)
+			host := h
+			if c.l != l {
+				host = nil
+			}
+			ret, _, mark := runOn(t, host, c.program(&c.l.objs.MetadPrograms), c.frame, c.ifindex, 0)
+			if ret != c.ret || mark != c.mark {
+				t.Errorf("got %#x and mark %#x, want %#x and mark %#x", ret, mark, c.ret, c.mark)
+			}
+			if got := moved(t, c.l, before); !slices.Equal(got, []string{c.verdict}) {
+				t.Errorf("counters that moved: got %v, want %s alone", got, c.verdict)
+			}
+		})
+	}
+
+	t.Run("not armed", func(t *testing.T) {
+		if err := l.Disarm(); err != nil {
+			t.Fatal(err)
+		}
+		before := verdictsOf(t, l)
+		if ret, _, mark := run(t, h, l.objs.MetadPort, own.Bytes(), port, 0); ret != actUnspec || mark != 0 {
+			t.Errorf("got %#x and mark %#x", ret, mark)
+		}
+		if got := moved(t, l, before); !slices.Equal(got, []string{"unarmed"}) {
+			t.Errorf("counters that moved: got %v", got)
+		}
+	})
+
+	// The way back. unknown was seen on its port, 169.254.173.2 will be at the bridge, 169.254.173.9 nowhere.
+	if err := l.Arm(); err != nil {
+		t.Fatal(err)
+	}
+	atBridge := netip.MustParseAddr("169.254.173.2")
+	run(t, h, l.objs.MetadBridge, with(stranger, func(f *testnet.Frame) { f.Src = atBridge }), bridge, 0)
+	answer := func(to netip.Addr, tag uint32, change func(*testnet.Frame)) []byte {
+		f := testnet.Frame{Src: Endpoint.Addr(), Dst: to, SrcPort: 80, DstPort: 40000, Flags: testnet.SYN | testnet.ACK}
+		if change != nil {
+			change(&f)
+		}
+		before := verdictsOf(t, l)
+		ret, out, _ := run(t, h, l.objs.MetadCarry, f.Bytes(), 1, tag)
+		if got := moved(t, l, before); ret != actUnspec || !slices.Equal(got, []string{"carried"}) {
+			t.Errorf("metad_carry: got %#x, counters that moved %v", ret, got)
+		}
+		return out
+	}
+	for _, c := range []struct {
+		name    string
+		to      netip.Addr
+		tag     uint32
+		change  func(*testnet.Frame)
+		ret     uint32
+		mac     [6]byte
+		verdict string
+	}{
+		{"task", known.Addr, 7, nil, actRedirect, known.MAC, "reply_task"},
+		{"task, port's tag", known.Addr, portTag(port), nil, actRedirect, known.MAC, "reply_task"},
+		{"task, no tag", known.Addr, 0, nil, actRedirect, known.MAC, "reply_task"},
+		{"task, another task's tag", known.Addr, 8, nil, actShot, [6]byte{}, "reply_not_theirs"},
+		{"task, another port's tag", known.Addr, portTag(other.Ifindex), nil, actShot, [6]byte{}, "reply_not_theirs"},
+		{"port", unknown.Addr, portTag(unknown.Ifindex), nil, actRedirect, other.MAC, "reply_port"},
+		{"port, no tag", unknown.Addr, 0, nil, actRedirect, other.MAC, "reply_port"},
+		{"port, another port's tag", unknown.Addr, portTag(other.Ifindex), nil, actShot, [6]byte{}, "reply_not_theirs"},
+		{"port, a task's tag", unknown.Addr, 7, nil, actShot, [6]byte{}, "reply_not_theirs"},
+		{"bridge", atBridge, 0, nil, actRedirect, unknown.MAC, "reply_bridge"},
+		{"bridge, a port's tag", atBridge, portTag(other.Ifindex), nil, actShot, [6]byte{}, "reply_not_theirs"},
+		{"nobody", netip.MustParseAddr("169.254.173.9"), 0, nil, actShot, [6]byte{}, "reply_nowhere"},
+		{"another source", known.Addr, 7, func(f *testnet.Frame) { f.Src = other.Addr }, actShot, [6]byte{}, "reply_not_ours"},
+		{"udp", known.Addr, 7, func(f *testnet.Frame) { f.Protocol = unix.IPPROTO_UDP }, actShot, [6]byte{}, "reply_not_ours"},
+		{"ipv6", known.Addr, 7, func(f *testnet.Frame) { f.EtherType = unix.ETH_P_IPV6 }, actShot, [6]byte{}, "reply_not_ours"},
+	} {
+		t.Run("reply: "+c.name, func(t *testing.T) {
+			frame := answer(c.to, c.tag, c.change)
+			before := verdictsOf(t, l)
+			ret, out, _ := run(t, h, l.objs.MetadReply, frame, l.metad0, 0)
+			if ret != c.ret || ret == actRedirect && [6]byte(out) != c.mac {
+				t.Errorf("got %#x to %x, want %#x to %x", ret, out[:6], c.ret, c.mac)
+			}
+			if got := moved(t, l, before); !slices.Equal(got, []string{c.verdict}) {
+				t.Errorf("counters that moved: got %v, want %s alone", got, c.verdict)
+			}
+		})
+	}
+
+	// Test runs take no such frames, or not on every kernel; the wire does.
+	raw := testnet.NewRaw(t, known.NS, "eth0")
+	for _, c := range []struct {
+		name    string
+		frame   []byte
+		verdict string
+	}{
+		{"vlan", with(own, func(f *testnet.Frame) { f.VLAN = 5 }), "vlan"},
+		{"ip header cut", with(own, func(f *testnet.Frame) { f.Cut = 14 + 19 }), "malformed"},
+	} {
+		before := verdictsOf(t, l)[c.verdict]
+		raw.Send(c.frame)
+		testnet.Until(t, c.name+" is counted", func() bool { return verdictsOf(t, l)[c.verdict] > before })
+	}
+
+	// A verdict that nothing above has seen is an exit without a test.
+	seen := map[string]bool{}
+	for _, x := range []*Loader{l, trusting, dropping} {
+		for name, n := range verdictsOf(t, x) {
+			seen[name] = seen[name] || n != 0
+		}
+	}
+	for name, ok := range seen {
+		if !ok {
+			t.Errorf("verdict %s was never reached", name)
+		}
+	}
+}
+
+// runOn is run, in the test process's namespace if h is nil.
+func runOn(t testing.TB, h *testnet.Host, p *ebpf.Program, frame []byte, ifindex int, mark uint32) (uint32, []byte, uint32) {
+	t.Helper()
+	if h == nil {
+		h = testnet.NewHost(t)
+	}
+	return run(t, h, p, frame, ifindex, mark)
+}
