@@ -202,6 +202,12 @@ func (h *Host) Link(name string) netlink.Link {
 func (h *Host) LinkNames() []string {
 	h.t.Helper()
 	all, err := h.NL.LinkList()
+	for range 20 {
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+		all, err = h.NL.LinkList()
+	}
 	if err != nil {
 		h.t.Fatalf("list devices: %v", err)
 	}

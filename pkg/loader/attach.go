@@ -79,7 +79,9 @@ func detachClsact(h *netlink.Handle, ifindex int, parent uint32) error {
 }
 
 func filterInOurPlace(h *netlink.Handle, ifindex int, parent uint32) (netlink.Filter, error) {
-	fs, err := h.FilterList(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}, parent)
+	fs, err := whole(func() ([]netlink.Filter, error) {
+		return h.FilterList(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}, parent)
+	})
 	if err != nil {
 		if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 			return nil, nil // no device, or no clsact on it

@@ -158,7 +158,7 @@ func (l *Loader) process(updates <-chan netlink.LinkUpdate, done <-chan struct{}
 
 // resync makes links and hooks what the kernel says now.
 func (l *Loader) resync() error {
-	all, err := l.nl.LinkList()
+	all, err := whole(l.nl.LinkList)
 	if err != nil {
 		return fmt.Errorf("list network devices: %w", err)
 	}
@@ -334,4 +334,14 @@ func wait(done <-chan struct{}) bool {
 	case <-time.After(time.Second):
 		return true
 	}
+}
+
+// whole calls a netlink listing until nothing has changed under it, a few times at most.
+func whole[T any](list func() ([]T, error)) (all []T, err error) {
+	for range 20 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
 }

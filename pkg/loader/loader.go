@@ -459,7 +459,7 @@ func Detach(cfg Config) (err error) {
 		return fmt.Errorf("netlink: %w", err)
 	}
 	defer h.Close()
-	all, err := h.LinkList()
+	all, err := whole(h.LinkList)
 	if err != nil {
 		return fmt.Errorf("list devices: %w", err)
 	}

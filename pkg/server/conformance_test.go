@@ -293,6 +293,7 @@ var rows = []row{
 		if err := h.table.Apply(nil); err != nil {
 			t.Fatal(err)
 		}
+		h.cfg.UnknownWait = time.Minute // which would be for nothing
 		for target, text := range map[string]string{
 			"/v2/metadata":        `"Unable to generate metadata for task: '` + arnT + `'"`,
 			"/v2/metadata/" + idA: `"Unable to generate metadata for container '` + idA + `'"`,
@@ -303,6 +304,7 @@ var rows = []row{
 				t.Errorf("%s: got %s", target, got)
 			}
 		}
+		h.cfg.UnknownWait = 0
 		// Somebody new at the address was never anybody.
 		want(t, h.get(t, addrT, "/v2/metadata"), 400, typeJSON, strings.ReplaceAll(unknownBody, addrU.String(), addrT.String()))
 	}},

@@ -23,8 +23,9 @@ import (
 
 // dialAgent connects to the agent. An error is one for answerTo.
 func (s *Server) dialAgent(deadline time.Time) (net.Conn, error) {
-	d := net.Dialer{Deadline: deadline, KeepAlive: -1}
-	up, err := d.DialContext(context.Background(), "tcp", s.agent)
+	ctx, cancel := context.WithDeadline(s.life, deadline)
+	defer cancel()
+	up, err := s.dial(ctx, "tcp", s.agent)
 	if err == nil {
 		_ = up.SetDeadline(deadline) // fails only on a closed connection, which shows soon enough
 		return up, nil
@@ -325,7 +326,7 @@ func answerHead(r *bufio.Reader, bodiless bool) (head []byte, length int64, err 
 		}
 		line, rest, _ := bytes.Cut(raw, []byte("\r\n"))
 		// HTTP/1.1 200 OK
-		if len(line) < len("HTTP/1.1 200") || !bytes.HasPrefix(line, []byte("HTTP/1.")) || line[8] != ' ' {
+		if len(line) < len("HTTP/1.1 200") || !bytes.HasPrefix(line, []byte("HTTP/1.")) || line[8] != ' ' || bytes.ContainsAny(line, "\r\x00") {
 			return nil, 0, errAnswer
 		}
 		status := string(line[9:12])

@@ -13,6 +13,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials/endpointcreds"
 )
 
 // What the agent gets is what the client sent, and the other way round, byte for byte, but for the lines that
@@ -24,15 +27,11 @@ func TestForwardBytes(t *testing.T) {
 			t.Helper()
 			a := rawAgent(t, func(c net.Conn) {
 				r := bufio.NewReader(c)
-				for { // the head; bodies are read by reading to the end below
-					line, err := r.ReadString('\n')
-					if err != nil {
-						return
-					}
-					if line == "\r\n" {
-						break
-					}
+				req, err := http.ReadRequest(r)
+				if err != nil {
+					return
 				}
+				_, _ = io.Copy(io.Discard, req.Body)
 				_, _ = io.WriteString(c, answered)
 				if w, ok := c.(*recordedConn).Conn.(*net.TCPConn); ok {
 					_ = w.CloseWrite()
@@ -349,6 +348,7 @@ func TestForwardSmuggling(t *testing.T) {
 		}
 	}
 	only("identity", "POST /v4/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: identity\r\nContent-Length: 5\r\n\r\nhello")
+	only("identity alone", "POST /v4/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: identity\r\n\r\n")
 	only("folded", "GET /v4/x HTTP/1.1\r\nHost: h\r\nX: y\r\n z\r\n\r\n")
 	only("name with space", "GET /v4/x HTTP/1.1\r\nHost: h\r\nX Y: z\r\n\r\n")
 	only("encoding in HTTP/1.0", "POST /v4/x HTTP/1.0\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"+chunks)
@@ -358,4 +358,26 @@ func TestForwardSmuggling(t *testing.T) {
 		t.Errorf("the agent got %q", got)
 	}
 	h.quiet(t)
+}
+
+// A real SDK gets its credentials, and its errors.
+func TestForwardSDK(t *testing.T) {
+	h := newHost(t, newAgent(t).config(), newTask())
+	get := func(id string) (aws.Credentials, error) {
+		return endpointcreds.New("http://"+h.addr+"/v2/credentials/"+id, func(o *endpointcreds.Options) {
+			o.Retryer = aws.NopRetryer{}
+		}).Retrieve(t.Context())
+	}
+	got, err := get(credentialsID)
+	if err != nil || got.AccessKeyID != "AKIA" || got.SecretAccessKey != "s" || got.SessionToken != "t" || !got.CanExpire {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if _, err := get("unknown"); err == nil || !strings.Contains(err.Error(), "InvalidIdInRequest") {
+		t.Errorf("unknown id: got %v", err)
+	}
+	h.cfg.AgentTimeout = 50 * time.Millisecond
+	h.agent = mute(t)
+	if _, err := get(credentialsID); err == nil || !strings.Contains(err.Error(), "AgentTimeout") {
+		t.Errorf("mute agent: got %v", err)
+	}
 }

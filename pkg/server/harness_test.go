@@ -362,3 +362,13 @@ func (h *host) quiet(t testing.TB) {
 	eventually(t, "slots given back", func() bool { return len(h.forwards) == 0 && len(h.streams) == 0 && h.Counters().Waiting == 0 })
 	eventually(t, "goroutines ended", func() bool { return goroutines() == 0 })
 }
+
+// head reads an answer up to its body.
+func head(t testing.TB, r *bufio.Reader) *http.Response {
+	t.Helper()
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp
+}

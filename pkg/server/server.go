@@ -24,7 +24,9 @@ import (
 
 // Tasks finds the task that a connection comes from; *lookup.Table does.
 type Tasks interface {
+	// Resolve returns nil if there is none now. It must not wait nor allocate.
 	Resolve(tag uint32, addr netip.Addr) *lookup.View
+	// Await waits until there is one or ctx ends, and not at all when too many wait already.
 	Await(ctx context.Context, tag uint32, addr netip.Addr) *lookup.View
 }
 
@@ -35,18 +37,21 @@ type Server struct {
 	agent string // host:port; empty: none
 	start time.Time
 	now   func(*fasthttp.RequestCtx) time.Time // of the request; tests have their own
+	dial  func(ctx context.Context, network, address string) (net.Conn, error)
 
 	http      *fasthttp.Server
 	conns     *conns
-	waiting   waiting
 	forwards  slots
 	streams   slots
 	rateLimit []byte // what X-Rate-Limit-Limit says
 
-	panics atomic.Uint64
+	waiting atomic.Int64
+	panics  atomic.Uint64
 
 	stopping atomic.Bool
 	stopped  chan struct{} // closed by the first Shutdown
+	life     context.Context
+	end      context.CancelFunc // ends life, when no connection is left to wait for
 
 	mu        sync.Mutex // guards what follows
 	listeners []*listener
@@ -73,15 +78,17 @@ func New(cfg Config, tasks Tasks) (*Server, error) {
 		agent:     agent,
 		start:     time.Now(),
 		now:       (*fasthttp.RequestCtx).Time,
+		dial:      (&net.Dialer{KeepAlive: -1}).DialContext,
 		conns:     newConns(&cfg),
-		waiting:   waiting{max: cfg.MaxWaiters, on: map[source]int{}},
 		forwards:  make(slots, cfg.MaxForwards),
 		streams:   make(slots, cfg.MaxStreams),
 		rateLimit: strconv.AppendFloat(nil, float64(shown.PerSecond), 'f', 2, 64),
 		stopped:   make(chan struct{}),
 	}
+	s.life, s.end = context.WithCancel(context.Background())
 	s.http = &fasthttp.Server{
 		Handler:                      s.handle,
+		MaxIdleWorkerDuration:        time.Second, // a goroutine and its stack for each connection of the last peak
 		ErrorHandler:                 s.handleReadError,
 		Concurrency:                  cfg.MaxConns + 1, // conns has the limit
 		ReadBufferSize:               cfg.MaxHeaderBytes,
@@ -148,6 +155,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		}
 		_ = l.Listener.Close()
 	}
+	defer s.end()
 	s.serving.Wait() // after which no connection is added
 	// Not fasthttp's Shutdown: it closes connections on which nothing was asked for 5 s, and those
 	// between two requests, whose next one may be on its way.
@@ -173,7 +181,7 @@ func (s *Server) Counters() Counters {
 	return Counters{
 		Open:    s.conns.count(),
 		Refused: s.conns.refused.Load(),
-		Waiting: s.waiting.count(),
+		Waiting: int(s.waiting.Load()),
 		Panics:  s.panics.Load(),
 	}
 }
@@ -292,15 +300,12 @@ func (s *Server) resolve(c *conn) *lookup.View {
 	if v := s.tasks.Resolve(c.tag, c.remote.Addr()); v != nil || c.arn != "" {
 		return v
 	}
-	if s.cfg.UnknownWait == 0 || !s.waiting.begin(c.src, func() {
-		if s.cfg.Look != nil {
-			s.cfg.Look(c.tag, c.remote.Addr())
-		}
-	}) {
+	if s.cfg.UnknownWait == 0 {
 		return nil
 	}
-	defer s.waiting.end(c.src)
-	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.UnknownWait)
+	s.waiting.Add(1)
+	defer s.waiting.Add(-1)
+	ctx, cancel := context.WithTimeout(s.life, s.cfg.UnknownWait)
 	defer cancel()
 	return s.tasks.Await(ctx, c.tag, c.remote.Addr())
 }
@@ -353,7 +358,7 @@ func (s *Server) containerStats(ctx *fasthttp.RequestCtx, c *conn, v *lookup.Vie
 	if cv == nil || !cv.Running() {
 		return errNoStats
 	}
-	if s.cfg.Samples != nil && len(ctx.URI().QueryString()) > 0 && ctx.QueryArgs().GetBool("stream") {
+	if s.cfg.Samples != nil && !ctx.IsHead() && len(ctx.URI().QueryString()) > 0 && ctx.QueryArgs().GetBool("stream") {
 		return s.stream(ctx, c, cv.ID)
 	}
 	ctx.Response.SetBodyRaw(sampleOf(cv, s.now(ctx).UnixNano()))

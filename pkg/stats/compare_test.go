@@ -2,14 +2,20 @@ package stats
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 
 	"metad/pkg/task"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/tools/txtar"
 )
 
 // render returns what a feed has to say now, without a past.
@@ -106,4 +112,82 @@ func compare(t testing.TB, before, engine, after []byte) (wrong []string) {
 		}
 	}
 	return wrong
+}
+
+// TestRecordedMatchesEngine is TestRootCgroupMatchesEngine with files of real hosts, cgroup v1 (Linux 6.18,
+// Docker 20.10) and v2 (Debian's 6.1, the same Docker), and the Engine's answers that were recorded
+// between them.
+func TestRecordedMatchesEngine(t *testing.T) {
+	archives, err := filepath.Glob("testdata/v[12]/*.txtar")
+	if err != nil || len(archives) < 8 {
+		t.Fatalf("got recordings %q, error %v", archives, err)
+	}
+	for _, file := range archives {
+		t.Run(strings.TrimSuffix(strings.TrimPrefix(file, "testdata/"), ".txtar"), func(t *testing.T) {
+			dir := unpack(t, file)
+			var c task.Container
+			data, err := os.ReadFile(filepath.Join(dir, "container.json"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := json.Unmarshal(data, &c); err != nil {
+				t.Fatal(err)
+			}
+			answer, err := os.ReadFile(filepath.Join(dir, "engine.json"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			reading := func(when string) []byte {
+				src := treeSource(t, filepath.Join(dir, when))
+				feed, err := src.Open(aTask(&c), &c, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer feed.Close()
+				return render(t, feed, &c)
+			}
+			for _, w := range compare(t, reading("before"), answer, reading("after")) {
+				t.Error(w)
+			}
+		})
+	}
+}
+
+// unpack returns a directory that holds the files of a recording.
+func unpack(t testing.TB, file string) string {
+	t.Helper()
+	ar, err := txtar.ParseFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for _, f := range ar.Files {
+		writeFile(t, filepath.Join(dir, f.Name), f.Data)
+	}
+	return dir
+}
+
+func writeFile(t testing.TB, path string, data []byte) {
+	t.Helper()
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, data, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// treeSource returns a source for the files below dir, where <pid>/ns/net is a list of links.
+func treeSource(t testing.TB, dir string) *CgroupSource {
+	t.Helper()
+	src, err := NewCgroupSource(CgroupConfig{
+		CgroupRoot: filepath.Join(dir, "sys/fs/cgroup"),
+		ProcRoot:   filepath.Join(dir, "proc"),
+		Links: func(nsfd int) (links []Link, err error) {
+			b := make([]byte, 4096)
+			n, err := unix.Read(nsfd, b)
+			return links, errors.Join(err, json.Unmarshal(b[:max(n, 0)], &links))
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return src
 }

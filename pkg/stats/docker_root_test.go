@@ -5,6 +5,7 @@ package stats
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -22,6 +23,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/network"
 	"golang.org/x/sys/unix"
+	"golang.org/x/tools/txtar"
 )
 
 // follow describes containers of h as the follower of the Engine would.
@@ -118,25 +120,19 @@ func TestRootCgroupMatchesEngine(t *testing.T) {
 			t.Fatal(c.DockerName, err)
 		}
 		defer feed.Close()
-		dir := ""
-		if root := os.Getenv("RECORD"); root != "" {
-			dir = filepath.Join(root, c.DockerName)
-		}
 		// What lives for a moment only, a process with its memory, may be in the Engine's answer and in
 		// neither of ours. It does not stay away from five answers.
 		var wrong []string
+		var ar *txtar.Archive
 		for range 5 {
-			if dir != "" {
-				record(t, filepath.Join(dir, "before"), c)
-			}
+			ar = new(txtar.Archive)
+			record(t, ar, "before", c)
 			before := render(t, feed, c)
 			answer := ask(t, h, c.ID)
 			after := render(t, feed, c)
-			if dir != "" {
-				record(t, filepath.Join(dir, "after"), c)
-				write(t, filepath.Join(dir, "engine.json"), answer)
-				write(t, filepath.Join(dir, "container.json"), c)
-			}
+			record(t, ar, "after", c)
+			add(t, ar, "engine.json", answer)
+			add(t, ar, "container.json", c)
 			if wrong = compare(t, before, answer, after); len(wrong) == 0 {
 				t.Logf("%s: all %d fields equal", c.DockerName, len(flatten(t, answer)))
 				break
@@ -144,6 +140,12 @@ func TestRootCgroupMatchesEngine(t *testing.T) {
 		}
 		for _, w := range wrong {
 			t.Errorf("%s: %s", c.DockerName, w)
+		}
+		if dir := os.Getenv("RECORD"); dir != "" {
+			if err := errors.Join(os.MkdirAll(dir, 0o755),
+				os.WriteFile(filepath.Join(dir, c.DockerName+".txtar"), txtar.Format(ar), 0o644)); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if c.DockerName == "busy" {
 			leaves := flatten(t, render(t, feed, c))
@@ -172,21 +174,20 @@ func ask(t testing.TB, h *testdocker.Host, id string) []byte {
 	return doc
 }
 
-// record copies the files that the cgroup source reads of c, as a tree that it can be pointed at.
-func record(t testing.TB, dir string, c *task.Container) {
+// record adds the files that the cgroup source reads of c to ar, as a tree below dir.
+func record(t testing.TB, ar *txtar.Archive, dir string, c *task.Container) {
 	t.Helper()
-	if err := os.RemoveAll(dir); err != nil {
+	proc := filepath.Join("/proc", strconv.Itoa(c.PID))
+	ns, err := os.Open(filepath.Join(proc, "ns/net"))
+	if err != nil {
 		t.Fatal(err)
 	}
-	proc := filepath.Join("/proc", strconv.Itoa(c.PID))
-	links := []Link{}
-	if ns, err := os.Open(filepath.Join(proc, "ns/net")); err == nil {
-		if links, err = ListLinks(int(ns.Fd())); err != nil {
-			t.Fatal(err)
-		}
-		ns.Close()
+	defer ns.Close()
+	links, err := ListLinks(int(ns.Fd()))
+	if err != nil {
+		t.Fatal(err)
 	}
-	write(t, filepath.Join(dir, proc, "ns/net"), links)
+	add(t, ar, dir+proc+"/ns/net", links)
 	membership, err := os.ReadFile(filepath.Join(proc, "cgroup"))
 	if err != nil {
 		t.Fatal(err)
@@ -197,30 +198,23 @@ func record(t testing.TB, dir string, c *task.Container) {
 		if err != nil {
 			continue
 		}
-		in, err := filepath.Glob(filepath.Join("/sys/fs/cgroup", controller, string(path), "*"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, f := range in {
-			switch base := filepath.Base(f); base {
-			case "memory.stat", "memory.events", "memory.current", "memory.max", "memory.usage_in_bytes", "memory.max_usage_in_bytes",
-				"memory.failcnt", "memory.limit_in_bytes", "cpu.stat", "cpuacct.stat", "cpuacct.usage_percpu", "io.stat", "pids.current",
-				"pids.max", "cgroup.procs", "cgroup.controllers", "blkio.throttle.io_service_bytes", "blkio.throttle.io_serviced":
-				files = append(files, f)
-			}
+		for _, name := range []string{"memory.stat", "memory.events", "memory.current", "memory.max", "memory.usage_in_bytes",
+			"memory.max_usage_in_bytes", "memory.failcnt", "memory.limit_in_bytes", "cpu.stat", "cpuacct.stat", "cpuacct.usage_percpu",
+			"io.stat", "pids.current", "pids.max", "cgroup.procs", "cgroup.controllers", "blkio.throttle.io_service_bytes",
+			"blkio.throttle.io_serviced"} {
+			files = append(files, filepath.Join("/sys/fs/cgroup", controller, string(path), name))
 		}
 	}
 	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			continue // of the other cgroup version
+		// What is not there is of the other cgroup version.
+		if b, err := os.ReadFile(f); err == nil {
+			add(t, ar, dir+f, b)
 		}
-		write(t, filepath.Join(dir, f), b)
 	}
 }
 
-// write stores bytes as they are and anything else as JSON.
-func write(t testing.TB, path string, v any) {
+// add adds bytes as they are and anything else as JSON.
+func add(t testing.TB, ar *txtar.Archive, name string, v any) {
 	t.Helper()
 	b, ok := v.([]byte)
 	if !ok {
@@ -229,10 +223,5 @@ func write(t testing.TB, path string, v any) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, b, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	ar.Files = append(ar.Files, txtar.File{Name: name, Data: b})
 }

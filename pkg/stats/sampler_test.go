@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,7 +21,6 @@ type fakeSource struct {
 	opened  int
 	closed  int
 	feeds   map[string]*fakeFeed
-	async   bool // deliver 10 ms later
 	deliver map[string]func(*Counters)
 }
 
@@ -36,6 +36,8 @@ type fakeFeed struct {
 }
 
 func (s *fakeSource) Open(_ *task.Task, c *task.Container, deliver func(*Counters)) (Feed, error) {
+	fakes.Lock()
+	defer fakes.Unlock()
 	if s.err != nil {
 		return nil, s.err
 	}
@@ -46,6 +48,8 @@ func (s *fakeSource) Open(_ *task.Task, c *task.Container, deliver func(*Counter
 }
 
 func (f *fakeFeed) Sample(hot bool) (*Counters, error) {
+	fakes.Lock()
+	defer fakes.Unlock()
 	f.hot = append(f.hot, hot)
 	f.reads = append(f.reads, time.Now())
 	return &Counters{Read: time.Now(), CPU: CPU{Total: uint64(len(f.reads))}}, f.err
@@ -107,11 +111,11 @@ func TestFirstSampleHasAPast(t *testing.T) {
 		s := running(t, Config{}, src)
 		c := aContainer("a")
 		s.Apply([]*task.Task{aTask(c)})
-		time.Sleep(100 * time.Millisecond)
+		sleep(100 * time.Millisecond)
 		if got := c.Stats.Load(); got != nil {
 			t.Errorf("after 0.1 s: got %s, want none", got.JSON)
 		}
-		time.Sleep(1900 * time.Millisecond)
+		sleep(1900 * time.Millisecond)
 		d := decode(t, c.Stats.Load())
 		if d.ID != "a" || d.Name != "/name-a" {
 			t.Errorf("got id %q, name %q", d.ID, d.Name)
@@ -128,7 +132,7 @@ func TestHotAndCold(t *testing.T) {
 		s := running(t, Config{}, src)
 		c := aContainer("a")
 		s.Apply([]*task.Task{aTask(c)})
-		time.Sleep(10 * time.Minute)
+		sleep(10 * time.Minute)
 		f := src.feeds["a"]
 		if n := len(f.reads); n < 11 || n > 12 {
 			t.Errorf("unasked for 10 minutes: got %d samples, want 2 and one a minute", n)
@@ -136,7 +140,7 @@ func TestHotAndCold(t *testing.T) {
 		f.reads = nil
 		c.Stats.Ask(time.Now().UnixNano())
 		asked := time.Now()
-		time.Sleep(30 * time.Second)
+		sleep(30 * time.Second)
 		if first := f.reads[0].Sub(asked); first > idle {
 			t.Errorf("first sample %v after the question, want it within %v", first, idle)
 		}
@@ -148,9 +152,9 @@ func TestHotAndCold(t *testing.T) {
 		if n := len(f.reads); n < 30 || n > 32 {
 			t.Errorf("hot for 30 s: got %d samples", n)
 		}
-		time.Sleep(2 * time.Minute)
+		sleep(2 * time.Minute)
 		f.reads, f.hot = nil, nil
-		time.Sleep(5 * time.Minute)
+		sleep(5 * time.Minute)
 		if n := len(f.reads); n < 4 || n > 6 {
 			t.Errorf("cold again for 5 minutes: got %d samples, want one a minute", n)
 		}
@@ -169,7 +173,7 @@ func TestAskedOnceAMinute(t *testing.T) {
 		c := aContainer("a")
 		s.Apply([]*task.Task{aTask(c)})
 		for i := range 5 {
-			time.Sleep(time.Minute)
+			sleep(time.Minute)
 			age := time.Since(c.Stats.Load().Read)
 			c.Stats.Ask(time.Now().UnixNano())
 			if i > 0 && age > 1200*time.Millisecond {
@@ -189,7 +193,7 @@ func TestHotContainersAreSpread(t *testing.T) {
 			cs[i].Stats.Ask(time.Now().UnixNano())
 		}
 		s.Apply([]*task.Task{aTask(cs...)})
-		time.Sleep(5 * time.Second)
+		sleep(5 * time.Second)
 		per := map[time.Duration]int{}
 		for _, f := range src.feeds {
 			last := f.reads[len(f.reads)-1]
@@ -210,7 +214,7 @@ func TestStoppedContainerHasNone(t *testing.T) {
 		s := running(t, Config{}, src)
 		a, b := aContainer("a"), aContainer("b")
 		s.Apply([]*task.Task{aTask(a, b)})
-		time.Sleep(2 * time.Second)
+		sleep(2 * time.Second)
 		decode(t, a.Stats.Load())
 		stopped := *a
 		stopped.PID = 0
@@ -220,7 +224,7 @@ func TestStoppedContainerHasNone(t *testing.T) {
 		}
 		src.deliver["a"](&Counters{Read: time.Now()})
 		src.deliver["a"](&Counters{Read: time.Now()})
-		time.Sleep(5 * time.Minute)
+		sleep(5 * time.Minute)
 		if got := a.Stats.Load(); got != nil {
 			t.Errorf("after a late delivery: got %s, want none", got.JSON)
 		}
@@ -238,14 +242,14 @@ func TestRestartedContainerBeginsAnew(t *testing.T) {
 		s := running(t, Config{}, src)
 		c := aContainer("a")
 		s.Apply([]*task.Task{aTask(c)})
-		time.Sleep(5 * time.Minute)
+		sleep(5 * time.Minute)
 		again := *c
 		again.PID = 8
 		s.Apply([]*task.Task{aTask(&again)})
 		if got := c.Stats.Load(); got != nil {
 			t.Errorf("just restarted: got %s, want none", got.JSON)
 		}
-		time.Sleep(2 * time.Second)
+		sleep(2 * time.Second)
 		if d := decode(t, c.Stats.Load()); d.CPU.Usage.Total != 2 || d.PreCPU.Usage.Total != 1 {
 			t.Errorf("got %+v, want the new life's first two readings", d)
 		}
@@ -260,12 +264,12 @@ func TestRestartedPauseKeepsTheSample(t *testing.T) {
 		c, pause := aContainer("a"), aContainer("p")
 		pause.Type = task.TypeCNIPause
 		s.Apply([]*task.Task{aTask(c, pause)})
-		time.Sleep(2 * time.Second)
+		sleep(2 * time.Second)
 		before := decode(t, c.Stats.Load())
 		again := *pause
 		again.PID = 9
 		s.Apply([]*task.Task{aTask(c, &again)})
-		time.Sleep(time.Second)
+		sleep(time.Second)
 		if d := decode(t, c.Stats.Load()); d.PreRead != before.Read {
 			t.Errorf("got preread %v, want %v", d.PreRead, before.Read)
 		}
@@ -282,10 +286,10 @@ func TestFailureTakesTheSampleBack(t *testing.T) {
 		c, other := aContainer("a"), aContainer("b")
 		s.Apply([]*task.Task{aTask(c, other)})
 		c.Stats.Ask(time.Now().UnixNano())
-		time.Sleep(3 * time.Second)
+		sleep(3 * time.Second)
 		last := decode(t, c.Stats.Load())
 		src.feeds["a"].err = fmt.Errorf("memory.stat: %w", errDamaged)
-		time.Sleep(5 * time.Second)
+		sleep(5 * time.Second)
 		if got := c.Stats.Load(); got != nil {
 			t.Errorf("got %s, want none", got.JSON)
 		}
@@ -294,12 +298,12 @@ func TestFailureTakesTheSampleBack(t *testing.T) {
 		}
 		decode(t, other.Stats.Load())
 		src.feeds["a"].err = nil
-		time.Sleep(1100 * time.Millisecond)
+		sleep(1100 * time.Millisecond)
 		if d := decode(t, c.Stats.Load()); !d.PreRead.Equal(last.Read) && d.PreRead.Before(last.Read) {
 			t.Errorf("got preread %v, want the last good sample's %v", d.PreRead, last.Read)
 		}
 		src.feeds["a"].err = errGone
-		time.Sleep(2 * time.Second)
+		sleep(2 * time.Second)
 		if n := s.Metrics().Gone.Load(); n == 0 {
 			t.Error("a container that is gone was not counted")
 		}
@@ -314,9 +318,9 @@ func TestOpenIsRetried(t *testing.T) {
 		s := running(t, Config{}, src)
 		c := aContainer("a")
 		s.Apply([]*task.Task{aTask(c)})
-		time.Sleep(400 * time.Millisecond)
+		sleep(400 * time.Millisecond)
 		src.err = nil
-		time.Sleep(1600 * time.Millisecond)
+		sleep(1600 * time.Millisecond)
 		decode(t, c.Stats.Load())
 		if s.Metrics().Failed.Load() == 0 {
 			t.Error("the failure was not counted")
@@ -325,7 +329,7 @@ func TestOpenIsRetried(t *testing.T) {
 		d := aContainer("d")
 		s.Apply([]*task.Task{aTask(c, d)})
 		before := s.Metrics().Failed.Load()
-		time.Sleep(time.Hour)
+		sleep(time.Hour)
 		if n := s.Metrics().Failed.Load() - before; n > 80 {
 			t.Errorf("%d attempts in an hour, want them to become rare", n)
 		}
@@ -339,7 +343,7 @@ func TestSecondSourceServes(t *testing.T) {
 		s := running(t, Config{}, first, second)
 		c := aContainer("a")
 		s.Apply([]*task.Task{aTask(c)})
-		time.Sleep(2 * time.Second)
+		sleep(2 * time.Second)
 		decode(t, c.Stats.Load())
 	})
 }
@@ -352,13 +356,13 @@ func TestApplyUnchangedKeepsFeeds(t *testing.T) {
 		tk := aTask(c)
 		for range 10 {
 			s.Apply([]*task.Task{tk})
-			time.Sleep(500 * time.Millisecond)
+			sleep(500 * time.Millisecond)
 		}
 		renamed := *c
 		renamed.DockerName = "other"
 		renamed.Stats = c.Stats
 		s.Apply([]*task.Task{aTask(&renamed)})
-		time.Sleep(time.Minute)
+		sleep(time.Minute)
 		if d := decode(t, c.Stats.Load()); d.Name != "/other" {
 			t.Errorf("got name %q, want the new one", d.Name)
 		}
@@ -377,7 +381,7 @@ func TestStopEmptiesCells(t *testing.T) {
 		go func() { defer close(done); s.Run(ctx) }()
 		c := aContainer("a")
 		s.Apply([]*task.Task{aTask(c)})
-		time.Sleep(2 * time.Second)
+		sleep(2 * time.Second)
 		sub := s.Subscribe("a")
 		cancel()
 		<-done
@@ -403,7 +407,7 @@ func TestSubscribe(t *testing.T) {
 		if s.Subscribe("nope") != nil {
 			t.Error("subscribed to a container that does not run")
 		}
-		time.Sleep(90*time.Second + 37*time.Millisecond) // cold, and the last sample is old
+		sleep(90*time.Second + 37*time.Millisecond) // cold, and the last sample is old
 		sub := s.Subscribe("a")
 		start := time.Now()
 		var seen []uint64
@@ -426,7 +430,7 @@ func TestSubscribe(t *testing.T) {
 			}
 		}
 		// A slow reader gets the newest, not a backlog.
-		time.Sleep(10 * time.Second)
+		sleep(10*time.Second + 5*time.Millisecond)
 		sample, _ := sub.Next(t.Context())
 		if n := decode(t, sample).CPU.Usage.Total; n < seen[4]+9 {
 			t.Errorf("after 10 s: got reading %d, want the newest", n)
@@ -455,16 +459,16 @@ func TestClosedSubscriptionLetsTheContainerCool(t *testing.T) {
 		src := newFakeSource()
 		s := running(t, Config{}, src)
 		s.Apply([]*task.Task{aTask(aContainer("a"))})
-		time.Sleep(2 * time.Second)
+		sleep(2 * time.Second)
 		sub := s.Subscribe("a")
-		time.Sleep(10 * time.Second)
+		sleep(10 * time.Second)
 		if n := len(src.feeds["a"].reads); n < 11 {
 			t.Errorf("subscribed for 10 s: got %d samples", n)
 		}
 		sub.Close()
-		time.Sleep(time.Second)
+		sleep(time.Second)
 		src.feeds["a"].reads = nil
-		time.Sleep(50 * time.Second)
+		sleep(50 * time.Second)
 		if n := len(src.feeds["a"].reads); n > 1 {
 			t.Errorf("not subscribed for 50 s: got %d samples", n)
 		}
@@ -478,12 +482,24 @@ func TestSampleIsImmutable(t *testing.T) {
 		c := aContainer("a")
 		s.Apply([]*task.Task{aTask(c)})
 		c.Stats.Ask(time.Now().UnixNano())
-		time.Sleep(2 * time.Second)
+		sleep(2 * time.Second)
 		held := c.Stats.Load()
 		text := strings.Clone(string(held.JSON))
-		time.Sleep(30 * time.Second)
+		sleep(30 * time.Second)
 		if c.Stats.Load() == held || string(held.JSON) != text {
 			t.Error("a sample changed in its reader's hands")
 		}
 	})
+}
+
+// fakes orders the sampler's use of the fakes after what a test did to them before it slept.
+var fakes sync.Mutex
+
+// sleep lets d pass and everything that falls due by then happen.
+func sleep(d time.Duration) {
+	fakes.Lock()
+	//lint:ignore SA2001 it is all about the order
+	fakes.Unlock()
+	time.Sleep(d)
+	synctest.Wait()
 }
