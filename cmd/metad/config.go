@@ -23,12 +23,12 @@ const defaultConfigFile = "/etc/metad/metad.yaml"
 type config struct {
 	file configFile
 
-	bridges    []string
-	pinDir     string
-	attach     string
-	trustBridge   bool
-	onExit     string
-	hostRoute  string
+	bridges      []string
+	pinDir       string
+	attach       string
+	trustBridge  bool
+	onExit       string
+	hostRoute    string
 	maxAddresses int
 
 	dockerHost string

@@ -5,7 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
+	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,9 +17,12 @@ import (
 	"go.uber.org/zap"
 
 	"metad/pkg/admin"
+	"metad/pkg/agent"
 	"metad/pkg/docker"
+	"metad/pkg/dockerproxy"
 	"metad/pkg/loader"
 	"metad/pkg/lookup"
+	"metad/pkg/mdfile"
 	"metad/pkg/server"
 	"metad/pkg/stats"
 	"metad/pkg/task"
@@ -95,11 +99,23 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 		Account:          c.account,
 		AvailabilityZone: c.availabilityZone(),
 		ReconcileEvery:   c.reconcile,
+		Enrich:           d.enrich,
 	})
 	if err != nil {
 		return err
 	}
 	defer closing(d.follower, &err)
+	if c.introspection != "" {
+		cfg := agent.DefaultConfig()
+		cfg.URL, cfg.Changed, cfg.Log = c.introspection, d.follower.Refresh, log.Named("agent")
+		if d.agent, err = agent.New(cfg); err != nil {
+			return err
+		}
+	}
+	if d.files, err = mdfile.NewWriter(c.fileConfig(), log.Named("mdfile")); err != nil {
+		return err
+	}
+	defer closing(d.files, &err)
 	d.server, err = server.New(d.serverConfig(), d.table)
 	if err != nil {
 		return err
@@ -125,6 +141,16 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 	run(func(ctx context.Context) error { d.sampler.Run(ctx); return nil })
 	run(func(ctx context.Context) error { return ld.Events(ctx, d.event) })
 	run(d.retry)
+	if d.agent != nil {
+		run(func(ctx context.Context) error { d.agent.Run(ctx); return nil })
+	}
+	if c.proxySocket != "" {
+		proxy, ln, err := d.listenProxy()
+		if err != nil {
+			return err
+		}
+		run(func(ctx context.Context) error { return proxy.Serve(ctx, ln) })
+	}
 	if c.adminAddr != "" {
 		adm, err := admin.Listen(d.adminConfig())
 		if err != nil {
@@ -227,6 +253,8 @@ type daemon struct {
 	sampler  *stats.Sampler
 	follower *docker.Follower
 	server   *server.Server
+	agent    *agent.Client // nil: none
+	files    *mdfile.Writer
 
 	wired chan struct{} // closed when all of the above are set
 	armed atomic.Bool
@@ -238,6 +266,43 @@ func (d *daemon) apply(tasks []*task.Task) {
 		d.log.Error("some addresses are not served", zap.Error(err))
 	}
 	d.sampler.Apply(tasks)
+	d.files.Apply(tasks)
+}
+
+// enrich adds what only the ECS agent knows.
+func (d *daemon) enrich(t *task.Task) {
+	if d.agent != nil {
+		d.agent.Enrich(t)
+	}
+}
+
+func (c *config) fileConfig() mdfile.Config {
+	form := mdfile.FormProposal
+	if c.fileAgentPath {
+		form = mdfile.FormAgent
+	}
+	return mdfile.Config{DataDir: c.dataDir, Layout: mdfile.Layout{Form: form, DataDir: c.dataDir}}
+}
+
+// listenProxy makes the Docker API proxy and its socket.
+func (d *daemon) listenProxy() (*dockerproxy.Proxy, net.Listener, error) {
+	socket, ok := strings.CutPrefix(d.cfg.dockerHost, "unix://")
+	if !ok {
+		return nil, nil, fmt.Errorf("docker-proxy %q: needs a unix socket to stand in front of; docker-host is %q", d.cfg.proxySocket, d.cfg.dockerHost)
+	}
+	cfg := dockerproxy.Config{Engine: socket, Enabled: d.cfg.fileEnabled, Identify: d.follower.Identify}
+	if d.cfg.selinux {
+		cfg.SELinux = dockerproxy.SELinuxOn
+	}
+	proxy, err := dockerproxy.New(cfg, d.files, d.log.Named("proxy"))
+	if err != nil {
+		return nil, nil, err
+	}
+	ln, err := dockerproxy.Listen(d.cfg.proxySocket, socket)
+	if err != nil {
+		return nil, nil, fmt.Errorf("docker-proxy %q: %w", d.cfg.proxySocket, err)
+	}
+	return proxy, ln, nil
 }
 
 // event logs what the kernel tells: at most one a second of each kind.
@@ -250,7 +315,8 @@ func (d *daemon) event(e loader.Event) {
 		zap.Int("ifindex", e.Ifindex), zap.Uint64("held_back", e.HeldBack))
 }
 
-// retry gives addresses that the kernel's map had no room for another chance.
+// retry gives addresses that the kernel's map had no room for, and files that the disk had none for, another
+// chance.
 func (d *daemon) retry(ctx context.Context) error {
 	for tick := time.NewTicker(time.Second); ; {
 		select {
@@ -260,6 +326,7 @@ func (d *daemon) retry(ctx context.Context) error {
 			if err := d.table.Retry(); err != nil {
 				d.log.Debug("some addresses are still not served", zap.Error(err))
 			}
+			d.files.Retry()
 		}
 	}
 }
@@ -311,35 +378,4 @@ func (s samples) Subscribe(id string) (<-chan *task.Sample, func()) {
 		}
 	}()
 	return ch, cancel
-}
-
-func doctorCommand(io.Writer) *cli.Command { return &cli.Command{Name: "doctor"} }
-func waitFileCommand() *cli.Command        { return &cli.Command{Name: "wait-file"} }
-
-func detachCommand(stderr io.Writer) *cli.Command {
-	var c config
-	var keepPins bool
-	return &cli.Command{
-		Name:  "detach",
-		Usage: "remove what metad left on this host: filters, links, its namespace, pins",
-		Flags: append(c.flagsNamed("config", "bridges", "pin-dir", "log-level", "log-format"),
-			&cli.BoolFlag{Name: "keep-pins", Usage: "leave the pinned maps to the next start", Destination: &keepPins}),
-		Action: func(context.Context, *cli.Command) error {
-			log, err := c.logger()
-			if err != nil {
-				return err
-			}
-			return loader.Detach(loader.Config{Bridges: c.bridges, PinDir: c.pinDir, Log: log})
-		},
-	}
-}
-
-func (c *config) flagsNamed(names ...string) []cli.Flag {
-	var out []cli.Flag
-	for _, f := range c.flags() {
-		if slices.Contains(names, f.Names()[0]) {
-			out = append(out, f)
-		}
-	}
-	return out
 }

@@ -24,7 +24,9 @@ import (
 
 // Tasks finds the task that a connection comes from; *lookup.Table does.
 type Tasks interface {
+	// Resolve returns nil if there is none now. It must not wait nor allocate.
 	Resolve(tag uint32, addr netip.Addr) *lookup.View
+	// Await waits until there is one or ctx ends, and not at all when too many wait already.
 	Await(ctx context.Context, tag uint32, addr netip.Addr) *lookup.View
 }
 
@@ -39,12 +41,12 @@ type Server struct {
 
 	http      *fasthttp.Server
 	conns     *conns
-	waiting   waiting
 	forwards  slots
 	streams   slots
 	rateLimit []byte // what X-Rate-Limit-Limit says
 
-	panics atomic.Uint64
+	waiting atomic.Int64
+	panics  atomic.Uint64
 
 	stopping atomic.Bool
 	stopped  chan struct{} // closed by the first Shutdown
@@ -78,7 +80,6 @@ func New(cfg Config, tasks Tasks) (*Server, error) {
 		now:       (*fasthttp.RequestCtx).Time,
 		dial:      (&net.Dialer{KeepAlive: -1}).DialContext,
 		conns:     newConns(&cfg),
-		waiting:   waiting{max: cfg.MaxWaiters, on: map[source]int{}},
 		forwards:  make(slots, cfg.MaxForwards),
 		streams:   make(slots, cfg.MaxStreams),
 		rateLimit: strconv.AppendFloat(nil, float64(shown.PerSecond), 'f', 2, 64),
@@ -180,7 +181,7 @@ func (s *Server) Counters() Counters {
 	return Counters{
 		Open:    s.conns.count(),
 		Refused: s.conns.refused.Load(),
-		Waiting: s.waiting.count(),
+		Waiting: int(s.waiting.Load()),
 		Panics:  s.panics.Load(),
 	}
 }
@@ -299,14 +300,11 @@ func (s *Server) resolve(c *conn) *lookup.View {
 	if v := s.tasks.Resolve(c.tag, c.remote.Addr()); v != nil || c.arn != "" {
 		return v
 	}
-	if s.cfg.UnknownWait == 0 || !s.waiting.begin(c.src, func() {
-		if s.cfg.Look != nil {
-			s.cfg.Look(c.tag, c.remote.Addr())
-		}
-	}) {
+	if s.cfg.UnknownWait == 0 {
 		return nil
 	}
-	defer s.waiting.end(c.src)
+	s.waiting.Add(1)
+	defer s.waiting.Add(-1)
 	ctx, cancel := context.WithTimeout(s.life, s.cfg.UnknownWait)
 	defer cancel()
 	return s.tasks.Await(ctx, c.tag, c.remote.Addr())

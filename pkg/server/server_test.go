@@ -38,7 +38,6 @@ func TestConfigValidate(t *testing.T) {
 	f("MaxBodyBytes", func(c *Config) { c.MaxBodyBytes = 0 })
 	f("MaxConns ", func(c *Config) { c.MaxConns = 0 })
 	f("MaxConnsPerTask", func(c *Config) { c.MaxConnsPerTask = 0 })
-	f("MaxWaiters", func(c *Config) { c.MaxWaiters = 0 })
 	f("AgentTimeout", func(c *Config) { c.AgentTimeout = 0 })
 	f("MaxForwards", func(c *Config) { c.MaxForwards = 0 })
 	f("MaxStreams", func(c *Config) { c.MaxStreams = 0 })
@@ -133,15 +132,8 @@ func TestSocketMark(t *testing.T) {
 
 // A request that comes before its task is known is answered as soon as the task is.
 func TestUnknownSourceWaits(t *testing.T) {
-	var looks atomic.Int32
 	cfg := testConfig()
 	cfg.UnknownWait = MaxUnknownWait
-	cfg.Look = func(tag uint32, addr netip.Addr) {
-		if tag != 0 || addr != addrT {
-			t.Errorf("look: got %d, %v", tag, addr)
-		}
-		looks.Add(1)
-	}
 	const waiters = 20
 	h := newHost(t, cfg)
 	// The test's own clock decides when waiting ends, not 400 ms.
@@ -163,37 +155,11 @@ func TestUnknownSourceWaits(t *testing.T) {
 		})
 	}
 	eventually(t, "all wait", func() bool { return h.Counters().Waiting == waiters })
-	if n := looks.Load(); n != 1 {
-		t.Errorf("%d looks for %d waiters on one address, want 1", n, waiters)
-	}
 	if err := h.table.Apply([]*task.Task{newTask()}); err != nil {
 		t.Fatal(err)
 	}
 	wg.Wait()
 	h.quiet(t)
-	if len(h.waiting.on) != 0 {
-		t.Errorf("left: %v", h.waiting.on)
-	}
-}
-
-// One waiter too many is told at once what the others are told in the end.
-func TestUnknownSourceWaitersBounded(t *testing.T) {
-	cfg := testConfig()
-	cfg.UnknownWait = MaxUnknownWait
-	cfg.MaxWaiters = 2
-	h := newHost(t, cfg)
-	h.cfg.UnknownWait = time.Minute
-	for range cfg.MaxWaiters {
-		_, _ = h.dial(t, addrU).Write(request("/v2/metadata"))
-	}
-	eventually(t, "all wait", func() bool { return h.Counters().Waiting == cfg.MaxWaiters })
-	want(t, h.get(t, addrU, "/v2/metadata"), 400, typeJSON, unknownBody)
-	if err := h.table.Apply(nil); err != nil { // wakes, but nobody's task came
-		t.Fatal(err)
-	}
-	if n := h.Counters().Waiting; n != cfg.MaxWaiters {
-		t.Errorf("got %d waiting, want %d", n, cfg.MaxWaiters)
-	}
 }
 
 // A task's connections are bounded, and the bound is its own.
@@ -253,8 +219,13 @@ func TestPeersForgotten(t *testing.T) {
 	cfg.Rate = RateLimit{PerSecond: 1000, Burst: 1000}
 	cs := newConns(&cfg)
 	now := int64(0)
+	greedy := &conn{Conn: newLoopConn(addrT), tag: 1}
+	cs.add(greedy, now)
+	for greedy.peer.bucket.take(now, RateLimit{PerSecond: 1, Burst: 1000}) == 0 {
+	}
+	_ = greedy.Close()
 	for i := range 10_000 {
-		c := &conn{Conn: newLoopConn(addrT), tag: uint32(i + 1)}
+		c := &conn{Conn: newLoopConn(addrT), tag: uint32(i + 2)}
 		if !cs.add(c, now) {
 			t.Fatal("refused")
 		}
@@ -264,6 +235,9 @@ func TestPeersForgotten(t *testing.T) {
 	}
 	if n := len(cs.peers); n > 2*minSweep {
 		t.Errorf("with a limit: got %d peers, want at most %d", n, 2*minSweep)
+	}
+	if cs.peers[greedy.src] != greedy.peer {
+		t.Error("who has used up its tokens was forgotten")
 	}
 }
 

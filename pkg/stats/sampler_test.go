@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,7 +21,6 @@ type fakeSource struct {
 	opened  int
 	closed  int
 	feeds   map[string]*fakeFeed
-	async   bool // deliver 10 ms later
 	deliver map[string]func(*Counters)
 }
 
@@ -36,6 +36,8 @@ type fakeFeed struct {
 }
 
 func (s *fakeSource) Open(_ *task.Task, c *task.Container, deliver func(*Counters)) (Feed, error) {
+	fakes.Lock()
+	defer fakes.Unlock()
 	if s.err != nil {
 		return nil, s.err
 	}
@@ -46,6 +48,8 @@ func (s *fakeSource) Open(_ *task.Task, c *task.Container, deliver func(*Counter
 }
 
 func (f *fakeFeed) Sample(hot bool) (*Counters, error) {
+	fakes.Lock()
+	defer fakes.Unlock()
 	f.hot = append(f.hot, hot)
 	f.reads = append(f.reads, time.Now())
 	return &Counters{Read: time.Now(), CPU: CPU{Total: uint64(len(f.reads))}}, f.err
@@ -488,8 +492,14 @@ func TestSampleIsImmutable(t *testing.T) {
 	})
 }
 
+// fakes orders the sampler's use of the fakes after what a test did to them before it slept.
+var fakes sync.Mutex
+
 // sleep lets d pass and everything that falls due by then happen.
 func sleep(d time.Duration) {
+	fakes.Lock()
+	//lint:ignore SA2001 it is all about the order
+	fakes.Unlock()
 	time.Sleep(d)
 	synctest.Wait()
 }
