@@ -43,6 +43,9 @@ type Loader struct {
 	verdicts []string  // names, in the C's order
 	follower *follower
 
+	closeOnce sync.Once
+	closeErr  error
+
 	mu       sync.Mutex
 	byPort   map[uint32]map[netip.Addr]bool // ip_task's keys by ifindex
 	links    map[int]netLink                // every device in host, as last heard
@@ -289,8 +292,13 @@ func (l *Loader) Disarm() error {
 
 // Close takes everything out of the kernel but the pinned maps, which the next start takes over
 // (Detach removes them too). With OnExitDrop the filters stay as well, and drop. The listener and
-// its connections should be closed before.
+// its connections should be closed before. Closing again does nothing.
 func (l *Loader) Close() error {
+	l.closeOnce.Do(func() { l.closeErr = l.close() })
+	return l.closeErr
+}
+
+func (l *Loader) close() error {
 	var errs []error
 	if l.objs != nil {
 		errs = append(errs, l.Disarm())
