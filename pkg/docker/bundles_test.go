@@ -101,7 +101,7 @@ func TestFollowNewborn(t *testing.T) {
 	created := func(c *container.InspectResponse) {
 		*c.State = container.State{Status: "created"}
 	}
-	for _, name := range []string{"inspected before", "inspected after", "never runs"} {
+	for _, name := range []string{"inspected before", "inspected after", "never runs", "was stopped"} {
 		t.Run(name, func(t *testing.T) {
 			e := startEngine(t)
 			dir := t.TempDir()
@@ -112,7 +112,11 @@ func TestFollowNewborn(t *testing.T) {
 			}
 			w.start(t)
 			<-w.Synced()
-			id := e.run(created)
+			before := created
+			if name == "was stopped" {
+				before = stopped
+			}
+			id := e.run(before)
 			known := func(tasks []*task.Task) bool { _, c := find(tasks, id); return c != nil }
 			release := make(chan struct{})
 			if name == "inspected after" {
@@ -136,7 +140,7 @@ func TestFollowNewborn(t *testing.T) {
 			}
 			w.until(t, "an endpoint before it runs", func(tasks []*task.Task) bool {
 				tk, c := find(tasks, id)
-				return c != nil && len(tk.Endpoints) == 1 && tk.Endpoints[0].Ifindex == 4321 && c.KnownStatus == task.StatusRunning && c.PID == 0
+				return c != nil && len(tk.Endpoints) == 1 && tk.Endpoints[0].Ifindex == 4321 && c.KnownStatus == task.StatusRunning && c.PID == 0 && c.ExitCode == nil
 			})
 			if name == "never runs" {
 				w.mu.Lock()

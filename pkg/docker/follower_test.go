@@ -94,11 +94,24 @@ func TestFollowOldDie(t *testing.T) {
 func TestFollowLostEvents(t *testing.T) {
 	e := startEngine(t)
 	stops, goes, renamed, restarted := e.run(), e.run(), e.run(), e.run()
-	w := watch(t, e, func(c *Config) { c.ReconcileEvery = 10 * time.Millisecond })
+	w := newWatched(t, e, func(c *Config) { c.ReconcileEvery = 10 * time.Millisecond })
+	w.recheck = 1 << 30 // what the list shows must do
+	var ended atomic.Int64
+	w.inode = func(pid int) uint64 {
+		if int64(pid) == ended.Load() {
+			return 0
+		}
+		return uint64(pid)
+	}
+	w.start(t)
+	<-w.Synced()
 	e.change(stops, stopped)
 	e.remove(goes)
 	e.change(renamed, func(c *container.InspectResponse) { c.Name = "/renamed" })
-	e.change(restarted, func(c *container.InspectResponse) { c.State.Pid = 9999 })
+	e.change(restarted, func(c *container.InspectResponse) {
+		ended.Store(int64(c.State.Pid))
+		c.State.Pid = 9999
+	})
 	starts := e.run()
 	w.until(t, "reconciled", func(tasks []*task.Task) bool {
 		_, s := find(tasks, stops)
