@@ -40,9 +40,10 @@ func TestBundles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.watchRoots()
+	writeBundle(t, there, "a", 7) // all of it before anybody looks
 	ended := make(chan error)
 	go func() { ended <- b.run() }()
-	b.watchRoots()
 	want := func(id string, pid int) {
 		t.Helper()
 		for {
@@ -59,7 +60,6 @@ func TestBundles(t *testing.T) {
 			}
 		}
 	}
-	writeBundle(t, there, "a", 7)
 	want("a", 7)
 	if err := os.Mkdir(later, 0o700); err != nil {
 		t.Fatal(err)
@@ -133,9 +133,7 @@ func TestFollowNewborn(t *testing.T) {
 			}
 			writeBundle(t, dir, id, 4321)
 			if name == "inspected after" {
-				for len(w.births.found) > 0 {
-					time.Sleep(time.Millisecond)
-				}
+				time.Sleep(50 * time.Millisecond) // let Run take it in
 				close(release)
 			}
 			w.until(t, "an endpoint before it runs", func(tasks []*task.Task) bool {

@@ -72,6 +72,44 @@ func TestFollowDieFreesAddress(t *testing.T) {
 	w.until(t, "no endpoint", func(tasks []*task.Task) bool { tk, _ := find(tasks, id); return tk != nil && len(tk.Endpoints) == 0 })
 }
 
+// TestFollowDieDuringLook: what a look saw before the container ended does not come back.
+func TestFollowDieDuringLook(t *testing.T) {
+	e := startEngine(t)
+	id := e.run()
+	w := watch(t, e)
+	reading, release, never := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	defer close(never)
+	w.mu.Lock()
+	w.readNS = func(c *task.Container) (*namespace, error) {
+		if c.ID == id {
+			close(reading)
+			<-release
+		}
+		return fakeNamespace(c)
+	}
+	w.mu.Unlock()
+	e.emit(events.ActionUpdate, id)
+	<-reading
+	e.mu.Lock()
+	e.onInspect = func(asked string) {
+		if asked == id {
+			<-never
+		}
+	}
+	e.mu.Unlock()
+	free := func(tasks []*task.Task) bool { tk, _ := find(tasks, id); return len(tk.Endpoints) == 0 }
+	e.emit(events.ActionDie, id)
+	w.until(t, "no endpoint", free)
+	close(release)
+	time.Sleep(20 * time.Millisecond) // let Run take in what was seen
+	other := e.run()
+	e.emit(events.ActionStart, other)
+	w.until(t, "another", up(other))
+	if !free(w.current()) {
+		t.Error("the endpoint of a container that has ended is back")
+	}
+}
+
 // TestFollowOldDie: a die event told again after a reconnect is not of this life.
 func TestFollowOldDie(t *testing.T) {
 	e := startEngine(t)
