@@ -300,7 +300,7 @@ func TestPanic(t *testing.T) {
 		_, _ = c.Write(request("/v2/metadata"))
 		r := bufio.NewReader(c)
 		want(t, read(t, r, "GET"), 500, typeJSON, "{}")
-		if _, err := r.ReadByte(); err != io.EOF {
+		if _, err := r.ReadByte(); !errors.Is(err, io.EOF) {
 			t.Errorf("connection: got %v, want it closed", err)
 		}
 	}
@@ -345,7 +345,7 @@ func TestShutdownDrains(t *testing.T) {
 	eventually(t, "accepted", func() bool { return h.Counters().Open == 3 && len(h.forwards) == 1 })
 
 	done := h.shutdown(context.Background())
-	if err := h.Serve(nil); err != ErrStopped {
+	if err := h.Serve(nil); !errors.Is(err, ErrStopped) {
 		t.Errorf("Serve while stopping: got %v", err)
 	}
 	for c, r := range map[net.Conn]*bufio.Reader{fresh: bufio.NewReader(fresh), idle: idleReader} {
@@ -380,7 +380,7 @@ func TestShutdownDeadline(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := h.shutdown(ctx)
 	cancel()
-	if err := <-done; err != context.Canceled {
+	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	h.quiet(t)
@@ -417,7 +417,7 @@ func TestShutdownLeavesListener(t *testing.T) {
 		t.Error(err)
 	}
 	_ = handed.Close()
-	if err := <-served; err != ErrStopped {
+	if err := <-served; !errors.Is(err, ErrStopped) {
 		t.Errorf("got %v", err)
 	}
 }
