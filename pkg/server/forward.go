@@ -67,6 +67,7 @@ func (s *Server) forward(ctx *fasthttp.RequestCtx, c *conn) failure {
 		client: c, agent: up, head: head,
 		body: ctx.RequestBodyStream(), length: length, limit: s.cfg.MaxBodyBytes,
 		bodiless: ctx.IsHead(),
+		guard:    s.guard,
 		faults:   make(chan failure, 1), uploaded: make(chan struct{}),
 	}
 	// Not in the handler below: nobody promises that it is called.
@@ -76,13 +77,7 @@ func (s *Server) forward(ctx *fasthttp.RequestCtx, c *conn) failure {
 	})
 	// Answers to pipelined requests before this one may still be in fasthttp's buffer: it writes
 	// them before it calls the handler, which is why the exchange has to wait for it.
-	ctx.HijackSetNoResponse(true)
-	ctx.Hijack(func(net.Conn) {
-		defer func() {
-			if r := recover(); r != nil {
-				s.logPanic(r)
-			}
-		}()
+	s.hijack(ctx, func(net.Conn) {
 		_ = c.SetDeadline(deadline.Add(lingering)) // after the agent's: there may be a 504 to write
 		x.run()
 	})
@@ -213,6 +208,7 @@ type exchange struct {
 	limit         int64     // of the body
 	bodiless      bool      // the answer has no body whatever its header says
 
+	guard    func()        // deferred, handles a panic
 	faults   chan failure  // gets what the client did wrong in its body
 	uploaded chan struct{} // closed when nobody reads body any more
 }
@@ -252,6 +248,7 @@ func (x *exchange) run() {
 // gets to the point of looking for the answer.
 func (x *exchange) upload() {
 	defer close(x.uploaded)
+	defer x.guard()
 	_, err := x.agent.Write(x.head)
 	if x.body == nil {
 		return

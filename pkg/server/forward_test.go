@@ -409,3 +409,25 @@ func TestForwardSDK(t *testing.T) {
 		t.Errorf("mute agent: got %v", err)
 	}
 }
+
+type panicReader struct{}
+
+func (panicReader) Read([]byte) (int, error) { panic("read") }
+
+// The body is read where fasthttp and the handler's own guard do not reach.
+func TestForwardPanic(t *testing.T) {
+	h := newStopped(t, testConfig())
+	client, clients := net.Pipe()
+	up, agents := net.Pipe()
+	go func() {
+		_, _ = bufio.NewReader(agents).ReadString('\n')
+		_, _ = io.WriteString(agents, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+	}()
+	go func() { _, _ = io.Copy(io.Discard, clients) }()
+	x := &exchange{client: client, agent: up, head: []byte("GET\n"), body: panicReader{}, limit: 1, guard: h.guard,
+		faults: make(chan failure, 1), uploaded: make(chan struct{})}
+	x.run()
+	if n := h.Counters().Panics; n != 1 {
+		t.Errorf("counted %d, want 1", n)
+	}
+}

@@ -222,6 +222,22 @@ func (s *Server) logPanic(r any) {
 	}
 }
 
+// hijack lets f have the connection to itself, once everything before has been written.
+func (s *Server) hijack(ctx *fasthttp.RequestCtx, f func(net.Conn)) {
+	ctx.HijackSetNoResponse(true)
+	ctx.Hijack(func(nc net.Conn) {
+		defer s.guard()
+		f(nc)
+	})
+}
+
+// guard, deferred, makes a panic the end of the connection instead of the process.
+func (s *Server) guard() {
+	if r := recover(); r != nil {
+		s.logPanic(r)
+	}
+}
+
 // handleReadError answers what could not be read as a request.
 func (s *Server) handleReadError(ctx *fasthttp.RequestCtx, err error) {
 	fail(&ctx.Response, readError(err), asked{})
@@ -232,6 +248,9 @@ func (s *Server) answer(ctx *fasthttp.RequestCtx, c *conn, a *asked) failure {
 	req := &ctx.Request.Header
 	if !req.IsHTTP11() && string(req.Protocol()) != "HTTP/1.0" {
 		return badVersion
+	}
+	if hasToken(req.Peek(fasthttp.HeaderConnection), tokenClose) { // fasthttp knows one spelling of it
+		ctx.SetConnectionClose()
 	}
 	target := req.RequestURI()
 	path, ok := plainPath(target)
@@ -425,4 +444,19 @@ func (s *Server) finishBody(ctx *fasthttp.RequestCtx) failure {
 	return served
 }
 
-var expectContinue = []byte("100-continue")
+var (
+	expectContinue = []byte("100-continue")
+	tokenClose     = []byte("close")
+)
+
+// hasToken reports whether a comma-separated list has the token, in any case. It does not allocate.
+func hasToken(list, token []byte) bool {
+	for len(list) >= len(token) {
+		item, rest, _ := bytes.Cut(list, []byte(","))
+		if bytes.EqualFold(bytes.TrimSpace(item), token) {
+			return true
+		}
+		list = rest
+	}
+	return false
+}

@@ -41,9 +41,12 @@ func (s *Server) stream(ctx *fasthttp.RequestCtx, c *conn, id string) failure {
 	if tc, ok := c.Conn.(*net.TCPConn); ok {
 		_ = tc.SetWriteBuffer(streamBuffer) // only makes the slow client's end come sooner
 	}
-	ctx.HijackSetNoResponse(true)
-	ctx.Hijack(func(nc net.Conn) {
+	s.hijack(ctx, func(nc net.Conn) {
 		gone := make(chan struct{})
+		defer func() {
+			_ = c.SetReadDeadline(time.Unix(1, 0)) // the reader's buffer is fasthttp's again after this
+			<-gone
+		}()
 		go func() {
 			defer close(gone)
 			var b [1]byte
@@ -54,8 +57,6 @@ func (s *Server) stream(ctx *fasthttp.RequestCtx, c *conn, id string) failure {
 			}
 		}()
 		s.writeSamples(c, head, samples, chunked, gone)
-		_ = c.SetReadDeadline(time.Unix(1, 0)) // the reader's buffer is fasthttp's again after this
-		<-gone
 	})
 	return served
 }
