@@ -59,6 +59,9 @@ func (f *Follower) build(group map[string]*tracked) *task.Task {
 				eni = m.ns
 			}
 		}
+		if m.ns != nil && c.KnownStatus == task.StatusCreated {
+			c.KnownStatus = task.StatusRunning // whoever asks now runs
+		}
 		if c.Type == task.TypeCNIPause && c.KnownStatus == task.StatusRunning && (c.NetworkMode != "none" || m.ns != nil && m.ns.ecs) {
 			c.KnownStatus = task.StatusResourcesProvisioned
 		}

@@ -3,7 +3,8 @@
 //
 // It lists the containers, follows the events from a moment before, and lists again now and then,
 // because events get lost. Facts come from inspecting a container and from its network namespace, never
-// from an event: an event only says where to look.
+// from an event: an event only says where to look. That a container is about to run is seen in containerd's
+// directories, before the Engine says so: its program may ask for its metadata with its first instruction.
 package docker
 
 import (
@@ -51,6 +52,10 @@ type Config struct {
 	// ProcRoot is where the host's processes are seen; "": /proc.
 	ProcRoot string
 
+	// BundleDirs are where containerd keeps the bundles of Docker's containers; nil: its usual places. A
+	// container is then known before its program runs. Without them it is as soon as Docker says it has started.
+	BundleDirs []string
+
 	Cluster          string // name or ARN; "": default
 	Region           string // in made-up ARNs; "": us-east-1
 	Account          string // in made-up ARNs; "": 000000000000
@@ -67,6 +72,7 @@ const (
 	// How many looks at containers go on at once. The Engine holds a container's lock while it
 	// starts it, so a look at one that is about to start waits all that time: those have places of their own.
 	maxUrgent = 16
+	maxFresh  = 64
 	maxLazy   = 8
 
 	// A list that takes longer than this to be worked off does not hold the first Apply any more.
@@ -94,6 +100,7 @@ type Follower struct {
 	read   func(*task.Container) (*namespace, error) // into the container's namespace
 	inode  func(pid int) uint64
 	ns     *namespaces
+	births *bundles
 	now    func() time.Time
 
 	connected                                     atomic.Bool
@@ -109,8 +116,9 @@ type Follower struct {
 
 	// What follows belongs to Run's goroutine.
 	containers map[string]*tracked
-	urgent     queue
-	lazy       queue
+	urgent     queue // something has happened
+	fresh      queue // just created
+	lazy       queue // the rest
 	finished   chan *look
 	retries    chan string
 	groups     map[string]map[string]*tracked // by ARN, then container id
@@ -129,6 +137,7 @@ type tracked struct {
 	desc  *description // nil before the first inspect
 	ns    *namespace   // nil unless it runs in a namespace of its own
 
+	newborn  int    // process of a container that is being started; 0 once the Engine has spoken
 	queued   *queue // that it waits in, or will when the present look is done
 	looking  bool
 	inspect  bool // the next look is at what the Engine says too, not only into the namespace
@@ -144,6 +153,7 @@ type queue struct {
 	ids  []string
 	busy int
 	most int
+	rank int // a container waits in one queue: that of the highest rank
 }
 
 // look is one look at a container and what it found.
@@ -151,6 +161,7 @@ type look struct {
 	*tracked
 	from    *queue
 	inspect bool
+	newborn int          // only look into the namespace of this process
 	desc    *description // what was known; then what is
 	ns      *namespace
 	err     error // the Engine's
@@ -168,6 +179,12 @@ func New(cfg Config) (*Follower, error) {
 		return nil, err
 	}
 	f.read, f.inode = f.ns.read, f.ns.inode
+	if cfg.BundleDirs == nil {
+		cfg.BundleDirs = defaultBundleDirs
+	}
+	if f.births, err = openBundles(cfg.BundleDirs); err != nil {
+		return nil, errors.Join(err, f.ns.close())
+	}
 	return f, nil
 }
 
@@ -185,9 +202,10 @@ func newFollower(cfg Config) (*Follower, error) {
 		synced:     make(chan struct{}),
 		now:        time.Now,
 		containers: map[string]*tracked{},
-		urgent:     queue{most: maxUrgent},
+		urgent:     queue{most: maxUrgent, rank: 2},
+		fresh:      queue{most: maxFresh, rank: 1},
 		lazy:       queue{most: maxLazy},
-		finished:   make(chan *look, maxUrgent+maxLazy),
+		finished:   make(chan *look, maxUrgent+maxFresh+maxLazy),
 		retries:    make(chan string, 64),
 		groups:     map[string]map[string]*tracked{},
 		dirty:      map[string]bool{},
@@ -212,7 +230,7 @@ func (f *Follower) Close() error {
 	if f.ns == nil {
 		return nil
 	}
-	return f.ns.close()
+	return errors.Join(f.ns.close(), f.births.close())
 }
 
 // Synced is closed after the first Apply.
@@ -269,8 +287,20 @@ func (f *Follower) Run(ctx context.Context) error {
 	relist := make(chan struct{}, 1)
 	var following sync.WaitGroup
 	following.Go(func() { f.follow(ctx, incoming, lists, relist) })
+	var births <-chan newborn
+	if f.births != nil {
+		births = f.births.found
+		following.Go(func() {
+			if err := f.births.run(); err != nil {
+				f.cfg.Log.Warn("containers are not seen before they run", zap.Error(err))
+			}
+		})
+	}
 	defer func() {
 		cancel()
+		if f.births != nil {
+			_ = f.births.close() // ends its run, and nothing was written
+		}
 		following.Wait()
 		f.wait.Wait()
 		for _, c := range f.containers {
@@ -287,7 +317,12 @@ func (f *Follower) Run(ctx context.Context) error {
 			return nil
 		case ev := <-incoming:
 			f.event(ev)
+		case b := <-births:
+			f.born(b)
 		case l := <-lists:
+			if f.births != nil {
+				f.births.watchRoots()
+			}
 			f.list(l)
 			if impatient == nil {
 				impatient = time.After(maxFirstSync)
@@ -434,10 +469,8 @@ func (f *Follower) event(m events.Message) {
 		id := m.Actor.Attributes["container"]
 		// While a container is being started its networks are connected one by one, and inspecting it
 		// has to wait: the start event that follows is soon enough.
-		if c := f.containers[id]; c != nil && c.desc != nil && c.desc.container.Running() {
+		if c := f.containers[id]; c != nil && c.desc != nil && (c.desc.container.Running() || c.ns != nil) {
 			f.look(&f.urgent, id)
-		} else if id != "" {
-			f.look(&f.lazy, id)
 		}
 		return
 	}
@@ -449,7 +482,7 @@ func (f *Follower) event(m events.Message) {
 	case events.ActionDestroy:
 		f.forget(id)
 	case events.ActionCreate:
-		f.look(&f.lazy, id)
+		f.look(&f.fresh, id)
 	case events.ActionDie:
 		// Its addresses may be another's before an inspect is answered. An old event that is told
 		// again says nothing about a container that has been started since.
@@ -520,7 +553,7 @@ func (c *tracked) differs(s *container.Summary) bool {
 
 // moved reports whether the container has another namespace than the one that was read.
 func (f *Follower) moved(c *tracked) bool {
-	return c.ns != nil && f.inode(c.desc.container.PID) != c.ns.inode
+	return c.ns != nil && f.inode(max(c.desc.container.PID, c.newborn)) != c.ns.inode
 }
 
 // poked looks at the containers that a port that came or went could belong to.
@@ -565,13 +598,26 @@ func (f *Follower) look(q *queue, id string) {
 // lookInto puts a container in line for a look into its namespace.
 func (f *Follower) lookInto(q *queue, c *tracked) {
 	c.stopRetry()
-	if c.queued == &f.urgent || c.queued == q {
+	if c.queued != nil && c.queued.rank >= q.rank {
 		return
 	}
-	// A place left behind in the lazy line is passed over when its turn comes.
+	// A place left behind in another line is passed over when its turn comes.
 	c.queued = q
 	if !c.looking {
 		q.ids = append(q.ids, c.id)
+	}
+}
+
+// born takes note of a container that is about to run. Its addresses are read now; what the Engine
+// says of it has been asked for when it was created.
+func (f *Follower) born(b newborn) {
+	c := f.containers[b.id]
+	if c == nil || c.desc != nil && c.desc.container.Running() {
+		return
+	}
+	c.newborn = b.pid
+	if c.desc != nil {
+		f.lookInto(&f.urgent, c)
 	}
 }
 
@@ -596,7 +642,7 @@ func (c *tracked) stopRetry() {
 
 // dispatch starts as many looks as there are places for.
 func (f *Follower) dispatch(ctx context.Context) {
-	for _, q := range []*queue{&f.urgent, &f.lazy} {
+	for _, q := range []*queue{&f.urgent, &f.fresh, &f.lazy} {
 		for q.busy < q.most && len(q.ids) > 0 {
 			c := f.containers[q.ids[0]]
 			q.ids = q.ids[1:]
@@ -604,6 +650,9 @@ func (f *Follower) dispatch(ctx context.Context) {
 				continue
 			}
 			l := &look{tracked: c, from: q, inspect: c.inspect, desc: c.desc}
+			if !c.inspect {
+				l.newborn = c.newborn
+			}
 			c.queued, c.looking, c.inspect = nil, true, false
 			q.busy++
 			f.wait.Go(func() {
@@ -633,7 +682,12 @@ func (f *Follower) take(ctx context.Context, l *look) {
 			return
 		}
 	}
-	if l.desc.ownNetwork() {
+	switch {
+	case l.newborn != 0 && l.desc.startsWithNetwork():
+		c := l.desc.container
+		c.PID = l.newborn
+		l.ns, l.nsErr = f.read(&c)
+	case l.desc.ownNetwork():
 		l.ns, l.nsErr = f.read(&l.desc.container)
 	}
 }
@@ -666,7 +720,17 @@ func (f *Follower) found(l *look) {
 		f.cfg.Log.Warn("labels not believed: the container is a task of its own", zap.String("container", c.id), zap.Error(l.desc.labelErr))
 	}
 	f.place(c, l.desc)
+	if c.desc.container.KnownStatus != task.StatusCreated {
+		c.newborn = 0
+	}
+	if c.newborn != 0 && l.newborn == 0 {
+		f.lookInto(&f.urgent, c)
+		return
+	}
 	c.ns = l.ns
+	if l.newborn != 0 {
+		return // what went wrong is asked again when the Engine says that it has started
+	}
 	if l.nsErr != nil {
 		f.failed(c, "network namespace not read", l.nsErr)
 		return
