@@ -221,9 +221,6 @@ func TestRootKill(t *testing.T) {
 						what = errorKind(err)
 					}
 					mu.Lock()
-					if took > 500*time.Millisecond {
-						t.Logf("slow: %s began %v after kill took %v: %v", what, time.Duration(began.UnixNano()-killed.Load()), took, err)
-					}
 					seen[what]++
 					if what != "agent" && what != "metad" {
 						lastBad.Store(time.Now().UnixNano())
@@ -248,7 +245,10 @@ func TestRootKill(t *testing.T) {
 			}
 		}
 		for _, from := range append(late, k) {
-			wantAnswer(t, from, "agent")
+			testnet.Until(t, from.String()+" is answered by the agent", func() bool { // a refusal or two may be seen
+				_, body, err := from.Get("/", timeout)
+				return err == nil && body == "agent"
+			})
 		}
 		stop.Store(true)
 		wg.Wait()

@@ -340,20 +340,24 @@ func answerHead(r *bufio.Reader, bodiless bool) (head []byte, length int64, err 
 		}
 		head = append(append(head, line...), "\r\n"...)
 		length = -1
+		framings := 0
 		err = eachLine(rest, func(line, name, value []byte) {
 			switch {
 			case isName(name, "Connection"), isName(name, "Keep-Alive"), isName(name, "Proxy-Connection"):
 				return
-			case isName(name, "Content-Length"):
-				if n, err := fasthttp.ParseUint(value); err == nil && length == -1 {
-					length = int64(n)
-				}
 			case isName(name, "Transfer-Encoding"):
-				length = -2
+				framings++
+			case isName(name, "Content-Length"):
+				framings++
+				if n, err := fasthttp.ParseUint(value); err == nil {
+					length = int64(n)
+				} else {
+					framings++
+				}
 			}
 			head = append(head, line...)
 		})
-		if err != nil {
+		if err != nil || framings > 1 { // nobody can tell where it ends
 			return nil, 0, errAnswer
 		}
 		if bodiless {

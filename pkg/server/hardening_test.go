@@ -100,6 +100,7 @@ func TestUnwantedBodies(t *testing.T) {
 			fmt.Sprintf("POST /v2/metadata HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body),
 			fmt.Sprintf("POST /v2/metadata HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n%s", len(body), body),
 			fmt.Sprintf("POST /v2//stats HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", len(body), body),
+			fmt.Sprintf("PUT /v2/%%0a HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body),
 			fmt.Sprintf("GET /nope HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body),
 		} {
 			c := h.dial(t, addrT)

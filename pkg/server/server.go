@@ -247,6 +247,9 @@ func (s *Server) answer(ctx *fasthttp.RequestCtx, c *conn, a *asked) error {
 			return s.finishBody(ctx)
 		}
 		if hasNewline(path) {
+			if err := s.finishBody(ctx); err != nil {
+				return err
+			}
 			return errNoRoute
 		}
 	}
