@@ -130,9 +130,10 @@ struct event {
 	__u8 pad[2];
 };
 
+/* In the order in which the kernel empties them: what a port lets pass must not be caught at its bridge. */
 enum slot {
-	SLOT_PORT,
 	SLOT_BRIDGE,
+	SLOT_PORT,
 	SLOT_COUNT,
 };
 

@@ -48,8 +48,8 @@ type MetadNeighbour struct {
 type MetadSlot uint32
 
 const (
-	MetadSlotSLOT_PORT   MetadSlot = 0
-	MetadSlotSLOT_BRIDGE MetadSlot = 1
+	MetadSlotSLOT_BRIDGE MetadSlot = 0
+	MetadSlotSLOT_PORT   MetadSlot = 1
 	MetadSlotSLOT_COUNT  MetadSlot = 2
 )
 
