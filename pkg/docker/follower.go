@@ -52,7 +52,7 @@ type Config struct {
 	// ProcRoot is where the host's processes are seen; "": /proc.
 	ProcRoot string
 
-	// BundleDirs are where containerd keeps the bundles of Docker's containers; nil: its usual places. A
+	// BundleDirs are where containerd keeps the bundles of Docker's containers; none: its usual places. A
 	// container is then known before its program runs. Without them it is as soon as Docker says it has started.
 	BundleDirs []string
 
@@ -181,7 +181,7 @@ func New(cfg Config) (*Follower, error) {
 		return nil, err
 	}
 	f.read, f.inode = f.ns.read, f.ns.inode
-	if cfg.BundleDirs == nil {
+	if len(cfg.BundleDirs) == 0 {
 		cfg.BundleDirs = defaultBundleDirs
 	}
 	if f.births, err = openBundles(cfg.BundleDirs); err != nil {
