@@ -201,3 +201,13 @@ func (r *Raw) Answer(port uint16, d time.Duration) (Segment, bool) {
 	}
 	return Segment{}, false
 }
+
+// GratuitousARP returns a broadcast that says that addr is at mac.
+func GratuitousARP(mac [6]byte, addr netip.Addr) []byte {
+	b := []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	b = append(b, mac[:]...)
+	b = append(b, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1) // ARP: Ethernet, IPv4, request
+	a := addr.As4()
+	b = append(append(b, mac[:]...), a[:]...)
+	return append(append(b, 0, 0, 0, 0, 0, 0), a[:]...)
+}

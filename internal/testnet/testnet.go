@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -268,6 +269,59 @@ func (k *Task) ReplaceVeth() {
 	k.addVeth(k.MAC[:])
 }
 
+// Netstat returns one of the TCP counters of the task's namespace, by its name in /proc/net/netstat.
+func (k *Task) Netstat(name string) (value int) {
+	k.t.Helper()
+	err := In(k.NS, func() error {
+		b, err := os.ReadFile("/proc/thread-self/net/netstat")
+		if err != nil {
+			return err
+		}
+		lines := strings.Split(string(b), "\n")
+		for i := 0; i+1 < len(lines); i += 2 {
+			names, values := strings.Fields(lines[i]), strings.Fields(lines[i+1])
+			if n := slices.Index(names, name); n >= 0 && n < len(values) {
+				value, err = strconv.Atoi(values[n])
+				return err
+			}
+		}
+		return fmt.Errorf("no %s", name)
+	})
+	if err != nil {
+		k.t.Fatalf("netstat: %v", err)
+	}
+	return value
+}
+
+// SetGateway tells the task that its bridge is now b, with b's MAC.
+func (k *Task) SetGateway(b *Bridge) {
+	k.t.Helper()
+	k.Bridge = b
+	h, err := netlink.NewHandleAt(k.NS, unix.NETLINK_ROUTE)
+	if err != nil {
+		k.t.Fatalf("netlink: %v", err)
+	}
+	defer h.Close()
+	eth0, err := h.LinkByName("eth0")
+	if err == nil {
+		err = h.NeighSet(k.gateway(eth0))
+	}
+	if err != nil {
+		k.t.Fatalf("set gateway of %s: %v", k, err)
+	}
+}
+
+// gateway is the neighbour entry that keeps a frame from waiting for an answer to who has the
+// bridge's address.
+func (k *Task) gateway(eth0 netlink.Link) *netlink.Neigh {
+	return &netlink.Neigh{
+		LinkIndex:    eth0.Attrs().Index,
+		IP:           k.Bridge.Gateway.Addr().AsSlice(),
+		HardwareAddr: k.Bridge.MAC[:],
+		State:        netlink.NUD_PERMANENT,
+	}
+}
+
 // Remove deletes the task's veth.
 func (k *Task) Remove() {
 	k.t.Helper()
@@ -305,11 +359,7 @@ func (k *Task) addVeth(mac net.HardwareAddr) {
 		h.AddrAdd(eth0, addr),
 		h.LinkSetUp(eth0),
 		h.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: b.Gateway.Addr().AsSlice()}),
-		// A frame must not wait for the bridge's address to be asked for.
-		h.NeighSet(&netlink.Neigh{
-			LinkIndex: eth0.Attrs().Index, IP: b.Gateway.Addr().AsSlice(),
-			HardwareAddr: b.MAC[:], State: netlink.NUD_PERMANENT,
-		}),
+		h.NeighSet(k.gateway(eth0)),
 	} {
 		if err != nil {
 			k.t.Fatalf("set up task %s: %v", k.Addr, err)

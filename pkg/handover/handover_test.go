@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -84,17 +85,12 @@ func openFDs(t *testing.T) int {
 func TestState(t *testing.T) {
 	ctx, cfg := testContext(t), testConfig(t)
 	meta := bytes.Repeat([]byte("0123456789abcdef"), 3*partMeta/16)
-	const n = 2*partFDs + 7
+	const n = 4*partFDs + 7
 	var inodes []uint64
 	give := func() (State, error) {
 		s := State{Meta: meta}
 		for range n {
-			fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC) // all have the same inode: use memory files
-			if err != nil {
-				return State{}, err
-			}
-			unix.Close(fd)
-			fd, err = unix.MemfdCreate("state", unix.MFD_CLOEXEC)
+			fd, err := unix.MemfdCreate("state", unix.MFD_CLOEXEC)
 			if err != nil {
 				return State{}, err
 			}
@@ -351,6 +347,36 @@ func TestStart(t *testing.T) {
 	}
 	if _, err := os.Stat(cfg.path()); !os.IsNotExist(err) {
 		t.Errorf("socket after the last has left: got %v, want none", err)
+	}
+}
+
+// TestReceiveAfterClose: what a peer said last is heard although it left without listening.
+func TestReceiveAfterClose(t *testing.T) {
+	cfg := testConfig(t)
+	s, err := Listen(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	c, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: cfg.path(), Net: "unixpacket"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	here := &conn{c: c}
+	defer here.close()
+	a, err := s.ln.AcceptUnix()
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := &conn{c: a}
+	if err := errors.Join(here.send(message{Type: typeServing}), there.send(message{Type: typeAbort}), there.close()); err != nil {
+		t.Fatal(err)
+	}
+	if m, _, err := here.receive(); err != nil || m.Type != typeAbort {
+		t.Errorf("got %v, %v, want %s", m, err, typeAbort)
+	}
+	if _, _, err := here.receive(); !errors.Is(err, io.EOF) {
+		t.Errorf("after it: got %v, want %v", err, io.EOF)
 	}
 }
 

@@ -56,7 +56,9 @@ func (l *Loader) follow() error {
 		l.remember(addr, v.Ifindex)
 	}
 	l.links = map[int]netLink{}
-	l.hooks = map[int]*hook{}
+	if l.hooks == nil { // else: adopted, or resumed
+		l.hooks = map[int]*hook{}
+	}
 	l.silent = map[string]bool{}
 	l.mu.Unlock()
 	updates, unsubscribe, err := l.subscribe()
@@ -169,19 +171,20 @@ func (l *Loader) resync() error {
 	for _, d := range all {
 		exists[d.Attrs().Index] = true
 	}
-	var gone []int
+	gone := map[int]bool{}
 	for ifindex := range l.links {
-		if !exists[ifindex] {
-			gone = append(gone, ifindex)
-		}
+		gone[ifindex] = !exists[ifindex]
 	}
-	for ifindex := range l.byPort { // at the start: what the pinned map still believes
-		if _, ok := l.links[int(ifindex)]; !ok && !exists[int(ifindex)] {
-			gone = append(gone, int(ifindex))
-		}
+	for ifindex := range l.hooks { // adopted
+		gone[ifindex] = !exists[ifindex]
 	}
-	for _, ifindex := range gone {
-		l.linkGone(ifindex)
+	for ifindex := range l.byPort { // what the pinned map still believes
+		gone[int(ifindex)] = !exists[int(ifindex)]
+	}
+	for ifindex, is := range gone {
+		if is {
+			l.linkGone(ifindex)
+		}
 	}
 	// Ports before bridges: what a bridge device sees first has no proof.
 	slices.SortStableFunc(all, func(a, b netlink.Link) int { return b2i(a.Type() == "bridge") - b2i(b.Type() == "bridge") })
@@ -284,11 +287,25 @@ func (l *Loader) rehook(ifindex int) {
 	}
 }
 
-func (l *Loader) hook(h *hook) error {
-	p, name := l.objs.MetadPort, bpf.MetadProgMetadPort
+// programFor returns what belongs on the device, and its name.
+func (l *Loader) programFor(h *hook) (*ebpf.Program, string) {
 	if h.bridge == 0 {
-		p, name = l.objs.MetadBridge, bpf.MetadProgMetadBridge
+		return l.objs.MetadBridge, bpf.MetadProgMetadBridge
 	}
+	return l.objs.MetadPort, bpf.MetadProgMetadPort
+}
+
+// where says which end of the reserved descriptors the link gets. Bridge devices are let go of before
+// their ports: what a port lets pass must not be caught at its bridge.
+func (h *hook) where() where {
+	if h.bridge == 0 {
+		return highest
+	}
+	return lowest
+}
+
+func (l *Loader) hook(h *hook) error {
+	p, name := l.programFor(h)
 	if l.mode == AttachClsact {
 		return attachClsact(l.nl, h.ifindex, p, name, netlink.HANDLE_MIN_INGRESS)
 	}
@@ -296,7 +313,7 @@ func (l *Loader) hook(h *hook) error {
 	if err != nil {
 		return err
 	}
-	h.link, err = l.fds.place(k)
+	h.link, err = l.fds.place(k, h.where())
 	return err
 }
 

@@ -41,7 +41,12 @@ type Loader struct {
 	fds      *lowFDs
 	pairLink []*fdLink // of metad0 and metad1
 	verdicts []string  // names, in the C's order
+	layout   uint32
+	listener net.Listener // the caller's; for Handover
 	follower *follower
+
+	closeOnce sync.Once
+	closeErr  error
 
 	mu       sync.Mutex
 	byPort   map[uint32]map[netip.Addr]bool // ip_task's keys by ifindex
@@ -91,7 +96,7 @@ func Open(cfg Config) (_ *Loader, err error) {
 	if l.metad0, l.metad1, err = makeVeth(l.nl, l.server); err != nil {
 		return nil, err
 	}
-	if err := l.load(); err != nil {
+	if err := l.load(nil); err != nil {
 		return nil, err
 	}
 	if err := l.attachPair(); err != nil {
@@ -119,7 +124,9 @@ func hostNS(ns netns.NsHandle) (netns.NsHandle, error) {
 	return netns.NsHandle(fd), nil
 }
 
-func (l *Loader) load() error {
+// load loads the programs: with the maps given by another process, or else with those it finds pinned
+// or makes.
+func (l *Loader) load(given map[string]*ebpf.Map) error {
 	if err := rlimit.RemoveMemlock(); err != nil { // needed before Linux 5.11
 		return fmt.Errorf("%w: raise RLIMIT_MEMLOCK: %w", ErrPermission, err)
 	}
@@ -130,8 +137,7 @@ func (l *Loader) load() error {
 	if l.verdicts, err = verdictNames(spec.Types); err != nil {
 		return err
 	}
-	var layout uint32
-	if err := spec.Variables[bpf.MetadVarLayoutVersion].Get(&layout); err != nil {
+	if err := spec.Variables[bpf.MetadVarLayoutVersion].Get(&l.layout); err != nil {
 		return fmt.Errorf("layout version: %w", err)
 	}
 	for name, value := range map[string]any{
@@ -143,30 +149,30 @@ func (l *Loader) load() error {
 			return fmt.Errorf("set %s: %w", name, err)
 		}
 	}
-	if n := uint32(l.cfg.MaxEntries); n != 0 {
-		for _, name := range []string{bpf.MetadMapIpTask, bpf.MetadMapNeighbours, bpf.MetadMapCounters} {
-			spec.Maps[name].MaxEntries = n
-		}
-	}
-	ready := map[string]*ebpf.Map{}
-	defer func() { // the collection has its own descriptors
-		for _, m := range ready {
-			m.Close()
-		}
-	}()
-	for _, name := range pinned {
-		if ready[name], err = openPinned(spec.Maps[name], l.cfg.PinDir, layout, l.log); err != nil {
+	if given == nil {
+		given, err = l.openMaps(spec)
+		defer func() { // the collection has its own descriptors
+			for _, m := range given {
+				m.Close()
+			}
+		}()
+		if err != nil {
 			return err
+		}
+	} else {
+		for name, m := range given {
+			if spec.Maps[name] != nil {
+				spec.Maps[name].MaxEntries = m.MaxEntries()
+			}
 		}
 	}
 	l.objs = new(bpf.MetadObjects)
-	if err := spec.LoadAndAssign(l.objs, &ebpf.CollectionOptions{MapReplacements: ready}); err != nil {
+	if err := spec.LoadAndAssign(l.objs, &ebpf.CollectionOptions{MapReplacements: given}); err != nil {
 		l.objs = nil
+		if errors.Is(err, ebpf.ErrMapIncompatible) {
+			err = fmt.Errorf("%w: %w", ErrLayout, err)
+		}
 		return fmt.Errorf("load programs: %w", err)
-	}
-	// What was learned belongs to ports that may be gone and connections that are.
-	if err := clearMap(l.objs.Neighbours); err != nil {
-		return fmt.Errorf("clear %s: %w", bpf.MetadMapNeighbours, err)
 	}
 	slots, err := highMap(l.objs.Slots)
 	if err != nil {
@@ -174,6 +180,28 @@ func (l *Loader) load() error {
 	}
 	l.objs.Slots = slots
 	return nil
+}
+
+// openMaps opens the pinned maps. The ones it has opened are returned also with an error.
+func (l *Loader) openMaps(spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
+	if n := uint32(l.cfg.MaxEntries); n != 0 {
+		for _, name := range []string{bpf.MetadMapIpTask, bpf.MetadMapNeighbours, bpf.MetadMapCounters} {
+			spec.Maps[name].MaxEntries = n
+		}
+	}
+	ms := map[string]*ebpf.Map{}
+	for _, name := range pinned {
+		m, err := openPinned(spec.Maps[name], l.cfg.PinDir, l.layout, l.log)
+		if err != nil {
+			return ms, err
+		}
+		ms[name] = m
+	}
+	// What was learned belongs to ports that may be gone and connections that are.
+	if err := clearMap(ms[bpf.MetadMapNeighbours]); err != nil {
+		return ms, fmt.Errorf("clear %s: %w", bpf.MetadMapNeighbours, err)
+	}
+	return ms, nil
 }
 
 func boolByte(b bool) uint8 {
@@ -222,7 +250,7 @@ func (l *Loader) attachPair() error {
 			switch {
 			case err == nil:
 				l.mode = AttachTCX
-				low, err := l.fds.place(k)
+				low, err := l.fds.place(k, lowest)
 				if err != nil {
 					return err
 				}
@@ -260,17 +288,26 @@ func (l *Loader) Listen() (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen in metad's namespace: %w", err)
 	}
+	l.listener = ln
 	return ln, nil
 }
 
 // Arm starts taking packets for the endpoint, at all hooks at once.
 func (l *Loader) Arm() error {
-	for slot, p := range map[bpf.MetadSlot]*ebpf.Program{
+	if err := l.arm(); err != nil {
+		return errors.Join(err, l.Disarm())
+	}
+	return nil
+}
+
+func (l *Loader) arm() error {
+	programs := [bpf.MetadSlotSLOT_COUNT]*ebpf.Program{
 		bpf.MetadSlotSLOT_PORT:   l.objs.FromPort,
 		bpf.MetadSlotSLOT_BRIDGE: l.objs.FromBridge,
-	} {
-		if err := l.objs.Slots.Put(slot, p); err != nil {
-			return errors.Join(fmt.Errorf("arm: %w", err), l.Disarm())
+	}
+	for slot, p := range slices.Backward(programs[:]) { // the other way round than they are emptied
+		if err := l.objs.Slots.Put(uint32(slot), p); err != nil {
+			return fmt.Errorf("arm: %w", err)
 		}
 	}
 	return nil
@@ -289,15 +326,18 @@ func (l *Loader) Disarm() error {
 
 // Close takes everything out of the kernel but the pinned maps, which the next start takes over
 // (Detach removes them too). With OnExitDrop the filters stay as well, and drop. The listener and
-// its connections should be closed before.
+// its connections should be closed before. Closing again does nothing.
 func (l *Loader) Close() error {
+	l.closeOnce.Do(func() { l.closeErr = l.close() })
+	return l.closeErr
+}
+
+func (l *Loader) close() error {
 	var errs []error
 	if l.objs != nil {
 		errs = append(errs, l.Disarm())
 	}
-	if l.follower != nil {
-		l.follower.stop()
-	}
+	l.pause()
 	l.mu.Lock()
 	for _, h := range l.hooks {
 		if l.cfg.OnExit != OnExitDrop {

@@ -131,7 +131,7 @@ func TestVisible(t *testing.T) {
 	})
 }
 
-// goldens are the bytes of one sample, complete.
+// goldens are the bytes of one sample, complete; S14: id and name with them.
 func TestGolden(t *testing.T) {
 	versions(t, func(t *testing.T, tr *tree) {
 		c := tr.add(0)

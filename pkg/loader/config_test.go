@@ -1,0 +1,110 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"metad/bpf"
+)
+
+func TestConfig(t *testing.T) {
+	f := func(c Config, field string) {
+		t.Helper()
+		_, err := c.withDefaults()
+		if field == "" && err != nil || field != "" && (err == nil || !strings.HasPrefix(err.Error(), field+": ")) {
+			t.Errorf("%+v: got %v, want an error of %q", c, err, field)
+		}
+	}
+	f(Config{}, "")
+	f(Config{Bridges: []string{}}, "Bridges")
+	f(Config{Bridges: []string{"br-["}}, "Bridges")
+	f(Config{Bridges: []string{""}}, "Bridges")
+	f(Config{PinDir: "relative"}, "PinDir")
+	f(Config{Attach: "xdp"}, "Attach")
+	f(Config{OnExit: "maybe"}, "OnExit")
+	f(Config{OnExit: OnExitDrop, Attach: AttachTCX}, "OnExit")
+	f(Config{OnExit: OnExitDrop}, "")
+	f(Config{Netns: -2}, "Netns")
+	f(Config{MaxEntries: -1}, "MaxEntries")
+	c, err := Config{OnExit: OnExitDrop}.withDefaults()
+	if err != nil || c.Attach != AttachClsact {
+		t.Errorf("drop attaches by %q, want clsact", c.Attach)
+	}
+}
+
+func TestWatches(t *testing.T) {
+	c, err := Config{}.withDefaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"docker0": true, "ecs-bridge": true, "br-12ab": true, "docker1": false, "xbr-1": false, "": false} {
+		if got := c.watches(name); got != want {
+			t.Errorf("%q: got %v, want %v", name, got, want)
+		}
+	}
+}
+
+func TestCheckRelease(t *testing.T) {
+	f := func(release, want string) {
+		t.Helper()
+		err := checkRelease(release)
+		if want == "" && err != nil || want != "" && (!errors.Is(err, ErrKernel) || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: got %v, want %q", release, err, want)
+		}
+	}
+	f("5.10.0-8-amd64", "")
+	f("6.18.44-v1", "")
+	f("10.0", "")
+	f("5.4.0-1", "Linux 5.10 or later; this is 5.4")
+	f("4.19", "Linux 5.10 or later; this is 4.19")
+	f("strange", "cannot read")
+}
+
+func TestCheckCaps(t *testing.T) {
+	f := func(effective uint64, want string) {
+		t.Helper()
+		err := checkCaps(effective)
+		if want == "" && err != nil || want != "" && (!errors.Is(err, ErrPermission) || !strings.HasSuffix(err.Error(), want)) {
+			t.Errorf("%#x: got %v, want %q", effective, err, want)
+		}
+	}
+	f(1<<unix.CAP_NET_ADMIN|1<<unix.CAP_BPF|1<<unix.CAP_SYS_ADMIN, "")
+	f(1<<unix.CAP_SYS_ADMIN, "needs CAP_NET_ADMIN")
+	f(1<<unix.CAP_NET_ADMIN|1<<unix.CAP_SYS_ADMIN, "")
+	f(1<<unix.CAP_NET_ADMIN|1<<unix.CAP_BPF, "needs CAP_SYS_ADMIN")
+	f(0, "needs CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN")
+}
+
+func TestIsPinOf(t *testing.T) {
+	for file, want := range map[string]bool{"ip_task_v1": true, "ip_task_v12": true, "ip_task": false, "ip_task_vx": false, "ip_task_v1.bak": false, "counters_v1": false} {
+		if got := isPinOf(file, "ip_task"); got != want {
+			t.Errorf("%q: got %v, want %v", file, got, want)
+		}
+	}
+}
+
+// docs/bpftool.md names every verdict by its number.
+func TestDocsNameVerdicts(t *testing.T) {
+	spec, err := bpf.LoadMetad()
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, err := verdictNames(spec.Types)
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := os.ReadFile("../../docs/bpftool.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range names {
+		if row := fmt.Sprintf("\n| %d | `%s` | ", i, name); name == "" || !strings.Contains(string(doc), row) {
+			t.Errorf("no row %q", row)
+		}
+	}
+}

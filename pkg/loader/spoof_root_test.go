@@ -1,0 +1,394 @@
+//go:build root
+
+package loader
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"metad/bpf"
+	"metad/internal/testnet"
+)
+
+// wantDropped sends the frames from the task and wants all of them counted under the verdict, and no
+// answer to port, neither at the sender nor at the one it pretends to be.
+func wantDropped(t *testing.T, l *Loader, from, victim *testnet.Task, verdict string, port uint16, frames ...[]byte) {
+	t.Helper()
+	raw, atVictim := testnet.NewRaw(t, from.NS, "eth0"), testnet.NewRaw(t, victim.NS, "eth0")
+	before := verdictsOf(t, l)[verdict]
+	raw.Send(frames...)
+	testnet.Until(t, verdict, func() bool { return verdictsOf(t, l)[verdict] >= before+uint64(len(frames)) })
+	for name, r := range map[string]*testnet.Raw{"sender": raw, "victim": atVictim} {
+		if s, ok := r.Answer(port, 60*time.Millisecond); ok {
+			t.Errorf("%s: %s got an answer: %+v", verdict, name, s)
+		}
+	}
+}
+
+// The caller is who the kernel says it is.
+func TestRootSpoof(t *testing.T) {
+	bothModes(t, func(t *testing.T, mode AttachMode) {
+		h := testnet.NewHost(t)
+		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+		victim, evil, stranger, newcomer := b.AddTask(""), b.AddTask(""), b.AddTask(""), b.AddTask("")
+		l := open(t, h, Config{Attach: mode})
+		put(t, l, victim, 1)
+		put(t, l, evil, 2)
+		serve(t, l)
+		asVictim := testnet.Frame{SrcMAC: evil.MAC, DstMAC: b.MAC, Src: victim.Addr}
+		with := func(f testnet.Frame, change func(*testnet.Frame)) []byte { change(&f); return f.Bytes() }
+
+		// A neighbour's address; its MAC as well; and that after telling everybody that the address is here.
+		wantDropped(t, l, evil, victim, "port_wrong_port", 41000, with(asVictim, func(f *testnet.Frame) { f.SrcPort = 41000 }))
+		both := with(asVictim, func(f *testnet.Frame) { f.SrcPort, f.SrcMAC = 41001, victim.MAC })
+		wantDropped(t, l, evil, victim, "port_wrong_port", 41001, both)
+		testnet.NewRaw(t, evil.NS, "eth0").Send(testnet.GratuitousARP(evil.MAC, victim.Addr), testnet.GratuitousARP(victim.MAC, victim.Addr))
+		wantDropped(t, l, evil, victim, "port_wrong_port", 41002, with(asVictim, func(f *testnet.Frame) { f.SrcPort, f.SrcMAC = 41002, victim.MAC }))
+		wantAnswer(t, victim, "metad 0x1") // also after the bridge has learned its MAC elsewhere
+		// From a port that is not a known task's.
+		wantDropped(t, l, stranger, victim, "port_wrong_port", 41003, with(asVictim, func(f *testnet.Frame) { f.SrcPort, f.SrcMAC = 41003, victim.MAC }))
+		// In fragments, with options, addressed to somebody else's MAC.
+		fr := testnet.Frame{SrcMAC: victim.MAC, DstMAC: b.MAC, Src: victim.Addr, SrcPort: 41004}.Fragments(8)
+		wantDropped(t, l, evil, victim, "port_wrong_port", 41004, fr[0], fr[1])
+		wantDropped(t, l, evil, victim, "port_wrong_port", 41005, with(asVictim, func(f *testnet.Frame) { f.SrcPort, f.Options = 41005, 8 }))
+		wantDropped(t, l, evil, victim, "port_wrong_port", 41006, with(asVictim, func(f *testnet.Frame) { f.SrcPort, f.DstMAC = 41006, victim.MAC }))
+		// One's own address with another's MAC.
+		wantDropped(t, l, evil, victim, "port_wrong_mac", 41007, with(asVictim, func(f *testnet.Frame) {
+			f.SrcPort, f.Src, f.SrcMAC = 41007, evil.Addr, victim.MAC
+		}))
+
+		// An address that no task has, in use by another: its answers stay its own.
+		wantAnswer(t, newcomer, portTag(newcomer))
+		wantDropped(t, l, stranger, newcomer, "port_claimed", 41008, with(asVictim, func(f *testnet.Frame) {
+			f.SrcPort, f.Src, f.SrcMAC = 41008, newcomer.Addr, newcomer.MAC
+		}))
+		wantAnswer(t, newcomer, portTag(newcomer))
+
+		// A port that is not hooked: address and MAC of a known task, seen at the bridge. It gets in without
+		// a tag, and the answer goes to the task.
+		hooks := func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if hk := l.hooks[stranger.Ifindex]; hk != nil {
+				if err := l.unhook(hk); err != nil {
+					t.Fatal(err)
+				}
+				delete(l.hooks, stranger.Ifindex)
+				delete(l.links, stranger.Ifindex)
+			}
+		}
+		hooks()
+		wantDropped(t, l, stranger, victim, "bridge_wrong_mac", 41009, with(asVictim, func(f *testnet.Frame) { f.SrcPort, f.SrcMAC = 41009, stranger.MAC }))
+		atStranger, atVictim := testnet.NewRaw(t, stranger.NS, "eth0"), testnet.NewRaw(t, victim.NS, "eth0")
+		before := verdictsOf(t, l)["bridge_task"]
+		atStranger.Send(with(asVictim, func(f *testnet.Frame) { f.SrcPort, f.SrcMAC = 41010, victim.MAC }))
+		if s, ok := atVictim.Answer(41010, time.Second); !ok || s.Flags != testnet.SYN|testnet.ACK {
+			t.Errorf("the task itself: got %+v, %v, want the SYN's answer", s, ok)
+		}
+		if s, ok := atStranger.Answer(41010, 60*time.Millisecond); ok {
+			t.Errorf("who sent it got an answer: %+v", s)
+		}
+		if verdictsOf(t, l)["bridge_task"] == before {
+			t.Error("bridge_task did not move")
+		}
+		// Its own address there is answered over the bridge, unknown and without a tag.
+		untilAnswer(t, stranger, "metad 0x0")
+
+		// Odd frames of one's own: answered or not, but never anything else.
+		raw := testnet.NewRaw(t, evil.NS, "eth0")
+		own := testnet.Frame{SrcMAC: evil.MAC, DstMAC: b.MAC, Src: evil.Addr}
+		answered := func(name string, port uint16, want bool, frames ...[]byte) {
+			t.Helper()
+			raw.Send(frames...)
+			wait := time.Second
+			if !want {
+				wait = 60 * time.Millisecond
+			}
+			if s, ok := raw.Answer(port, wait); ok != want || ok && s.Dst != evil.Addr {
+				t.Errorf("%s: got %v %+v, want %v", name, ok, s, want)
+			}
+		}
+		answered("ip options", 42000, true, with(own, func(f *testnet.Frame) { f.SrcPort, f.Options = 42000, 8 }))
+		own.SrcPort = 42001
+		fr = own.Fragments(8)
+		answered("fragments", 42001, true, fr[0], fr[1])
+		own.SrcPort = 42002
+		fr = own.Fragments(16)
+		answered("fragments the wrong way round", 42002, true, fr[1], fr[0])
+		answered("bad checksum", 42003, false, with(own, func(f *testnet.Frame) { f.SrcPort, f.BadChecksum = 42003, true }))
+		answered("vlan", 42004, false, with(own, func(f *testnet.Frame) { f.SrcPort, f.VLAN = 42004, 7 }))
+		answered("cut", 42005, false, with(own, func(f *testnet.Frame) { f.SrcPort, f.Cut = 42005, 14+20+12 }))
+
+		// A flood of SYNs harms nobody else.
+		for i := range 3000 {
+			raw.Send(with(own, func(f *testnet.Frame) { f.SrcPort, f.Seq = uint16(1024+i), uint32(i) }))
+		}
+		wantAnswer(t, victim, "metad 0x1")
+		wantAnswer(t, evil, "metad 0x2")
+	})
+}
+
+// A connection outlives its client. What is still sent to its address is not for who has it next.
+func TestRootReusedAddress(t *testing.T) {
+	h := testnet.NewHost(t)
+	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+	old := b.AddTask("")
+	l := open(t, h, Config{})
+	put(t, l, old, 1)
+	ln, err := l.Listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	if err := l.Arm(); err != nil {
+		t.Fatal(err)
+	}
+	c, err := old.Dial(timeout)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	accepted, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer accepted.Close()
+	port := uint16(c.LocalAddr().(*net.TCPAddr).Port)
+	old.Remove()
+	next := b.AddTask(old.Addr.String())
+	testnet.Until(t, "the next one's port is hooked", func() bool { return hooked(l, next.Ifindex) })
+	put(t, l, next, 2)
+	atNext := testnet.NewRaw(t, next.NS, "eth0")
+	if _, err := accepted.Write([]byte("for the old one")); err != nil {
+		t.Fatal(err)
+	}
+	testnet.Until(t, "the answer is dropped", func() bool { return verdictsOf(t, l)["reply_not_theirs"] > 0 })
+	if s, ok := atNext.Answer(port, 60*time.Millisecond); ok {
+		t.Errorf("the next one got %+v", s)
+	}
+}
+
+// The kernel tells once a second and verdict at most, and says what it held back.
+func TestRootEvents(t *testing.T) {
+	h := testnet.NewHost(t)
+	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+	victim, evil := b.AddTask(""), b.AddTask("")
+	l := open(t, h, Config{})
+	put(t, l, victim, 1)
+	serve(t, l)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var mu sync.Mutex
+	var events []Event
+	done := make(chan error, 1)
+	go func() {
+		done <- l.Events(ctx, func(e Event) { mu.Lock(); events = append(events, e); mu.Unlock() })
+	}()
+	got := func() (es []Event) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, e := range events {
+			if e.Verdict == "port_wrong_port" {
+				es = append(es, e)
+			}
+		}
+		return es
+	}
+	raw := testnet.NewRaw(t, evil.NS, "eth0")
+	frame := testnet.Frame{SrcMAC: evil.MAC, DstMAC: b.MAC, Src: victim.Addr}.Bytes()
+	sent := 0
+	testnet.Until(t, "a second event", func() bool {
+		for range 10 {
+			raw.Send(frame)
+			sent++
+		}
+		return len(got()) >= 2
+	})
+	es := got()
+	if e := es[0]; e.Addr != victim.Addr || e.MAC != evil.MAC || e.Ifindex != evil.Ifindex || e.HeldBack != 0 ||
+		time.Since(e.Time) > time.Minute || time.Until(e.Time) > time.Minute {
+		t.Errorf("first event: got %+v", e)
+	}
+	if gap := es[1].Time.Sub(es[0].Time); gap < 990*time.Millisecond {
+		t.Errorf("events %v apart, want a second", gap)
+	}
+	if held := es[1].HeldBack; held == 0 || held > uint64(sent) {
+		t.Errorf("held back: got %d of %d", held, sent)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Events: %v", err)
+	}
+}
+
+// Counters are the task's alone, and start anew with the next task.
+func TestRootCounters(t *testing.T) {
+	h := testnet.NewHost(t)
+	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+	k, other := b.AddTask(""), b.AddTask("")
+	l := open(t, h, Config{})
+	put(t, l, k, 1)
+	put(t, l, other, 2)
+	serve(t, l)
+	for range 3 {
+		wantAnswer(t, k, "metad 0x1")
+	}
+	read := func(a netip.Addr) TaskCounters {
+		t.Helper()
+		all, err := l.Counters()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all[a]
+	}
+	if c := read(k.Addr); c.Connections != 3 || c.Packets < 9 || c.Bytes < 9*54 || time.Since(c.LastSeen) > time.Minute {
+		t.Errorf("got %+v", c)
+	}
+	if c := read(other.Addr); c != (TaskCounters{}) {
+		t.Errorf("the other task: got %+v", c)
+	}
+	put(t, l, k, 1)
+	if c := read(k.Addr); c.Connections != 3 {
+		t.Errorf("after the same again: got %+v", c)
+	}
+	put(t, l, k, 7)
+	if c := read(k.Addr); c != (TaskCounters{}) {
+		t.Errorf("the next task: got %+v", c)
+	}
+	if n, ok := l.Neighbour(k.Addr); ok {
+		t.Errorf("a task is a neighbour: %+v", n)
+	}
+}
+
+// The host's firewall has no say: br_netfilter on, the agent's DNAT rule (row 2.3) in place, INPUT and
+// FORWARD closed. Needs iptables and br_netfilter.
+func TestRootFirewall(t *testing.T) {
+	bothModes(t, func(t *testing.T, mode AttachMode) {
+		h := testnet.NewHost(t)
+		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+		k, unknown := b.AddTask(""), b.AddTask("")
+		h.StandInAgent("127.0.0.1:51679")
+		h.Sysctl("net/bridge/bridge-nf-call-iptables", "1")
+		iptables := func(args ...string) {
+			t.Helper()
+			err := testnet.In(h.NS, func() error {
+				out, err := exec.Command("iptables", args...).CombinedOutput()
+				if err != nil {
+					return fmt.Errorf("iptables %v: %w: %s", args, err, out)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		iptables("-t", "nat", "-A", "PREROUTING", "-p", "tcp", "-d", "169.254.170.2", "--dport", "80", "-j", "DNAT", "--to-destination", "127.0.0.1:51679")
+		wantAnswer(t, k, "agent")
+		l := open(t, h, Config{Attach: mode})
+		put(t, l, k, 1)
+		serve(t, l)
+		wantAnswer(t, k, "metad 0x1")
+		wantAnswer(t, unknown, portTag(unknown))
+		for _, chain := range []string{"INPUT", "FORWARD", "OUTPUT"} {
+			iptables("-P", chain, "DROP")
+		}
+		wantAnswer(t, k, "metad 0x1")
+		wantAnswer(t, unknown, portTag(unknown))
+	})
+}
+
+// What bpftool shows: field names, and the task's id as text. Needs bpftool.
+func TestRootBpftool(t *testing.T) {
+	h := testnet.NewHost(t)
+	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+	k := b.AddTask("")
+	l := open(t, h, Config{})
+	v := &bpf.MetadTaskValue{Tag: 1, Ifindex: uint32(k.Ifindex), Mac: k.MAC}
+	for i, c := range "158d1c8083dd49d6b527399fd6414f5c" {
+		v.TaskId[i] = int8(c)
+	}
+	if err := l.Put(k.Addr, v); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string][]string{
+		"ip_task_v1":    {`"octets": [169,254,172,2`, `"tag": 1`, fmt.Sprintf(`"ifindex": %d`, k.Ifindex), `"mac": `, `"task_id": "158d1c8083dd49d6b527399fd6414f5c"`},
+		"counters_v1":   {`"connections": 0`, `"last_seen_ns": 0`},
+		"verdicts_v1":   {`"packets": `},
+		"neighbours_v1": nil,
+	} {
+		out, err := exec.Command("bpftool", "map", "dump", "pinned", l.cfg.PinDir+"/"+name).CombinedOutput()
+		if err != nil {
+			t.Errorf("%s: %v: %s", name, err, out)
+		}
+		for _, w := range want {
+			if !strings.Contains(string(out), w) {
+				t.Errorf("%s: no %s in %.600s", name, w, out)
+			}
+		}
+	}
+	// For docs/bpftool.md: a shell command that may look around while the task asks.
+	show := os.Getenv("METAD_TEST_SHOW")
+	if show == "" {
+		return
+	}
+	serve(t, l)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		err := testnet.In(h.NS, func() error {
+			c := exec.Command("sh", "-c", show)
+			c.Env = append(os.Environ(), "PINS="+l.cfg.PinDir, "PORT="+k.Port, fmt.Sprint("PID=", os.Getpid()))
+			out, err := c.CombinedOutput()
+			t.Logf("%s", out)
+			return err
+		})
+		t.Log(err)
+	}()
+	for {
+		select {
+		case <-done:
+			return
+		case <-time.After(100 * time.Millisecond):
+			wantAnswer(t, k, "metad 0x1")
+		}
+	}
+}
+
+// A thousand ports on one bridge: all hooked, and the last as quick to be answered as the first. clsact,
+// because each TCX link takes an RCU grace period to attach.
+func TestRootThousandPorts(t *testing.T) {
+	h := testnet.NewHost(t)
+	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+	first := b.AddTask("")
+	l := open(t, h, Config{Attach: AttachClsact})
+	serve(t, l)
+	br := h.Link("ecs-bridge")
+	const n = 1000
+	for i := range n {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = fmt.Sprintf("p%d", i)
+		attrs.MasterIndex = br.Attrs().Index
+		attrs.Flags |= unix.IFF_UP
+		if err := h.NL.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: fmt.Sprintf("q%d", i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	last := b.AddTask("169.254.175.1")
+	testnet.Until(t, "all ports are hooked", func() bool { return l.Status().Ports == n+2 })
+	wantAnswer(t, first, portTag(first))
+	wantAnswer(t, last, portTag(last))
+	if s := l.Status(); s.NotAttached != 0 {
+		t.Errorf("%d not attached", s.NotAttached)
+	}
+}
