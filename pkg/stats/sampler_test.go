@@ -332,6 +332,9 @@ func TestFailureTakesTheSampleBack(t *testing.T) {
 			t.Errorf("got %d damaged in 5 s, want about one a second", n)
 		}
 		decode(t, other.Stats.Load())
+		if src.closed < 5 {
+			t.Errorf("got %d feeds closed, want each one that failed", src.closed)
+		}
 		src.fail["a"] = nil
 		sleep(1100 * time.Millisecond)
 		if d := decode(t, c.Stats.Load()); !d.PreRead.Equal(last.Read) && d.PreRead.Before(last.Read) {
