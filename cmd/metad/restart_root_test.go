@@ -102,7 +102,7 @@ func (l *load) run(k loadTask, keepAlive bool) {
 		case strings.Contains(body, `"TaskARN":"`+k.arn+`"`):
 			l.right++
 		default:
-			l.wrong = append(l.wrong, body)
+			l.wrong = append(l.wrong, fmt.Sprintf("%v+%v %s", begin.Sub(loadStart), took, body))
 		}
 		if took > time.Second {
 			l.slow = append(l.slow, took)

@@ -297,6 +297,7 @@ func (d *daemon) build(engine *client.Client) (err error) {
 		AvailabilityZone: c.availabilityZone(),
 		ReconcileEvery:   c.reconcile,
 		Enrich:           d.enrich,
+		BundleDirs:       c.bundleDirs,
 	})
 	if err != nil {
 		return err

@@ -255,22 +255,22 @@ var rows = []row{
 		h := newHost(t, testConfig(), newTask())
 		want(t, h.get(t, addrT, "/v2/metadata/"+idA+"?x=1"), 200, typeJSON, string(task.AppendContainer(nil, running(idA, "app"))))
 	}},
-	{id: "C04", test: func(t *testing.T) { noContainer(t, idA+"/", idA+"/") }},
-	{id: "C05", test: func(t *testing.T) { noContainer(t, idA[:12], idA[:12]) }},
-	{id: "C06", test: func(t *testing.T) { noContainer(t, "nope", "nope") }},
+	{id: "C04", test: func(t *testing.T) { wantNoContainer(t, idA+"/", idA+"/") }},
+	{id: "C05", test: func(t *testing.T) { wantNoContainer(t, idA[:12], idA[:12]) }},
+	{id: "C06", test: func(t *testing.T) { wantNoContainer(t, "nope", "nope") }},
 	{id: "C07", test: func(t *testing.T) {
-		noContainer(t, "a/b", "a/b")
-		noContainer(t, "a%2Fb", "a/b")
+		wantNoContainer(t, "a/b", "a/b")
+		wantNoContainer(t, "a%2Fb", "a/b")
 	}},
 	{id: "C08", test: func(t *testing.T) {
-		noContainer(t, "<x>&", `\u003cx\u003e\u0026`)
-		noContainer(t, "%00%ff", `\u0000\ufffd`)
-		noContainer(t, "\xff\"", `\ufffd\"`)
+		wantNoContainer(t, "<x>&", `\u003cx\u003e\u0026`)
+		wantNoContainer(t, "%00%ff", `\u0000\ufffd`)
+		wantNoContainer(t, "\xff\"", `\ufffd\"`)
 	}},
-	{id: "C09", test: func(t *testing.T) { noContainer(t, idB, idB) }}, // departure: the agent gives B away
+	{id: "C09", test: func(t *testing.T) { wantNoContainer(t, idB, idB) }}, // departure: the agent gives B away
 	{id: "C10", test: func(t *testing.T) {
 		name := running(idA, "app").DockerName
-		noContainer(t, name, name)
+		wantNoContainer(t, name, name)
 	}},
 
 	{id: "E01", test: func(t *testing.T) { unknown(t, "/v2/metadata") }},
@@ -773,9 +773,9 @@ func unknown(t *testing.T, target string) {
 	want(t, h.get(t, addrU, target), 400, typeJSON, unknownBody)
 }
 
-// noContainer asks for a container by id, as it stands in the path, and wants to be told that there is no
+// wantNoContainer asks for a container by id, as it stands in the path, and wants to be told that there is no
 // such thing, named as shown.
-func noContainer(t *testing.T, id, shown string) {
+func wantNoContainer(t *testing.T, id, shown string) {
 	t.Helper()
 	h := newHost(t, testConfig(), newTask(), newOther())
 	want(t, h.get(t, addrT, "/v2/metadata/"+id), 400, typeJSON, `"Unable to generate metadata for container '`+shown+`'"`)

@@ -86,7 +86,7 @@ func TestForwardBytes(t *testing.T) {
 		"HTTP/1.1 200\r\n\r\nuntil the end", "HTTP/1.1 200\r\nConnection: close\r\n\r\nuntil the end")
 	f("closing mid-answer", "GET /v4/x HTTP/1.1\r\nHost: h\r\n\r\n", "GET /v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
 		"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nok", "HTTP/1.1 200 OK\r\nContent-Length: 99\r\nConnection: close\r\n\r\nok")
-	failed := string(rawAnswer(errAgentFailed))
+	failed := string(rawAnswer(agentFailed))
 	f("no answer", "GET /v4/x HTTP/1.1\r\nHost: h\r\n\r\n", "GET /v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", "", failed)
 	for _, garbage := range []string{"hello\r\n\r\n", "HTTP/1.1 101 Switching Protocols\r\n\r\n", "HTTP/2.0 200 OK\r\n\r\n", "HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
 		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n2\r\nok\r\n0\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
@@ -407,5 +407,27 @@ func TestForwardSDK(t *testing.T) {
 	h.agent = mute(t)
 	if _, err := get(credentialsID); err == nil || !strings.Contains(err.Error(), "AgentTimeout") {
 		t.Errorf("mute agent: got %v", err)
+	}
+}
+
+type panicReader struct{}
+
+func (panicReader) Read([]byte) (int, error) { panic("read") }
+
+// The body is read where fasthttp and the handler's own guard do not reach.
+func TestForwardPanic(t *testing.T) {
+	h := newStopped(t, testConfig())
+	client, clients := net.Pipe()
+	up, agents := net.Pipe()
+	go func() {
+		_, _ = bufio.NewReader(agents).ReadString('\n')
+		_, _ = io.WriteString(agents, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+	}()
+	go func() { _, _ = io.Copy(io.Discard, clients) }()
+	x := &exchange{client: client, agent: up, head: []byte("GET\n"), body: panicReader{}, limit: 1, guard: h.guard,
+		faults: make(chan failure, 1), uploaded: make(chan struct{})}
+	x.run()
+	if n := h.Counters().Panics; n != 1 {
+		t.Errorf("counted %d, want 1", n)
 	}
 }

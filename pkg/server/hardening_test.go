@@ -162,6 +162,18 @@ func TestOddRequests(t *testing.T) {
 		t.Errorf("HTTP/1.0: got %q", all)
 	}
 
+	for _, connection := range []string{"close", "Close", "keep-alive, CLOSE", "x ,close , y"} {
+		c := h.dial(t, addrT)
+		_, _ = io.WriteString(c, "GET /v2/metadata HTTP/1.1\r\nHost: x\r\nConnection: "+connection+"\r\n\r\n")
+		r := bufio.NewReader(c)
+		if got := read(t, r, "GET"); !got.Close {
+			t.Errorf("Connection: %s: stays open", connection)
+		}
+	}
+	if r := h.get(t, addrT, "/v2/metadata", "Connection: closed"); r.Close {
+		t.Error("Connection: closed: is closed")
+	}
+
 	f := func(raw string, status int) {
 		t.Helper()
 		r := h.send(t, addrT, raw)
