@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 
 	"github.com/urfave/cli/v3"
@@ -14,6 +15,11 @@ import (
 
 // version is set by the linker; see the Makefile.
 var version = "unknown"
+
+// The process's first thread must never enter another network namespace: it could not be ended afterwards like
+// the others that do, and /proc/self would show the wrong namespace from then on. Locked to main, it is
+// not lent to any other goroutine.
+func init() { runtime.LockOSThread() }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
