@@ -9,12 +9,14 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"metad/bpf"
@@ -390,5 +392,47 @@ func TestRootThousandPorts(t *testing.T) {
 	wantAnswer(t, last, portTag(last))
 	if s := l.Status(); s.NotAttached != 0 {
 		t.Errorf("%d not attached", s.NotAttached)
+	}
+}
+
+// One address, one container after another, milliseconds apart: nobody is ever taken for the one before.
+// METAD_TEST_REUSES sets how many.
+func TestRootReuse(t *testing.T) {
+	n := 200
+	if s := os.Getenv("METAD_TEST_REUSES"); s != "" {
+		var err error
+		if n, err = strconv.Atoi(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := testnet.NewHost(t)
+	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+	l := open(t, h, Config{Log: zap.NewNop()})
+	serve(t, l)
+	unanswered := 0
+	for i := range n {
+		k := b.AddTask("169.254.172.77")
+		tag := uint32(i + 1)
+		early := i%2 == 0 // known before it asks
+		if early {
+			put(t, l, k, tag)
+		}
+		_, body, err := k.Get("/", timeout)
+		switch own := fmt.Sprintf("metad %#x", tag); {
+		case err != nil:
+			unanswered++
+			t.Logf("reuse %d: %v", i, err)
+		case early && body == own, body == portTag(k), body == "metad 0x0": // the last: its port was not hooked yet
+		default:
+			t.Fatalf("reuse %d: got %q, want %q or %q", i, body, own, portTag(k))
+		}
+		if !early {
+			put(t, l, k, tag)
+			wantAnswer(t, k, fmt.Sprintf("metad %#x", tag))
+		}
+		k.Remove()
+	}
+	if unanswered > 0 {
+		t.Errorf("%d of %d were not answered", unanswered, n)
 	}
 }
