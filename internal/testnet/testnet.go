@@ -365,6 +365,14 @@ func (k *Task) addVeth(mac net.HardwareAddr) {
 			k.t.Fatalf("set up task %s: %v", k.Addr, err)
 		}
 	}
+	// Until the kernel has noticed the carrier at both ends, the sender's queue and the bridge drop what
+	// is sent: a client would lose its first SYN.
+	Until(k.t, "the task's link is up", func() bool {
+		inside, err := h.LinkByName("eth0")
+		outside, err2 := nl.LinkByIndex(k.Ifindex)
+		return err == nil && err2 == nil && inside.Attrs().OperState == netlink.OperUp &&
+			outside.Attrs().OperState == netlink.OperUp
+	})
 }
 
 // Dial connects from the namespace; local may be "" or an address to connect from.

@@ -428,7 +428,7 @@ func TestRootReuse(t *testing.T) {
 		}
 		if !early {
 			put(t, l, k, tag)
-			wantAnswer(t, k, fmt.Sprintf("metad %#x", tag))
+			untilAnswer(t, k, fmt.Sprintf("metad %#x", tag))
 		}
 		k.Remove()
 	}
