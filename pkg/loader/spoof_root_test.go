@@ -398,7 +398,7 @@ func TestRootThousandPorts(t *testing.T) {
 // One address, one container after another, milliseconds apart: nobody is ever taken for the one before.
 // METAD_TEST_REUSES sets how many.
 func TestRootReuse(t *testing.T) {
-	n := 200
+	n := 60
 	if s := os.Getenv("METAD_TEST_REUSES"); s != "" {
 		var err error
 		if n, err = strconv.Atoi(s); err != nil {
