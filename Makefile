@@ -38,7 +38,9 @@ test-kernels: ## the data-path tests on other kernels, under qemu
 
 bench: ## the request path against a floor, as ratios; needs root
 	@scripts/install build test
-	scripts/bench
+	@mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
+	go test -tags bench -count 1 -timeout 15m -v -run '^TestBench' ./internal/bench
+	go test -tags root -count 1 -run '^$$' -bench 'Program' ./pkg/loader
 
 bench-stats: ## what statistics cost, against Docker's stream; needs root
 	@scripts/install build test
@@ -53,7 +55,7 @@ lint:
 	@scripts/install build generate
 	@out=$$(go tool goimports -l -local metad $$(git ls-files '*.go')); [[ -z $$out ]] || { echo "goimports: $$out"; exit 1; }
 	clang-format-14 --dry-run --Werror bpf/*.bpf.c
-	go vet ./... && go vet -tags root ./...
+	go vet ./... && go vet -tags root ./... && go vet -tags bench ./internal/bench
 	go tool staticcheck -tags root ./...
 	go tool go-errorlint -tags root ./...
 	go tool ineffassign ./...

@@ -23,15 +23,16 @@ const defaultConfigFile = "/etc/metad/metad.yaml"
 type config struct {
 	file configFile
 
-	bridges    []string
-	pinDir     string
-	attach     string
-	trustBdg   bool
-	onExit     string
-	hostRoute  string
-	maxEntries int
+	bridges      []string
+	pinDir       string
+	attach       string
+	trustBridge  bool
+	onExit       string
+	hostRoute    string
+	maxAddresses int
 
 	dockerHost string
+	bundleDirs []string
 	reconcile  time.Duration
 	cluster    string
 	region     string
@@ -96,12 +97,13 @@ func (c *config) flags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "bridges", Value: []string{"ecs-bridge", "docker0", "br-*"}, Usage: "patterns of the bridges to watch", Destination: &c.bridges, Category: path, Sources: src("bridges")},
 		str(&c.pinDir, path, "pin-dir", "/sys/fs/bpf/metad", "where the maps are pinned"),
 		str(&c.attach, path, "attach", "auto", "auto, tcx or clsact"),
-		boolean(&c.trustBdg, path, "trust-bridge", "let address and MAC prove a task on a port that has no program yet"),
+		boolean(&c.trustBridge, path, "trust-bridge", "let address and MAC prove a task on a port that has no program yet"),
 		str(&c.onExit, path, "on-exit", "open", "what becomes of packets for the endpoint without metad: open (as before metad) or drop"),
 		str(&c.hostRoute, path, "host-route", "auto", "route for host processes to the endpoint: auto (unless the agent's OUTPUT rule is there), on or off"),
-		integer(&c.maxEntries, path, "max-addresses", 16384, "size of the address map"),
+		integer(&c.maxAddresses, path, "max-addresses", 16384, "size of the address map"),
 
 		str(&c.dockerHost, tasks, "docker-host", "unix:///var/run/docker.sock", "the Docker Engine", "DOCKER_HOST"),
+		&cli.StringSliceFlag{Name: "bundle-dirs", Usage: "where containerd keeps the bundles of Docker's containers: tells of a container before its program runs (default: containerd's and dockerd's usual places)", Destination: &c.bundleDirs, Category: tasks, Sources: src("bundle-dirs")},
 		dur(&c.reconcile, tasks, "reconcile", 30*time.Second, "how often the whole container list is compared, because events get lost"),
 		str(&c.cluster, tasks, "cluster", "default", "cluster of tasks that name none", "ECS_CLUSTER"),
 		str(&c.region, tasks, "region", "us-east-1", "region in made-up ARNs", "AWS_REGION", "AWS_DEFAULT_REGION"),
@@ -113,7 +115,7 @@ func (c *config) flags() []cli.Flag {
 		str(&c.introspection, http, "agent-introspection-url", "http://127.0.0.1:51678", "the ECS agent's introspection API; empty: none"),
 		dur(&c.unknownWait, http, "unknown-wait", 400*time.Millisecond, "how long a request from an unknown address waits for its task, at most 400ms"),
 		str(&c.rpsLimit, http, "rps-limit", "", `requests per second and burst of one task, "rate,burst"; empty: no limit`, "ECS_TASK_METADATA_RPS_LIMIT"),
-		integer(&c.maxConns, http, "max-conns-per-task", 256, "connections one task may hold"),
+		integer(&c.maxConns, http, "max-conns-per-task", 128, "connections one task may hold"),
 		str(&c.statsSource, http, "stats-source", "auto", "auto, cgroup or docker"),
 		boolean(&c.disableMetrics, http, "disable-metrics", "collect no statistics", "ECS_DISABLE_METRICS"),
 

@@ -39,7 +39,7 @@ func TestConfigPrecedence(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.cluster != "from-file" || !slices.Equal(c.bridges, []string{"br0", "x-*"}) || c.unknownWait != 100*time.Millisecond || !c.trustBdg {
+	if c.cluster != "from-file" || !slices.Equal(c.bridges, []string{"br0", "x-*"}) || c.unknownWait != 100*time.Millisecond || !c.trustBridge {
 		t.Errorf("file: got %+v", c)
 	}
 	t.Setenv("ECS_CLUSTER", "from-ecs")

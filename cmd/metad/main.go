@@ -57,7 +57,7 @@ func app(stdout, stderr io.Writer) *cli.Command {
 			tasksCommand(stdout),
 			topCommand(stdout),
 			doctorCommand(stdout),
-			detachCommand(stderr),
+			detachCommand(),
 			waitFileCommand(),
 			{
 				Name:  "version",

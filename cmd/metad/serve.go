@@ -3,14 +3,40 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
 
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/client"
 	"github.com/urfave/cli/v3"
+	"go.uber.org/zap"
+
+	"metad/pkg/admin"
+	"metad/pkg/agent"
+	"metad/pkg/docker"
+	"metad/pkg/dockerproxy"
+	"metad/pkg/handover"
+	"metad/pkg/loader"
+	"metad/pkg/lookup"
+	"metad/pkg/mdfile"
+	"metad/pkg/server"
+	"metad/pkg/snapshot"
+	"metad/pkg/stats"
+	"metad/pkg/task"
 )
 
-var errNotYet = errors.New("not built yet")
-
-func notYet(context.Context, *cli.Command) error { return errNotYet }
+const (
+	// drainTime bounds the answering of what was asked before the end.
+	drainTime = 6 * time.Second
+	// armTime is how long traffic is left to whoever had it before metad, while metad waits for its
+	// first list of containers. Who knows tasks from before its restart does not wait.
+	armTime = 5 * time.Second
+)
 
 func serveCommand() *cli.Command {
 	var c config
@@ -18,14 +44,478 @@ func serveCommand() *cli.Command {
 		Name:  "serve",
 		Usage: "answer the endpoint until SIGINT or SIGTERM",
 		Flags: c.flags(),
-		Action: func(context.Context, *cli.Command) error {
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			if cmd.Args().Present() {
+				return fmt.Errorf("serve: unexpected argument %q", cmd.Args().First())
+			}
 			if err := c.validate(); err != nil {
 				return err
 			}
-			return errNotYet
+			log, err := c.logger()
+			if err != nil {
+				return err
+			}
+			defer log.Sync() //nolint:errcheck // stderr
+			return serve(ctx, &c, log)
 		},
 	}
 }
-func doctorCommand(io.Writer) *cli.Command { return &cli.Command{Name: "doctor", Action: notYet} }
-func detachCommand(io.Writer) *cli.Command { return &cli.Command{Name: "detach", Action: notYet} }
-func waitFileCommand() *cli.Command        { return &cli.Command{Name: "wait-file", Action: notYet} }
+
+// serve runs metad until ctx ends, a part of it fails, or another metad has taken over. What is started is
+// ended in reverse, for the reasons given at each step.
+func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
+	engine, err := client.NewClientWithOpts(client.WithHost(c.dockerHost), client.WithAPIVersionNegotiation())
+	if err != nil {
+		return fmt.Errorf("docker-host %q: %w", c.dockerHost, err)
+	}
+	defer closing(engine, &err)
+
+	d := &daemon{cfg: c, log: log, wired: make(chan struct{}), frozen: true}
+	socket, pred, err := handover.Start(ctx, handover.Config{Dir: c.runDir, Layout: handoverLayout, Build: version, Log: log.Named("handover")})
+	if err != nil {
+		return err
+	}
+	var held io.Closer = socket
+	if pred != nil {
+		held = pred // both: if this does not come to serving, the other goes on
+	}
+	defer func() { err = errors.Join(err, held.Close()) }() // last: who starts next must find nothing of ours in its way
+	var ln net.Listener
+	var saved []lookup.Saved
+	if pred == nil {
+		d.loader, err = loader.Open(d.loaderConfig())
+		saved = snapshot.Read(c.runDir, log.Named("snapshot"))
+	} else {
+		d.loader, ln, saved, err = d.adopt(pred)
+	}
+	if err != nil {
+		return err
+	}
+	// What is in the kernel belongs to one process: who leaves it to another takes nothing out.
+	owner := pred == nil
+	defer func() {
+		leave := d.loader.Release
+		if owner {
+			leave = d.loader.Close
+		}
+		err = errors.Join(err, leave())
+	}()
+	if err := d.build(engine); err != nil {
+		return err
+	}
+	defer closing(d.follower, &err)
+	defer closing(d.files, &err)
+	if err := d.table.Restore(saved); err != nil {
+		return err
+	}
+	close(d.wired)
+
+	// The parts end when parts is cancelled, the first error cancels it, and all are waited for before
+	// anything above is closed.
+	parts, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	var running sync.WaitGroup
+	run := func(f func(context.Context) error) {
+		running.Go(func() {
+			if err := f(parts); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	defer func() {
+		cancel(nil)
+		running.Wait()
+	}()
+
+	// The listener is the last descriptor to be opened and the program array the last thing to be filled: the
+	// kernel takes both away first if this process is killed, and nobody waits for an answer.
+	if pred == nil {
+		if ln, err = d.loader.Listen(); err != nil {
+			return err
+		}
+	}
+	defer closing(ln, &err)
+	serving := func() error {
+		srv, err := server.New(d.serverConfig(), d.table)
+		if err != nil {
+			return err
+		}
+		d.server.Store(srv)
+		// Shutdown leaves its deadline behind.
+		if l, ok := ln.(interface{ SetDeadline(time.Time) error }); ok {
+			if err := l.SetDeadline(time.Time{}); err != nil {
+				return err
+			}
+		}
+		run(func(context.Context) error {
+			if err := srv.Serve(ln); !errors.Is(err, server.ErrStopped) {
+				return fmt.Errorf("serve: %w", err)
+			}
+			return nil
+		})
+		return nil
+	}
+	if err := serving(); err != nil {
+		return err
+	}
+	if pred != nil {
+		if err := pred.Serving(ctx); err != nil {
+			return errors.Join(err, d.server.Load().Shutdown(ctx))
+		}
+		owner, held = true, socket
+		log.Info("taken over from the running metad")
+	}
+	d.thaw()
+
+	run(d.follower.Run)
+	run(func(ctx context.Context) error { d.sampler.Run(ctx); return nil })
+	run(func(ctx context.Context) error { return d.loader.Events(ctx, d.event) })
+	run(d.retry)
+	run(d.keepSnapshot)
+	if d.agent != nil {
+		run(func(ctx context.Context) error { d.agent.Run(ctx); return nil })
+	}
+	if c.proxySocket != "" {
+		proxy, ln, err := d.listenProxy()
+		if err != nil {
+			return err
+		}
+		run(func(ctx context.Context) error { return proxy.Serve(ctx, ln) })
+	}
+	if c.adminAddr != "" {
+		run(func(ctx context.Context) error {
+			if pred != nil { // it has the address until then
+				select {
+				case <-pred.Left():
+				case <-ctx.Done():
+					return nil
+				}
+			}
+			adm, err := admin.Listen(d.adminConfig())
+			if err != nil {
+				return err
+			}
+			return adm.Serve(ctx)
+		})
+	}
+
+	if pred == nil && len(d.table.Views()) == 0 {
+		// Nothing is known yet: until something is, whoever was asked before metad knows more.
+		select {
+		case <-d.follower.Synced():
+		case <-time.After(armTime):
+			log.Warn("no answer from the Docker Engine yet: serving without a list of containers")
+		case <-ctx.Done():
+		case <-parts.Done():
+		}
+	}
+	if ctx.Err() == nil && parts.Err() == nil {
+		if pred == nil {
+			if err := d.loader.Arm(); err != nil {
+				return err
+			}
+		}
+		d.armed.Store(true)
+		log.Info("serving", zap.String("version", version), zap.Stringer("endpoint", loader.Endpoint), zap.Int("tasks", len(d.table.Views())))
+	}
+
+	for {
+		succ := d.untilReplaced(ctx, parts, socket)
+		d.armed.Store(false)
+		if succ == nil {
+			break
+		}
+		// The other has all that is in the kernel, and accepts. What was accepted here is answered here.
+		log.Info("another metad takes over")
+		drained := make(chan struct{})
+		go func() {
+			d.shutdown()
+			close(drained)
+		}()
+		select {
+		case <-drained:
+			owner = false
+			err := context.Cause(parts)
+			cancel(nil) // the other waits for the admin address
+			running.Wait()
+			return errors.Join(err, succ.Close())
+		case <-succ.Died():
+			log.Warn("the other metad is gone: going on")
+			<-drained
+			if err := errors.Join(serving(), d.resume()); err != nil {
+				return err
+			}
+			d.armed.Store(true)
+		}
+	}
+	log.Info("stopping")
+	// No new packets first: who asks from now on is answered by whoever is behind us.
+	err = errors.Join(context.Cause(parts), d.loader.Disarm())
+	d.shutdown()
+	return err
+}
+
+// untilReplaced returns when ctx or parts end, with nil, or when another metad has taken over.
+func (d *daemon) untilReplaced(ctx, parts context.Context, socket *handover.Socket) *handover.Successor {
+	wait, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(parts, cancel)()
+	succ, err := socket.Wait(wait, d.give, func() {
+		if err := d.resume(); err != nil {
+			d.log.Error("go on after a takeover that failed", zap.Error(err))
+		}
+	})
+	if err != nil && wait.Err() == nil {
+		d.log.Error("no takeover is possible any more", zap.Error(err))
+		<-wait.Done()
+	}
+	return succ
+}
+
+// shutdown answers what was asked, within drainTime.
+func (d *daemon) shutdown() {
+	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	if err := d.server.Load().Shutdown(ctx); err != nil {
+		d.log.Warn("connections were cut off", zap.Error(err))
+	}
+}
+
+// build makes the parts, none of which does anything yet.
+func (d *daemon) build(engine *client.Client) (err error) {
+	c, log := d.cfg, d.log
+	d.table = lookup.New(d.loader, log.Named("lookup"))
+	if d.sampler, err = newSampler(c, engine, log.Named("stats")); err != nil {
+		return err
+	}
+	d.follower, err = docker.New(docker.Config{
+		Engine:           engine,
+		Log:              log.Named("docker"),
+		Apply:            d.apply,
+		Cluster:          c.cluster,
+		Region:           c.region,
+		Account:          c.account,
+		AvailabilityZone: c.availabilityZone(),
+		ReconcileEvery:   c.reconcile,
+		Enrich:           d.enrich,
+		BundleDirs:       c.bundleDirs,
+	})
+	if err != nil {
+		return err
+	}
+	if c.introspection != "" {
+		cfg := agent.DefaultConfig()
+		cfg.URL, cfg.Changed, cfg.Log = c.introspection, d.follower.Refresh, log.Named("agent")
+		if d.agent, err = agent.New(cfg); err != nil {
+			return err
+		}
+	}
+	d.files, err = mdfile.NewWriter(c.fileConfig(), log.Named("mdfile"))
+	return err
+}
+
+// closing joins the error of x's Close to *err.
+func closing(x io.Closer, err *error) { *err = errors.Join(*err, x.Close()) }
+
+func (c *config) availabilityZone() string {
+	if c.disableAZ {
+		return ""
+	}
+	return c.az
+}
+
+// newSampler returns the sampler with the sources that --stats-source names, nil for none.
+func newSampler(c *config, engine *client.Client, log *zap.Logger) (*stats.Sampler, error) {
+	ask := func(ctx context.Context, id string, stream bool) (io.ReadCloser, error) {
+		get := engine.ContainerStats
+		if !stream {
+			get = func(ctx context.Context, id string, _ bool) (container.StatsResponseReader, error) {
+				return engine.ContainerStatsOneShot(ctx, id)
+			}
+		}
+		r, err := get(ctx, id, stream)
+		return r.Body, err
+	}
+	source := c.statsSource
+	if source == "auto" {
+		source = "docker"
+		if stats.Visible(stats.CgroupConfig{}) {
+			source = "cgroup"
+		}
+	}
+	log.Info("statistics", zap.String("source", source))
+	if source == "docker" {
+		return stats.New(stats.Config{Log: log}, stats.NewDockerSource(ask, stats.CgroupConfig{})), nil
+	}
+	cg, err := stats.NewCgroupSource(stats.CgroupConfig{})
+	if err != nil {
+		return nil, fmt.Errorf("stats-source %s: %w", c.statsSource, err)
+	}
+	return stats.New(stats.Config{Log: log}, cg), nil
+}
+
+// daemon is the parts of a running metad that speak of each other.
+type daemon struct {
+	cfg *config
+	log *zap.Logger
+
+	loader   *loader.Loader
+	table    *lookup.Table
+	sampler  *stats.Sampler
+	follower *docker.Follower
+	server   atomic.Pointer[server.Server] // another one after a takeover that failed late
+	agent    *agent.Client                 // nil: none
+	files    *mdfile.Writer
+
+	wired chan struct{} // closed when all of the above are set, but for the server
+	armed atomic.Bool   // packets come here
+
+	mu      sync.Mutex   // guards what follows, and is held while tasks are published
+	current []*task.Task // the last set
+	synced  bool         // current has been set
+	frozen  bool         // another metad writes to the kernel's map, or may do so any moment: this one does not
+}
+
+// apply is where a new set of tasks goes.
+func (d *daemon) apply(tasks []*task.Task) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.current, d.synced = tasks, true
+	d.publish()
+}
+
+// publish is called with mu held: first to who answers, so that a task is known as early as can be.
+func (d *daemon) publish() {
+	if d.frozen || !d.synced {
+		return
+	}
+	if err := d.table.Apply(d.current); err != nil {
+		d.log.Error("some addresses are not served", zap.Error(err))
+	}
+	if !d.cfg.disableMetrics {
+		d.sampler.Apply(d.current)
+	}
+	d.files.Apply(d.current)
+}
+
+// thaw begins or goes on to publish.
+func (d *daemon) thaw() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.frozen = false
+	d.publish()
+}
+
+// enrich adds what only the ECS agent knows.
+func (d *daemon) enrich(t *task.Task) {
+	if d.agent != nil {
+		d.agent.Enrich(t)
+	}
+}
+
+func (c *config) fileConfig() mdfile.Config {
+	form := mdfile.FormProposal
+	if c.fileAgentPath {
+		form = mdfile.FormAgent
+	}
+	return mdfile.Config{DataDir: c.dataDir, Layout: mdfile.Layout{Form: form, DataDir: c.dataDir}}
+}
+
+// listenProxy makes the Docker API proxy and its socket.
+func (d *daemon) listenProxy() (*dockerproxy.Proxy, net.Listener, error) {
+	socket, ok := strings.CutPrefix(d.cfg.dockerHost, "unix://")
+	if !ok {
+		return nil, nil, fmt.Errorf("docker-proxy %q: needs a unix socket to stand in front of; docker-host is %q", d.cfg.proxySocket, d.cfg.dockerHost)
+	}
+	cfg := dockerproxy.Config{Engine: socket, Enabled: d.cfg.fileEnabled, Identify: d.follower.Identify}
+	if d.cfg.selinux {
+		cfg.SELinux = dockerproxy.SELinuxOn
+	}
+	proxy, err := dockerproxy.New(cfg, d.files, d.log.Named("proxy"))
+	if err != nil {
+		return nil, nil, err
+	}
+	ln, err := dockerproxy.Listen(d.cfg.proxySocket, socket)
+	if err != nil {
+		return nil, nil, fmt.Errorf("docker-proxy %q: %w", d.cfg.proxySocket, err)
+	}
+	return proxy, ln, nil
+}
+
+// event logs what the kernel tells: at most one a second of each kind.
+func (d *daemon) event(e loader.Event) {
+	log := d.log.Warn
+	if e.Verdict == "port_unknown" || e.Verdict == "bridge_unknown" {
+		log = d.log.Debug // a container that has just started, mostly
+	}
+	log("packet", zap.String("verdict", e.Verdict), zap.Stringer("addr", e.Addr), zap.Stringer("mac", e.HardwareAddr()),
+		zap.Int("ifindex", e.Ifindex), zap.Uint64("held_back", e.HeldBack))
+}
+
+// retry gives addresses that the kernel's map had no room for, and files that the disk had none for, another
+// chance.
+func (d *daemon) retry(ctx context.Context) error {
+	for tick := time.NewTicker(time.Second); ; {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			d.mu.Lock()
+			if !d.frozen {
+				if err := d.table.Retry(); err != nil {
+					d.log.Debug("some addresses are still not served", zap.Error(err))
+				}
+				d.files.Retry()
+			}
+			d.mu.Unlock()
+		}
+	}
+}
+
+func (d *daemon) portGone(ifindex int) {
+	<-d.wired
+	if err := d.table.PortGone(ifindex); err != nil {
+		d.log.Error("port gone", zap.Int("ifindex", ifindex), zap.Error(err))
+	}
+	d.follower.Poke(ifindex)
+}
+
+func (d *daemon) serverConfig() server.Config {
+	cfg := server.DefaultConfig()
+	cfg.Log = d.log.Named("server")
+	cfg.AgentURL = d.cfg.agentURL
+	cfg.UnknownWait = d.cfg.unknownWait
+	cfg.MaxConnsPerTask = d.cfg.maxConns
+	cfg.Rate = server.ParseRateLimit(d.cfg.rpsLimit)
+	cfg.Samples = samples{d.sampler}
+	return cfg
+}
+
+// samples is the sampler as the server wants it.
+type samples struct{ *stats.Sampler }
+
+// Subscribe implements server.Samples.
+func (s samples) Subscribe(id string) (<-chan *task.Sample, func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	ch := make(chan *task.Sample)
+	sub := s.Sampler.Subscribe(id)
+	if sub == nil {
+		close(ch)
+		return ch, cancel
+	}
+	go func() {
+		defer close(ch)
+		defer sub.Close()
+		for {
+			sample, err := sub.Next(ctx)
+			if err != nil {
+				return
+			}
+			select {
+			case ch <- sample:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return ch, cancel
+}

@@ -13,10 +13,13 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/docker/docker/api/types/container"
+	"github.com/vishvananda/netns"
 
 	"metad/internal/testdocker"
+	"metad/internal/testnet"
 )
 
 const probeImage = "metad-probe:latest"
@@ -276,7 +279,7 @@ func TestRootCommands(t *testing.T) {
 		out, code := d.run("top", "--once")
 		return code == 0 && strings.Contains(out, "cmds/app")
 	})
-	if code, body, err := d.get("127.0.0.1:51683", "/metrics"); err != nil || code != 200 || !strings.Contains(body, `metad_verdicts_total{verdict="redirected"}`) {
+	if code, body, err := d.get("127.0.0.1:51683", "/metrics"); err != nil || code != 200 || !strings.Contains(body, `metad_verdicts_total{verdict="port_task"}`) {
 		t.Errorf("metrics: got %d %v %.2000s", code, err, body)
 	}
 	if code := d.stop(); code != 0 {
@@ -294,5 +297,80 @@ func TestRootCommands(t *testing.T) {
 	}
 	if _, code := d.run("detach", "--pin-dir", d.pins); code != 0 {
 		t.Errorf("second detach: got %d, want 0", code)
+	}
+}
+
+// One getsockopt per connection and no bpf call per request, counted by strace.
+func TestRootSystemCallsPerRequest(t *testing.T) {
+	const requests = 200
+	h := testdocker.Shared(t)
+	d := startMetad(t, h)
+	task := h.RunTask(t, testdocker.Task{ID: "calls", Containers: []testdocker.Container{{Name: "app"}}})
+	ask(t, h, task.Containers[0], "/v2/metadata")
+
+	trace := filepath.Join(t.TempDir(), "trace")
+	strace := exec.Command("strace", "-f", "-q", "-e", "trace=getsockopt,bpf,read,write", "-o", trace, "-p", fmt.Sprint(d.cmd.Process.Pid))
+	if err := strace.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ns, err := netns.GetFromPid(h.Inspect(t, task.Pause).State.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	waitFor(t, "strace to see a request", func() bool {
+		ask(t, h, task.Containers[0], "/v2/metadata")
+		return strings.Contains(readFile(trace), "/v2/metadata")
+	})
+	before := readFile(trace)
+	c, err := testnet.Dial(ns, "", testnet.Endpoint, 5*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for i := range requests {
+		if code, body, err := testnet.GetOn(c, "/v2/metadata", 5*time.Second); err != nil || code != 200 || !strings.Contains(body, task.ARN) {
+			t.Fatalf("request %d: got %d %v %s", i, code, err, body)
+		}
+	}
+	if err := strace.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	_ = strace.Wait() // ends by the signal
+	calls := strings.TrimPrefix(readFile(trace), before)
+	marks, bpfs, asked := strings.Count(calls, "SO_MARK"), strings.Count(calls, "bpf("), strings.Count(calls, `"GET /v2/metadata`)
+	if marks != 1 || bpfs != 0 || asked != requests {
+		t.Errorf("%d requests on one connection: got %d reads of a request, %d getsockopt(SO_MARK), want 1, and %d bpf(), want 0", requests, asked, marks, bpfs)
+	}
+}
+
+// The metadata file, end to end: created by the docker command through the proxy, READY once it runs.
+func TestRootMetadataFile(t *testing.T) {
+	h := testdocker.Shared(t)
+	socket := filepath.Join(t.TempDir(), "docker.sock")
+	startMetad(t, h, "--docker-proxy", socket, "--container-metadata")
+	docker := func(args ...string) string {
+		t.Helper()
+		cmd := h.CLICommand(args...)
+		cmd.Env = append(cmd.Env, "DOCKER_HOST=unix://"+socket)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("docker %q: %v: %s", args, err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	id := docker("run", "-d", "--name", "with-file", "--network", h.ECSNetwork(t), testdocker.BusyboxImage)
+	t.Cleanup(func() { h.Remove(t, id) })
+	var file string
+	waitFor(t, "file to be READY", func() bool {
+		file = h.Exec(t, id, "sh", "-c", "cat $ECS_CONTAINER_METADATA_FILE")
+		return strings.Contains(file, `"MetadataFileStatus": "READY"`)
+	})
+	addr := h.Inspect(t, id).NetworkSettings.Networks[testdocker.ECSBridge].IPAddress
+	if !strings.Contains(file, id) || !strings.Contains(file, addr) {
+		t.Errorf("file lacks the id or the address %s:\n%s", addr, file)
+	}
+	if _, code, err := h.TryExec(id, "sh", "-c", "echo x > $ECS_CONTAINER_METADATA_FILE"); err != nil || code == 0 {
+		t.Errorf("the container could write its file: exit code %d, %v", code, err)
 	}
 }

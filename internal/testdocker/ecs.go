@@ -2,9 +2,12 @@ package testdocker
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 
@@ -193,6 +196,9 @@ func (h *Host) connectAWSVPC(pid int, eni []netip.Prefix) (port Port, err error)
 		if err := task.LinkAdd(eth0); err != nil {
 			return port, fmt.Errorf("add eth0: %w", err)
 		}
+		if err := enableIPv6(taskNS); err != nil {
+			return port, err
+		}
 		for _, p := range eni {
 			a := &netlink.Addr{IPNet: ipNet(p)}
 			if p.Addr().Is6() {
@@ -228,6 +234,17 @@ func (h *Host) connectAWSVPC(pid int, eni []netip.Prefix) (port Port, err error)
 		return port, err
 	}
 	return port, configureTaskEnd(task, addr)
+}
+
+// enableIPv6 undoes what Docker does to a container without a network.
+func enableIPv6(ns netns.NsHandle) error {
+	return inNamespace(ns, func() error {
+		err := os.WriteFile("/proc/sys/net/ipv6/conf/all/disable_ipv6", []byte("0"), 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // a kernel without IPv6
+		}
+		return err
+	})
 }
 
 // configureTaskEnd gives ecs-eth0 its address and routes, as the plugin leaves them: the connected

@@ -270,17 +270,24 @@ func (h *Host) NSPath() string {
 
 // Do runs f on a thread that is in the host's network namespace. f must not start goroutines that
 // rely on that, and must not call FailNow.
-func (h *Host) Do(f func() error) error {
+func (h *Host) Do(f func() error) error { return inNamespace(h.NS, f) }
+
+func inNamespace(ns netns.NsHandle, f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		if err := netns.Set(h.NS); err != nil {
-			done <- fmt.Errorf("enter the host's namespace: %w", err)
+		if err := netns.Set(ns); err != nil {
+			done <- fmt.Errorf("enter namespace: %w", err)
 			return
 		}
 		done <- f()
 	}()
 	return <-done
+}
+
+// BundleDir is where containerd keeps the bundles of the host's containers; it exists once one was started.
+func (h *Host) BundleDir() string {
+	return filepath.Join(h.dir.containerdState(), "io.containerd.runtime.v2.task", "moby")
 }
 
 // CLICommand returns the docker command line client, set up to talk to the host's Engine.

@@ -156,3 +156,12 @@ func TestRootNothingLeftAfterKill(t *testing.T) {
 		t.Errorf("mounts left:\n%s", b)
 	}
 }
+
+func TestRootImageFromBinary(t *testing.T) {
+	h := Shared(t)
+	h.ImageFromBinary(t, "metad-test-app:1", "/bin/busybox")
+	id := h.Run(t, Container{Image: "metad-test-app:1", Cmd: []string{"sleep", "1000"}})
+	if got := h.Inspect(t, id).Path; got != "/app" {
+		t.Errorf("entrypoint: got %q", got)
+	}
+}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"path"
 	"slices"
 	"strconv"
@@ -15,10 +14,11 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"metad/pkg/loader"
 )
 
-// endpoint is the task metadata endpoint's address.
-var endpoint = netip.MustParseAddr("169.254.170.2")
+var endpoint = loader.Endpoint.Addr()
 
 // hostEnd is the host's end of the veth into metad's namespace: it is there while metad runs.
 const hostEnd = "metad0"
@@ -71,8 +71,8 @@ func kernel(h *host) (release string, major, minor int, err error) {
 	return release, major, minor, nil
 }
 
-// checkCapabilities: SYS_ADMIN makes and enters namespaces, SYS_PTRACE opens /proc/<pid>/ns/net of a
-// container, NET_ADMIN attaches, and sets SO_MARK; SYS_RESOURCE lifts RLIMIT_MEMLOCK before 5.11.
+// checkCapabilities: beside what the loader needs, SYS_PTRACE opens /proc/<pid>/ns/net of a container, and
+// SYS_RESOURCE lifts RLIMIT_MEMLOCK before 5.11.
 func checkCapabilities(_ context.Context, _ Config, h *host) []Check {
 	const name = "capabilities"
 	status, err := h.readFile("/proc/thread-self/status")
@@ -85,18 +85,14 @@ func checkCapabilities(_ context.Context, _ Config, h *host) []Check {
 	if err != nil {
 		return one(name, Fail, fmt.Sprintf("CapEff of /proc/thread-self/status: %v", err), "mount /proc")
 	}
-	type capability struct {
-		bit  uint
-		name string
-	}
-	need := []capability{{unix.CAP_NET_ADMIN, "NET_ADMIN"}, {unix.CAP_SYS_ADMIN, "SYS_ADMIN"}, {unix.CAP_SYS_PTRACE, "SYS_PTRACE"}, {unix.CAP_NET_BIND_SERVICE, "NET_BIND_SERVICE"}}
+	need := append(slices.Clone(loader.RequiredCaps), loader.Cap{Name: "CAP_SYS_PTRACE", Bit: unix.CAP_SYS_PTRACE})
 	if _, major, minor, err := kernel(h); err == nil && (major < 5 || major == 5 && minor < 11) {
-		need = append(need, capability{unix.CAP_SYS_RESOURCE, "SYS_RESOURCE"})
+		need = append(need, loader.Cap{Name: "CAP_SYS_RESOURCE", Bit: unix.CAP_SYS_RESOURCE})
 	}
 	var missing []string
 	for _, n := range need {
-		if have&(1<<n.bit) == 0 {
-			missing = append(missing, n.name)
+		if have&(1<<n.Bit) == 0 {
+			missing = append(missing, n.Name)
 		}
 	}
 	if missing != nil {
@@ -257,7 +253,7 @@ func checkBridge(bridge netlink.Link, links []netlink.Link, running bool, h *hos
 			if i == ours {
 				continue
 			}
-			if k.kind != "xdp" && i > ours { // after metad's, or there is none
+			if i > ours { // after metad's, or there is none
 				other = append(other, k.String()+" on "+l.Attrs().Name)
 				continue
 			}

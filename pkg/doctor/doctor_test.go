@@ -144,13 +144,13 @@ func TestChecks(t *testing.T) {
 
 	f("all capabilities", func(*fake) {}, "capabilities", OK, "all")
 	f("no capability", with("/proc/thread-self/status", "Name:\tx\nCapEff:\t0000000000000000\n"), "capabilities", Fail,
-		"missing NET_ADMIN, SYS_ADMIN, SYS_PTRACE, NET_BIND_SERVICE")
+		"missing CAP_NET_ADMIN, CAP_BPF, CAP_SYS_ADMIN, CAP_SYS_PTRACE")
 	f("Docker's default capabilities", with("/proc/thread-self/status", "Name:\tx\nCapEff:\t00000000a80425fb\n"), "capabilities", Fail,
-		"missing NET_ADMIN, SYS_ADMIN, SYS_PTRACE")
+		"missing CAP_NET_ADMIN, CAP_BPF, CAP_SYS_ADMIN, CAP_SYS_PTRACE")
 	f("memlock matters", func(h *fake) {
 		h.files[release] = "5.10.0-32\n"
 		h.files["/proc/thread-self/status"] = "Name:\tx\nCapEff:\t000001fffeffffff\n"
-	}, "capabilities", Fail, "missing SYS_RESOURCE")
+	}, "capabilities", Fail, "missing CAP_SYS_RESOURCE")
 	f("memlock no longer matters", func(h *fake) {
 		h.files["/proc/thread-self/status"] = "Name:\tx\nCapEff:\t000001fffeffffff\n"
 	}, "capabilities", OK, "all")
@@ -198,6 +198,9 @@ func TestChecks(t *testing.T) {
 
 	f("no bridge", func(h *fake) { h.cfg.Bridges = []string{"cni0"} }, "bridges", Warn, "none matches cni0")
 	f("ports", func(*fake) {}, "bridge ecs-bridge", OK, "2 ports, all with metad's program")
+	f("port that is no veth", func(h *fake) {
+		h.links = append(h.links, &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "eth1", Index: 9, MasterIndex: 2}})
+	}, "bridge ecs-bridge", OK, "2 ports, all")
 	f("port without", func(h *fake) { delete(h.hook, 4) }, "bridge ecs-bridge", Warn, "1 of 2 ports without metad's program: veth4")
 	f("another after ours", func(h *fake) {
 		h.hook[4] = append(h.hook[4], hook{kind: "tc", name: "cil_from_container"})

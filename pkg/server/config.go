@@ -3,7 +3,6 @@ package server
 import (
 	"fmt"
 	"net"
-	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -43,13 +42,8 @@ type Config struct {
 	Rate RateLimit
 
 	// UnknownWait is how long a request from an unknown source waits for its task to appear,
-	// at most MaxUnknownWait. Zero: not at all.
+	// at most MaxUnknownWait; how many wait at a time is for Tasks to bound. Zero: not at all.
 	UnknownWait time.Duration
-	// MaxWaiters bounds the requests that wait so at a time; one too many waits not at all.
-	MaxWaiters int
-	// Look, if set, is called once for all requests that begin to wait for one source while
-	// another already waits for it: a hint to look for the task now. It must not block.
-	Look func(tag uint32, addr netip.Addr)
 
 	// AgentURL is the ECS agent's task endpoint, "http://host:port", to which every request
 	// that metad does not serve is passed on. Empty: there is no agent.
@@ -113,9 +107,8 @@ func DefaultConfig() Config {
 		MaxHeaderBytes:  8 << 10,
 		MaxBodyBytes:    16 << 20,
 		MaxConns:        16384,
-		MaxConnsPerTask: 128,
+		MaxConnsPerTask: 256,
 		UnknownWait:     MaxUnknownWait,
-		MaxWaiters:      512,
 		AgentURL:        "http://127.0.0.1:51679",
 		AgentTimeout:    10 * time.Second, // the agent itself gives up after 5 s
 		MaxForwards:     1024,
@@ -134,7 +127,7 @@ func (c *Config) validate() (agent string, err error) {
 		{"ReadTimeout", int64(c.ReadTimeout)}, {"WriteTimeout", int64(c.WriteTimeout)},
 		{"IdleTimeout", int64(c.IdleTimeout)}, {"MaxHeaderBytes", int64(c.MaxHeaderBytes)},
 		{"MaxBodyBytes", c.MaxBodyBytes}, {"MaxConns", int64(c.MaxConns)},
-		{"MaxConnsPerTask", int64(c.MaxConnsPerTask)}, {"MaxWaiters", int64(c.MaxWaiters)},
+		{"MaxConnsPerTask", int64(c.MaxConnsPerTask)},
 		{"AgentTimeout", int64(c.AgentTimeout)}, {"MaxForwards", int64(c.MaxForwards)},
 		{"MaxStreams", int64(c.MaxStreams)},
 	}

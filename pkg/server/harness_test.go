@@ -4,17 +4,21 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/valyala/fasthttp"
 	"go.uber.org/zap"
 
 	"metad/bpf"
@@ -136,6 +140,13 @@ func testConfig() Config {
 func newHost(t testing.TB, cfg Config, tasks ...*task.Task) *host {
 	t.Helper()
 	h := newStopped(t, cfg, tasks...)
+	h.listen(t)
+	return h
+}
+
+// listen serves a loopback socket until the test ends.
+func (h *host) listen(t testing.TB) net.Listener {
+	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -148,11 +159,11 @@ func newHost(t testing.TB, cfg Config, tasks ...*task.Task) *host {
 		cancel() // no client of a test has anything left to ask
 		_ = h.Shutdown(ctx)
 		_ = ln.Close()
-		if err := <-served; err != ErrStopped {
+		if err := <-served; !errors.Is(err, ErrStopped) {
 			t.Errorf("Serve: got %v, want ErrStopped", err)
 		}
 	})
-	return h
+	return ln
 }
 
 // newStopped is a host that does not listen.
@@ -192,6 +203,7 @@ type reply struct {
 func (h *host) send(t testing.TB, from netip.Addr, raw string) reply {
 	t.Helper()
 	c := h.dial(t, from)
+	defer c.Close()
 	method, _, _ := strings.Cut(raw, " ")
 	if _, err := io.WriteString(c, raw); err != nil {
 		t.Fatal(err)
@@ -299,4 +311,65 @@ func (h *host) serveLoop(t testing.TB, c *loopConn) {
 // request is a plain GET.
 func request(target string) []byte {
 	return fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: 169.254.170.2\r\n\r\n", target)
+}
+
+func readAll(t testing.TB, r io.Reader) string {
+	t.Helper()
+	b, err := io.ReadAll(r)
+	if err != nil {
+		t.Errorf("read: %v", err)
+	}
+	return string(b)
+}
+
+// fakeClock is a time that passes when it is told to.
+type fakeClock struct{ passed atomic.Int64 }
+
+func (c *fakeClock) advance(d time.Duration) { c.passed.Add(int64(d)) }
+
+func (c *fakeClock) of(start time.Time) func(*fasthttp.RequestCtx) time.Time {
+	return func(*fasthttp.RequestCtx) time.Time { return start.Add(time.Duration(c.passed.Load())) }
+}
+
+// eventually waits for cond to hold, for what another goroutine is about to do.
+func eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for range 3000 {
+		if cond() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	buf := make([]byte, 1<<20)
+	t.Fatalf("%s: still not so; goroutines:\n%s", what, buf[:runtime.Stack(buf, true)])
+}
+
+// goroutines counts those that run this package's code outside of tests and accept loops.
+func goroutines() int {
+	buf := make([]byte, 8<<20)
+	n := 0
+	for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+		if strings.Contains(g, "metad/pkg/server.(*") && !strings.Contains(g, "_test.go") && !strings.Contains(g, "(*listener).Accept") {
+			n++
+		}
+	}
+	return n
+}
+
+// quiet waits until nothing of h is left over: no connection, no slot, no goroutine.
+func (h *host) quiet(t testing.TB) {
+	t.Helper()
+	eventually(t, "connections closed", func() bool { return h.Counters().Open == 0 })
+	eventually(t, "slots given back", func() bool { return len(h.forwards) == 0 && len(h.streams) == 0 && h.Counters().Waiting == 0 })
+	eventually(t, "goroutines ended", func() bool { return goroutines() == 0 })
+}
+
+// head reads an answer up to its body.
+func head(t testing.TB, r *bufio.Reader) *http.Response {
+	t.Helper()
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp
 }

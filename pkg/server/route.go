@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"errors"
 	"net/url"
 	"path"
 	"strings"
@@ -41,7 +42,8 @@ func routeOf(path []byte) (r route, id []byte) {
 }
 
 // plainPath returns the path of a request target and true if the path can be used as it stands: it is
-// absolute, holds no escape, and nothing in it may need cleaning. It does not allocate.
+// absolute, holds no escape, and nothing in it may need cleaning. It does not allocate. A '#' is a
+// character like any other: clients do not send fragments.
 func plainPath(target []byte) ([]byte, bool) {
 	if len(target) == 0 || target[0] != '/' {
 		return nil, false
@@ -50,7 +52,7 @@ func plainPath(target []byte) ([]byte, bool) {
 		switch ch {
 		case '?':
 			return target[:i], true
-		case '%', '#':
+		case '%':
 			return nil, false
 		case '/', '.':
 			if i > 0 && target[i-1] == '/' {
@@ -69,14 +71,16 @@ func parsePath(target []byte) (p []byte, redirect string, err error) {
 		return nil, "", err
 	}
 	if u.Opaque != "" || target[0] == '*' { // "mailto:x", or the server as a whole
-		return nil, "", errBadRequest
+		return nil, "", errNoPath
 	}
 	if clean := cleanPath(u.Path); clean != u.Path {
-		u.Path, u.RawPath = clean, ""
+		u.Path = clean
 		return nil, u.String(), nil
 	}
 	return []byte(u.Path), "", nil
 }
+
+var errNoPath = errors.New("request target without a path")
 
 // cleanPath removes empty, "." and ".." elements and keeps a slash at the end, as the agent's router
 // does (gorilla/mux, cleanPath).

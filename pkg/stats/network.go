@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -39,7 +40,7 @@ func ListLinks(nsfd int) ([]Link, error) {
 	}
 	links := make([]Link, len(list))
 	for i, l := range list {
-		links[i] = Link{Name: l.Attrs().Name, Kind: l.Type(), Loopback: l.Attrs().Flags&unix.IFF_LOOPBACK != 0}
+		links[i] = Link{Name: l.Attrs().Name, Kind: l.Type(), Loopback: l.Attrs().Flags&net.FlagLoopback != 0}
 	}
 	return links, nil
 }
@@ -91,16 +92,11 @@ func (s *netSource) open(pid int, eni, hostMode bool) (netFeed, error) {
 		return f, err
 	}
 	f.proc = dir
-	if ns, err := readlink(dir, "ns/net"); err == nil && ns == s.hostNS {
+	var ns [64]byte
+	if n, err := unix.Readlinkat(dir, "ns/net", ns[:]); err == nil && string(ns[:n]) == s.hostNS {
 		f.close()
 	}
 	return f, nil
-}
-
-func readlink(dir int, name string) (string, error) {
-	var buf [128]byte
-	n, err := unix.Readlinkat(dir, name, buf[:])
-	return string(buf[:n]), err
 }
 
 func (f *netFeed) close() {

@@ -164,27 +164,24 @@ type pairs struct {
 	err  error
 }
 
-// next returns the next pair. A value that is no number is passed over, as the Engine does.
+// next returns the next pair; ok is false at the end, and at what is none.
 func (p *pairs) next() (key []byte, v uint64, ok bool) {
-	for p.err == nil && len(p.rest) > 0 {
-		line, rest, whole := nextLine(p.rest)
-		if !whole {
-			p.err = fmt.Errorf("%w: half a line", errDamaged)
-			break
-		}
-		p.rest = rest
-		key, line = nextField(line)
-		value, line := nextField(line)
-		more, _ := nextField(line)
-		if len(value) == 0 || len(more) > 0 {
-			p.err = fmt.Errorf("%w: not a pair", errDamaged)
-			break
-		}
-		if v, ok = parseUint(value); ok {
-			return key, v, true
-		}
+	if p.err != nil || len(p.rest) == 0 {
+		return nil, 0, false
 	}
-	return nil, 0, false
+	line, rest, ok := nextLine(p.rest)
+	if !ok {
+		p.err = fmt.Errorf("%w: half a line", errDamaged)
+		return nil, 0, false
+	}
+	p.rest = rest
+	key, line = nextField(line)
+	v, line, ok = nextUint(line)
+	if more, _ := nextField(line); !ok || len(more) > 0 {
+		p.err = fmt.Errorf("%w: not a key and a number", errDamaged)
+		return nil, 0, false
+	}
+	return key, v, true
 }
 
 // parseMemoryStat reads memory.stat of either cgroup version into dst, one element for each of keys.
@@ -400,16 +397,15 @@ func parseIOStat(b []byte, dst []BlkioEntry) ([]BlkioEntry, error) {
 				}
 				continue
 			}
-			v, ok := parseUint(f[i+1:])
-			if !ok {
-				continue // cost.* and the like are not plain numbers
-			}
 			some = true
 			switch string(f[:i]) {
 			case "rbytes":
-				rbytes = v
+				rbytes, ok = parseUint(f[i+1:])
 			case "wbytes":
-				wbytes = v
+				wbytes, ok = parseUint(f[i+1:])
+			}
+			if !ok {
+				return dst, fmt.Errorf("%w: not a number", errDamaged)
 			}
 		}
 		if !some {

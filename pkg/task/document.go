@@ -143,6 +143,9 @@ func newContainerDocument(c *Container) containerDocument {
 		Type:          c.Type,
 	}
 	for _, p := range c.Ports {
+		if len(c.Networks) > 0 { // the task has an interface of its own: nothing is mapped
+			p.HostPort = p.ContainerPort
+		}
 		d.Ports = append(d.Ports, portDocument{p.ContainerPort, p.Protocol, p.HostPort})
 	}
 	for _, n := range c.Networks {

@@ -121,6 +121,7 @@ type Container struct {
 	NetworkMode    string // HostConfig.NetworkMode
 	DockerNetworks []DockerNetwork
 	RestartCount   int
+	EndpointID     string // last part of the agent's ECS_CONTAINER_METADATA_URI in its environment; "": none
 
 	// Stats is the cell that the sampler fills and the server reads. It belongs to the container,
 	// not to this version of its description: every version carries the same pointer. Never nil

@@ -84,7 +84,7 @@ type guest struct {
 	problems []string // kernel messages, modules that did not load, binaries that ended badly
 }
 
-// result is one top-level test's outcome, its subtests' output included.
+// result is one test's outcome; a subtest has its own.
 type result struct {
 	verdict string // PASS, FAIL, SKIP; "" while it has none
 	seconds string // "1.23s"
@@ -93,17 +93,19 @@ type result struct {
 }
 
 var (
-	runLine    = regexp.MustCompile(`^=== (?:RUN|NAME|CONT|PAUSE)\s+(Test[^\s/]*)`)
-	resultLine = regexp.MustCompile(`^--- (PASS|FAIL|SKIP): (Test\S*) \(([0-9.]+s)\)`)
-	// A test that attaches says how: "attach mode: tcx".
+	runLine    = regexp.MustCompile(`^=== (?:RUN|NAME|CONT|PAUSE)\s+(Test\S*)`)
+	resultLine = regexp.MustCompile(`^\s*--- (PASS|FAIL|SKIP): (Test\S*) \(([0-9.]+s)\)`)
+	// A test that attaches says how, "attach mode: tcx", or has a subtest for each way.
 	modeLine = regexp.MustCompile(`attach mode[:=] ?"?(tcx|clsact)\b`)
+	modeTest = regexp.MustCompile(`/(tcx|clsact)$`)
 	// A skip is right only on a kernel that is too old: "needs Linux 6.6".
 	needsLine = regexp.MustCompile(`needs Linux (\d+\.\d+)`)
 )
 
 func parse(r io.Reader) *guest {
 	g := &guest{tests: map[string]*result{}}
-	var pkg, current string
+	var pkg string
+	var current *result // whose output a line is; nil: nobody's
 	get := func(name string) *result {
 		key := pkg + " " + name
 		if g.tests[key] == nil {
@@ -116,39 +118,40 @@ func parse(r io.Reader) *guest {
 	for lines.Scan() {
 		line := strings.TrimRight(lines.Text(), "\r")
 		if word, rest, _ := strings.Cut(line, " "); strings.HasPrefix(word, "@") {
+			current = nil
 			switch word {
 			case "@kernel":
 				g.release = rest
 			case "@package":
-				pkg, current = rest, ""
+				pkg = rest
 			case "@problem":
 				g.problems = append(g.problems, rest)
 			case "@exit":
 				if rest != "0" {
 					g.problems = append(g.problems, pkg+": the tests ended with code "+rest)
 				}
-				current = ""
 			case "@end":
 				g.ended = true
 			}
 			continue
 		}
 		if m := resultLine.FindStringSubmatch(line); m != nil {
-			current = m[2]
-			r := get(current)
-			r.verdict, r.seconds = m[1], m[3]
+			current = get(m[2])
+			current.verdict, current.seconds = m[1], m[3]
+			if mode := modeTest.FindStringSubmatch(m[2]); mode != nil && m[1] == "PASS" {
+				current.modes[mode[1]] = true
+			}
 			continue
 		}
 		if m := runLine.FindStringSubmatch(line); m != nil {
-			current = m[1]
+			current = get(m[1])
 		}
-		if current == "" {
+		if current == nil {
 			continue
 		}
-		r := get(current)
-		r.output = append(r.output, line)
+		current.output = append(current.output, line)
 		for _, m := range modeLine.FindAllStringSubmatch(line, -1) {
-			r.modes[m[1]] = true
+			current.modes[m[1]] = true
 		}
 	}
 	if !g.ended {
@@ -157,25 +160,47 @@ func parse(r io.Reader) *guest {
 	return g
 }
 
-// cell returns a result's text in the table and whether it is good.
-func (g *guest) cell(r *result) (text string, ok bool) {
-	if r == nil || r.verdict == "" {
-		return "NO RESULT", false
+// cell returns a test's text in the table, whether it is good, and what it and those of its subtests
+// printed that did not pass.
+func (g *guest) cell(name string) (text string, ok bool, output []string) {
+	top := g.tests[name]
+	if top == nil {
+		return "NO RESULT", false, nil
 	}
-	switch r.verdict {
-	case "PASS":
-		text = "ok"
-		for _, mode := range slices.Sorted(maps.Keys(r.modes)) {
-			text += " " + mode
+	modes := map[string]bool{}
+	skipped := false
+	for _, sub := range slices.Sorted(maps.Keys(g.tests)) {
+		r := g.tests[sub]
+		if sub != name && !strings.HasPrefix(sub, name+"/") {
+			continue
 		}
-		return text + " " + r.seconds, true
-	case "SKIP":
-		if m := needsLine.FindStringSubmatch(strings.Join(r.output, "\n")); m != nil && older(g.release, m[1]) {
-			return "- (needs " + m[1] + ")", true
+		if r.verdict != "PASS" {
+			output = append(output, r.output...)
 		}
-		return "SKIPPED", false
+		maps.Copy(modes, r.modes)
+		skipped = skipped || r.verdict == "SKIP" && g.needs(r) == ""
 	}
-	return r.verdict, false
+	switch {
+	case top.verdict == "":
+		return "NO RESULT", false, output
+	case skipped:
+		return "SKIPPED", false, output
+	case top.verdict == "SKIP":
+		return "- (needs " + g.needs(top) + ")", true, output
+	case top.verdict != "PASS":
+		return top.verdict, false, output
+	}
+	text = strings.Join(append([]string{"ok", top.seconds}, slices.Sorted(maps.Keys(modes))...), " ")
+	return text, true, output
+}
+
+// needs returns the kernel that a skipped test asks for if it is later than this one, else "".
+func (g *guest) needs(r *result) string {
+	m := needsLine.FindStringSubmatch(strings.Join(r.output, "\n"))
+	if m == nil || !older(g.release, m[1]) {
+		return ""
+	}
+	return m[1]
 }
 
 // older reports whether kernel release a ("6.1.0-47-cloud-amd64") is before version b ("6.6").
@@ -200,8 +225,7 @@ func table(w io.Writer, want []string, guests []*guest) bool {
 	for _, name := range want {
 		fmt.Fprint(tw, name)
 		for _, g := range guests {
-			r := g.tests[name]
-			text, ok := g.cell(r)
+			text, ok, output := g.cell(name)
 			fmt.Fprintf(tw, "\t%s", text)
 			if ok {
 				results++
@@ -209,9 +233,7 @@ func table(w io.Writer, want []string, guests []*guest) bool {
 			}
 			good = false
 			wrong = append(wrong, fmt.Sprintf("\n%s on %s: %s", name, g.name, text))
-			if r != nil {
-				wrong = append(wrong, r.output...)
-			}
+			wrong = append(wrong, output...)
 		}
 		fmt.Fprintln(tw)
 	}

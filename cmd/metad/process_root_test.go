@@ -38,8 +38,8 @@ func TestMain(m *testing.M) {
 	os.Exit(testdocker.Main(m))
 }
 
-// daemon is a metad process in a test host.
-type daemon struct {
+// process is a metad process in a test host.
+type process struct {
 	t    testing.TB
 	host *testdocker.Host
 	dir  string // run directory, data directory
@@ -49,14 +49,14 @@ type daemon struct {
 	done chan struct{} // closed when the process has ended
 }
 
-// newDaemon prepares a metad in h; start starts it. Pins and processes go with the test.
-func newDaemon(t testing.TB, h *testdocker.Host) *daemon {
+// newProcess prepares a metad in h; start starts it. Pins and processes go with the test.
+func newProcess(t testing.TB, h *testdocker.Host) *process {
 	t.Helper()
 	pins, err := os.MkdirTemp("/sys/fs/bpf", "metad-test-")
 	if err != nil {
 		t.Fatalf("is bpffs mounted? %v", err)
 	}
-	d := &daemon{t: t, host: h, dir: t.TempDir(), pins: pins}
+	d := &process{t: t, host: h, dir: t.TempDir(), pins: pins}
 	t.Cleanup(func() {
 		d.kill()
 		if err := os.RemoveAll(pins); err != nil {
@@ -70,15 +70,15 @@ func newDaemon(t testing.TB, h *testdocker.Host) *daemon {
 }
 
 // startMetad starts metad in h and waits until it is ready.
-func startMetad(t testing.TB, h *testdocker.Host, args ...string) *daemon {
+func startMetad(t testing.TB, h *testdocker.Host, args ...string) *process {
 	t.Helper()
-	d := newDaemon(t, h)
+	d := newProcess(t, h)
 	d.start(args...)
 	d.waitReady()
 	return d
 }
 
-func (d *daemon) command(args ...string) *exec.Cmd {
+func (d *process) command(args ...string) *exec.Cmd {
 	self, err := os.Executable()
 	if err != nil {
 		d.t.Fatal(err)
@@ -88,10 +88,11 @@ func (d *daemon) command(args ...string) *exec.Cmd {
 	return cmd
 }
 
-func (d *daemon) start(args ...string) {
+func (d *process) start(args ...string) {
 	d.t.Helper()
 	d.cmd = d.command(append([]string{"serve",
 		"--docker-host", "unix://" + d.host.Socket,
+		"--bundle-dirs", d.host.BundleDir(),
 		"--pin-dir", d.pins,
 		"--run-dir", filepath.Join(d.dir, "run"),
 		"--data-dir", filepath.Join(d.dir, "data"),
@@ -113,7 +114,7 @@ func (d *daemon) start(args ...string) {
 }
 
 // waitReady waits until metad says that it answers from a complete list.
-func (d *daemon) waitReady() {
+func (d *process) waitReady() {
 	d.t.Helper()
 	d.waitFor("metad to be ready", func() bool {
 		select {
@@ -126,7 +127,7 @@ func (d *daemon) waitReady() {
 	})
 }
 
-func (d *daemon) waitFor(what string, ok func() bool) {
+func (d *process) waitFor(what string, ok func() bool) {
 	d.t.Helper()
 	waitFor(d.t, what, ok)
 }
@@ -141,7 +142,7 @@ func waitFor(t testing.TB, what string, ok func() bool) {
 }
 
 // stop ends metad by SIGTERM and returns its exit code.
-func (d *daemon) stop() int {
+func (d *process) stop() int {
 	d.t.Helper()
 	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		d.t.Fatal(err)
@@ -155,7 +156,7 @@ func (d *daemon) stop() int {
 }
 
 // kill ends metad by SIGKILL, if it runs.
-func (d *daemon) kill() {
+func (d *process) kill() {
 	if d.cmd == nil || d.cmd.Process == nil {
 		return
 	}
@@ -164,7 +165,7 @@ func (d *daemon) kill() {
 }
 
 // get asks an address in the host's namespace.
-func (d *daemon) get(addr, path string) (code int, body string, err error) {
+func (d *process) get(addr, path string) (code int, body string, err error) {
 	err = d.host.Do(func() error {
 		c, err := net.DialTimeout("tcp4", addr, 3*time.Second)
 		if err != nil {
@@ -188,7 +189,7 @@ func (d *daemon) get(addr, path string) (code int, body string, err error) {
 }
 
 // run runs another command of metad in the host and returns its output and exit code.
-func (d *daemon) run(args ...string) (string, int) {
+func (d *process) run(args ...string) (string, int) {
 	d.t.Helper()
 	cmd := d.command(args...)
 	out, err := cmd.CombinedOutput()

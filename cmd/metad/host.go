@@ -1,0 +1,93 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/urfave/cli/v3"
+
+	"metad/pkg/doctor"
+	"metad/pkg/loader"
+	"metad/pkg/mdfile"
+)
+
+// flagsNamed returns those of serve's flags that another command has too.
+func (c *config) flagsNamed(names ...string) []cli.Flag {
+	var out []cli.Flag
+	for _, f := range c.flags() {
+		if slices.Contains(names, f.Names()[0]) {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+func doctorCommand(stdout io.Writer) *cli.Command {
+	var c config
+	return &cli.Command{
+		Name:  "doctor",
+		Usage: "look for what could keep metad from working here; exit code 0: nothing, 1: warnings, 2: it will not work",
+		Flags: c.flagsNamed("config", "bridges", "attach", "pin-dir", "docker-host", "agent-url", "agent-introspection-url", "admin"),
+		Action: func(ctx context.Context, _ *cli.Command) error {
+			if c.file.err != nil {
+				return c.file.err
+			}
+			report := doctor.Run(ctx, doctor.Config{Bridges: c.bridges, Attach: c.attach, PinDir: c.pinDir, DockerHost: c.dockerHost,
+				AgentURL: c.agentURL, IntrospectionURL: c.introspection, AdminAddr: c.adminAddr})
+			if _, err := report.WriteTo(stdout); err != nil {
+				return err
+			}
+			if report.Status() != doctor.OK {
+				return exitError{code: int(report.Status())}
+			}
+			return nil
+		},
+	}
+}
+
+func detachCommand() *cli.Command {
+	var c config
+	return &cli.Command{
+		Name:  "detach",
+		Usage: "remove what metad left on this host: filters, links, its namespace, pins",
+		Flags: c.flagsNamed("config", "bridges", "pin-dir", "log-level", "log-format"),
+		Action: func(context.Context, *cli.Command) error {
+			log, err := c.logger()
+			if err != nil {
+				return err
+			}
+			return loader.Detach(loader.Config{Bridges: c.bridges, PinDir: c.pinDir, Log: log})
+		},
+	}
+}
+
+func waitFileCommand() *cli.Command {
+	var timeout time.Duration
+	return &cli.Command{
+		Name:      "wait-file",
+		Usage:     "wait until the container metadata file says READY; for entrypoints",
+		ArgsUsage: "[file]   default: $" + mdfile.EnvVar,
+		Flags: []cli.Flag{
+			&cli.DurationFlag{Name: "timeout", Value: 30 * time.Second, Usage: "give up after this, with exit code 1", Destination: &timeout},
+		},
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			if cmd.Args().Len() > 1 {
+				return fmt.Errorf("wait-file: unexpected argument %q", cmd.Args().Get(1))
+			}
+			path := cmd.Args().First()
+			if path == "" {
+				path = os.Getenv(mdfile.EnvVar)
+			}
+			if path == "" {
+				return fmt.Errorf("wait-file: no file named, and %s is not set", mdfile.EnvVar)
+			}
+			ctx, cancel := context.WithTimeout(ctx, timeout)
+			defer cancel()
+			return mdfile.WaitFile(ctx, path)
+		},
+	}
+}

@@ -1,0 +1,125 @@
+package main
+
+import (
+	"errors"
+	"net"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"metad/pkg/admin"
+)
+
+func (d *daemon) adminConfig() admin.Config {
+	return admin.Config{
+		Addr:  d.cfg.adminAddr,
+		PProf: d.cfg.pprof,
+		Ready: d.ready,
+		Tasks: d.tasks,
+		Collectors: []prometheus.Collector{
+			collectors.NewGoCollector(),
+			collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+			&metrics{d: d},
+		},
+	}
+}
+
+// ready says why containers are not answered from a complete list, nil if they are.
+func (d *daemon) ready() error {
+	select {
+	case <-d.follower.Synced():
+	default:
+		return errors.New("the Docker Engine has not answered yet")
+	}
+	if !d.armed.Load() {
+		return errors.New("packets are not redirected")
+	}
+	return nil
+}
+
+// tasks is what /v1/tasks shows.
+func (d *daemon) tasks(stats bool) admin.Tasks {
+	out := admin.Tasks{Version: version, Tasks: []admin.Task{}}
+	for _, v := range d.table.Views() {
+		t := v.Task
+		at := admin.Task{ARN: t.ARN, ID: t.ID, Family: t.Family, Revision: t.Revision, Status: string(t.KnownStatus), Tag: v.Tag,
+			Endpoints: []admin.Endpoint{}, Containers: []admin.Container{}}
+		for _, ep := range t.Endpoints {
+			at.Endpoints = append(at.Endpoints, admin.Endpoint{
+				Address: ep.Addr.String(), MAC: net.HardwareAddr(ep.MAC[:]).String(), Ifindex: ep.Ifindex})
+		}
+		for _, c := range t.Containers {
+			ac := admin.Container{ID: c.ID, Name: c.Name, Type: string(c.Type), Status: string(c.KnownStatus)}
+			if stats && c.Stats != nil {
+				if s := c.Stats.Load(); s != nil {
+					ac.Stats = s.JSON
+				}
+			}
+			at.Containers = append(at.Containers, ac)
+		}
+		out.Tasks = append(out.Tasks, at)
+	}
+	return out
+}
+
+// metrics reads the parts' counters when it is asked.
+type metrics struct{ d *daemon }
+
+var (
+	descVerdicts = prometheus.NewDesc("metad_verdicts_total", "Packets by what the eBPF programs decided.", []string{"verdict"}, nil)
+	descTasks    = prometheus.NewDesc("metad_tasks", "Tasks known.", nil, nil)
+	descConflict = prometheus.NewDesc("metad_address_conflicts_total", "Addresses refused because two ports claimed them.", nil, nil)
+	descOpen     = prometheus.NewDesc("metad_connections", "Open connections from containers.", nil, nil)
+	descRefused  = prometheus.NewDesc("metad_connections_refused_total", "Connections over a limit.", nil, nil)
+	descWaiting  = prometheus.NewDesc("metad_waiting_requests", "Requests from addresses whose task is not known yet.", nil, nil)
+	descPanics   = prometheus.NewDesc("metad_panics_total", "Requests answered 500 because of a bug.", nil, nil)
+	descSamples  = prometheus.NewDesc("metad_samples_total", "Statistics samples by outcome.", []string{"outcome"}, nil)
+	descDocker   = prometheus.NewDesc("metad_docker_connected", "1 while the Docker Engine's event stream is open.", nil, nil)
+	descEvents   = prometheus.NewDesc("metad_docker_events_total", "Events received from the Docker Engine.", nil, nil)
+	descInspects = prometheus.NewDesc("metad_docker_inspects_total", "Containers inspected.", nil, nil)
+	descErrors   = prometheus.NewDesc("metad_docker_errors_total", "Inspects that failed, namespaces that could not be read, streams lost.", nil, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (m *metrics) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(m, ch) }
+
+// Collect implements prometheus.Collector.
+func (m *metrics) Collect(ch chan<- prometheus.Metric) {
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	gauge := func(d *prometheus.Desc, v int) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v))
+	}
+	if verdicts, err := m.d.loader.Verdicts(); err != nil {
+		ch <- prometheus.NewInvalidMetric(descVerdicts, err)
+	} else {
+		for _, v := range verdicts {
+			counter(descVerdicts, v.Packets, v.Name)
+		}
+	}
+	gauge(descTasks, len(m.d.table.Views()))
+	counter(descConflict, m.d.table.Conflicts())
+
+	s := m.d.server.Load().Counters()
+	gauge(descOpen, s.Open)
+	counter(descRefused, s.Refused)
+	gauge(descWaiting, s.Waiting)
+	counter(descPanics, s.Panics)
+
+	st := m.d.sampler.Metrics()
+	counter(descSamples, st.Samples.Load(), "rendered")
+	counter(descSamples, st.Damaged.Load(), "damaged")
+	counter(descSamples, st.Gone.Load(), "gone")
+	counter(descSamples, st.Failed.Load(), "failed")
+
+	f := m.d.follower.Status()
+	connected := 0
+	if f.Connected {
+		connected = 1
+	}
+	gauge(descDocker, connected)
+	counter(descEvents, f.Events)
+	counter(descInspects, f.Inspects)
+	counter(descErrors, f.Errors)
+}

@@ -1,0 +1,258 @@
+// Package agent asks the ECS agent's introspection API for what Docker does not know of a task.
+package agent
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"metad/pkg/task"
+)
+
+// Config says where the agent is and how often to ask it.
+type Config struct {
+	URL     string        // "http://host:port"
+	Every   time.Duration // between two questions; positive
+	Timeout time.Duration // of each; positive
+	// Changed, if set, is called when the agent says something it has not said before: tasks
+	// should be enriched again. It is called from Run and must not block.
+	Changed func()
+	Log     *zap.Logger
+}
+
+// DefaultConfig returns a Config for the agent at its usual place.
+func DefaultConfig() Config {
+	return Config{URL: "http://127.0.0.1:51678", Every: 10 * time.Second, Timeout: 5 * time.Second, Log: zap.NewNop()}
+}
+
+// Client knows what the agent said last. Safe for concurrent use.
+type Client struct {
+	cfg    Config
+	http   *http.Client
+	last   atomic.Pointer[answers]
+	failed bool   // Run's: the last question had no answer
+	raw    []byte // Run's: what the last answers were
+}
+
+// answers is what the agent said: immutable.
+type answers struct {
+	Cluster              string
+	ContainerInstanceArn string
+	tasks                map[string]*agentTask // by ARN
+}
+
+// {"Arn": ARN, "DesiredStatus": status, "KnownStatus": status, "Containers": [{"DockerId": id, …}]}
+// (ecs-agent/introspection/v1/response.go). Statuses are PENDING, RUNNING and STOPPED; the pause
+// container is not among Containers.
+type agentTask struct {
+	Arn           string
+	DesiredStatus string
+	KnownStatus   string
+	Containers    []agentContainer
+}
+
+type agentContainer struct {
+	DockerID string `json:"DockerId"`
+	Ports    []struct {
+		ContainerPort, HostPort uint16
+		Protocol                string
+		HostIP                  string `json:"HostIp"`
+	}
+	Networks []struct {
+		NetworkMode                  string
+		IPv4Addresses, IPv6Addresses []string
+	}
+}
+
+// New returns a client that knows nothing until Run has asked. An error names the field of cfg.
+func New(cfg Config) (*Client, error) {
+	u, err := url.Parse(cfg.URL)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("agent: URL: %w", err)
+	case u.Scheme != "http" || u.Host == "":
+		return nil, fmt.Errorf("agent: URL must have the form http://host:port, got %q", cfg.URL)
+	case cfg.Every <= 0:
+		return nil, errors.New("agent: Every must be positive")
+	case cfg.Timeout <= 0:
+		return nil, errors.New("agent: Timeout must be positive")
+	case cfg.Log == nil:
+		return nil, errors.New("agent: Log must be set")
+	}
+	return &Client{cfg: cfg, http: &http.Client{
+		Timeout:   cfg.Timeout,
+		Transport: &http.Transport{DisableKeepAlives: true}, // no proxy either: the agent is on this host
+	}}, nil
+}
+
+// Run asks at once and then every cfg.Every, until ctx ends. An agent that does not answer is no error:
+// it may come, and what it said before is kept. One Run at a time.
+func (c *Client) Run(ctx context.Context) {
+	tick := time.NewTicker(c.cfg.Every)
+	defer tick.Stop()
+	for {
+		if err := c.ask(ctx); ctx.Err() == nil {
+			c.logChange(err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (c *Client) logChange(err error) {
+	switch {
+	case err != nil && !c.failed:
+		c.cfg.Log.Info("no answer from the ECS agent's introspection API", zap.Error(err))
+	case err == nil && (c.failed || c.last.Load() == nil):
+		c.cfg.Log.Info("ECS agent's introspection API answers")
+	}
+	c.failed = err != nil
+}
+
+// ask gets both answers and publishes them if they are new.
+func (c *Client) ask(ctx context.Context) error {
+	metadata, err := c.get(ctx, "/v1/metadata")
+	if err != nil {
+		return err
+	}
+	tasks, err := c.get(ctx, "/v1/tasks")
+	if err != nil {
+		return err
+	}
+	raw := append(append(metadata, '\n'), tasks...)
+	if bytes.Equal(raw, c.raw) {
+		return nil
+	}
+	a, err := parse(metadata, tasks)
+	if err != nil {
+		return err
+	}
+	c.raw = raw
+	c.last.Store(a)
+	if c.cfg.Changed != nil {
+		c.cfg.Changed()
+	}
+	return nil
+}
+
+// maxAnswer bounds an answer: some 4 KiB for each of several thousand containers.
+const maxAnswer = 32 << 20
+
+func (c *Client) get(ctx context.Context, path string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.cfg.URL+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("agent: GET %s: %s", path, resp.Status)
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	if err != nil {
+		return nil, fmt.Errorf("agent: GET %s: %w", path, err)
+	}
+	if len(b) > maxAnswer {
+		return nil, fmt.Errorf("agent: GET %s: more than %d bytes", path, maxAnswer)
+	}
+	return b, nil
+}
+
+// errNotAgent: the API answers any path with 200, and so may whatever else has the port.
+var errNotAgent = errors.New("agent: no cluster in /v1/metadata")
+
+func parse(metadata, tasks []byte) (*answers, error) {
+	a := &answers{tasks: map[string]*agentTask{}}
+	if err := json.Unmarshal(metadata, a); err != nil {
+		return nil, fmt.Errorf("agent: /v1/metadata: %w", err)
+	}
+	if a.Cluster == "" {
+		return nil, errNotAgent
+	}
+	var list struct{ Tasks []*agentTask }
+	if err := json.Unmarshal(tasks, &list); err != nil {
+		return nil, fmt.Errorf("agent: /v1/tasks: %w", err)
+	}
+	for _, t := range list.Tasks {
+		if t != nil && t.Arn != "" {
+			a.tasks[t.Arn] = t
+		}
+	}
+	return a, nil
+}
+
+// Enrich adds to t, which must not be published yet, what the agent said of it. A task that the agent
+// does not know is left alone.
+//
+//   - Cluster and ContainerInstanceARN are the agent's.
+//   - KnownStatus and DesiredStatus move forward to the agent's if that is further along
+//     (CREATED < RUNNING < STOPPED), never back: the answer may be older than what Docker just
+//     said, and the agent's PENDING says less than the state derived from the containers. When a task
+//     is to stop, so are its containers.
+//   - A container without port bindings gets those of the task definition; one without networks
+//     those of the task's elastic network interface, and the pause container with it.
+func (c *Client) Enrich(t *task.Task) {
+	a := c.last.Load()
+	if a == nil {
+		return
+	}
+	known := a.tasks[t.ARN]
+	if known == nil {
+		return
+	}
+	t.Cluster = a.Cluster
+	t.ContainerInstanceARN = a.ContainerInstanceArn
+	t.KnownStatus = later(t.KnownStatus, known.KnownStatus)
+	t.DesiredStatus = later(t.DesiredStatus, known.DesiredStatus)
+	var networks []task.Network
+	for i := range known.Containers {
+		ac := &known.Containers[i]
+		tc := t.Container(ac.DockerID)
+		if tc == nil {
+			continue
+		}
+		if len(tc.Ports) == 0 {
+			for _, p := range ac.Ports {
+				tc.Ports = append(tc.Ports, task.Port{ContainerPort: p.ContainerPort, Protocol: p.Protocol, HostPort: p.HostPort, HostIP: p.HostIP})
+			}
+		}
+		for _, n := range ac.Networks {
+			if n.NetworkMode == "awsvpc" {
+				networks = []task.Network{{Mode: n.NetworkMode, IPv4Addresses: n.IPv4Addresses, IPv6Addresses: n.IPv6Addresses}}
+			}
+		}
+	}
+	for _, tc := range t.Containers {
+		if len(tc.Networks) == 0 && networks != nil {
+			tc.Networks = networks
+		}
+		if t.DesiredStatus == task.StatusStopped {
+			tc.DesiredStatus = task.StatusStopped
+		}
+	}
+}
+
+// order of the statuses that both sides know.
+var order = map[task.Status]int{task.StatusCreated: 1, task.StatusRunning: 2, task.StatusStopped: 3}
+
+func later(derived task.Status, agents string) task.Status {
+	if s := task.Status(agents); order[s] > order[derived] {
+		return s
+	}
+	return derived
+}

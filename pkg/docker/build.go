@@ -1,0 +1,138 @@
+package docker
+
+import (
+	"cmp"
+	"maps"
+	"reflect"
+	"slices"
+	"time"
+
+	"metad/pkg/task"
+)
+
+// publish builds the tasks that may have changed and hands over the whole set if any has.
+func (f *Follower) publish() {
+	if !f.ready {
+		return
+	}
+	first := false
+	select {
+	case <-f.synced:
+	default:
+		first = true
+	}
+	changed := first
+	for arn := range f.dirty {
+		old := f.tasks[arn]
+		if group := f.groups[arn]; len(group) == 0 {
+			delete(f.tasks, arn)
+			changed = changed || old != nil
+		} else {
+			f.tasks[arn] = keep(old, f.build(group))
+			changed = changed || f.tasks[arn] != old
+		}
+	}
+	clear(f.dirty)
+	if !changed {
+		return
+	}
+	f.cfg.Apply(slices.SortedFunc(maps.Values(f.tasks), func(a, b *task.Task) int { return cmp.Compare(a.ARN, b.ARN) }))
+	if first {
+		close(f.synced)
+	}
+}
+
+// build makes the task of the containers of one group, none of which is nil.
+func (f *Follower) build(group map[string]*tracked) *task.Task {
+	members := slices.SortedFunc(maps.Values(group), func(a, b *tracked) int {
+		return cmp.Or(a.desc.container.CreatedAt.Compare(b.desc.container.CreatedAt), cmp.Compare(a.id, b.id))
+	})
+	who := members[0].desc.identity
+	t := &task.Task{ID: who.id, ARN: who.arn, Cluster: who.cluster, Family: who.family, Revision: who.revision,
+		AvailabilityZone: f.cfg.AvailabilityZone}
+	var eni *namespace
+	for _, m := range members {
+		c := m.desc.container
+		c.Stats = m.stats
+		if m.ns != nil {
+			t.Endpoints = append(t.Endpoints, m.ns.endpoints...)
+			if c.Type == task.TypeCNIPause && c.NetworkMode == "none" && len(m.ns.eni4)+len(m.ns.eni6) > 0 {
+				eni = m.ns
+			}
+		}
+		if m.ns != nil && !c.Running() { // it is being started: by the time that it asks, it runs
+			c.KnownStatus, c.DesiredStatus = task.StatusRunning, task.StatusRunning
+			c.StartedAt, c.FinishedAt, c.ExitCode = time.Time{}, time.Time{}, nil
+		}
+		if c.Type == task.TypeCNIPause && c.KnownStatus == task.StatusRunning && (c.NetworkMode != "none" || m.ns != nil && m.ns.ecs) {
+			c.KnownStatus = task.StatusResourcesProvisioned
+		}
+		t.Containers = append(t.Containers, &c)
+	}
+	slices.SortFunc(t.Endpoints, compareEndpoints)
+	t.Endpoints = slices.Compact(t.Endpoints)
+	if eni != nil {
+		showENI(t, eni)
+	}
+	t.KnownStatus = taskStatus(t.Containers)
+	t.DesiredStatus = task.StatusRunning
+	if t.KnownStatus == task.StatusStopped {
+		t.DesiredStatus = task.StatusStopped
+	}
+	if f.cfg.Enrich != nil {
+		f.cfg.Enrich(t)
+	}
+	return t
+}
+
+// showENI gives every container the addresses of the task's network interface, and ports that are
+// those of the container: nothing translates them.
+func showENI(t *task.Task, eni *namespace) {
+	for _, c := range t.Containers {
+		c.Networks = []task.Network{{Mode: "awsvpc", IPv4Addresses: eni.eni4, IPv6Addresses: eni.eni6}}
+		c.Ports = slices.Clone(c.Ports)
+		for i := range c.Ports {
+			c.Ports[i].HostPort = c.Ports[i].ContainerPort
+		}
+	}
+}
+
+// taskStatus is that of the least advanced of the containers that do the task's work. As long as
+// there are only pause containers, nothing of it has begun.
+func taskStatus(containers []*task.Container) task.Status {
+	rank := []task.Status{task.StatusNone, task.StatusCreated, task.StatusRunning, task.StatusStopped}
+	least := len(rank) - 1
+	pausing := 0 // pause containers that have not stopped
+	working := 0
+	for _, c := range containers {
+		switch c.Type {
+		case task.TypeCNIPause, task.TypeNamespacePause:
+			if c.KnownStatus != task.StatusStopped {
+				pausing++
+			}
+		default:
+			working++
+			least = min(least, slices.Index(rank, c.KnownStatus))
+		}
+	}
+	if working == 0 && pausing > 0 {
+		return task.StatusNone
+	}
+	return rank[least]
+}
+
+// keep returns old if t says nothing new; else t, with those of old's containers that are the same.
+func keep(old, t *task.Task) *task.Task {
+	if old == nil {
+		return t
+	}
+	for i, c := range t.Containers {
+		if o := old.Container(c.ID); o != nil && reflect.DeepEqual(o, c) {
+			t.Containers[i] = o
+		}
+	}
+	if reflect.DeepEqual(old, t) {
+		return old
+	}
+	return t
+}

@@ -1,0 +1,163 @@
+package docker
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"metad/pkg/task"
+)
+
+// Devices in an awsvpc task's namespace, as the agent's CNI plugins name them.
+const (
+	ecsDevice = "ecs-eth0" // veth to ecs-bridge
+	eniDevice = "eth0"     // the task's network interface: the real one or a VLAN on it
+)
+
+// namespace is what was found in a container's network namespace.
+type namespace struct {
+	endpoints []task.Endpoint // ordered by address
+	ecs       bool            // ecs-eth0 is there, with an address
+	eni4      []string        // addresses of the task's network interface
+	eni6      []string
+	inode     uint64 // tells one namespace from the next
+}
+
+// errNotIts means that the process is no longer the container's: it has ended and its id is another's.
+var errNotIts = errors.New("process is not the container's")
+
+// namespaces reads containers' network namespaces. Safe for concurrent use.
+type namespaces struct {
+	procRoot string         // "/proc"
+	host     netns.NsHandle // of the bridges
+}
+
+func openNamespaces(procRoot, hostPath string) (*namespaces, error) {
+	host, err := netns.GetFromPath(hostPath)
+	if err != nil {
+		return nil, fmt.Errorf("open the host's network namespace %s: %w", hostPath, err)
+	}
+	return &namespaces{procRoot: procRoot, host: host}, nil
+}
+
+func (n *namespaces) close() error { return n.host.Close() }
+
+func (n *namespaces) path(pid int) string {
+	return filepath.Join(n.procRoot, strconv.Itoa(pid), "ns/net")
+}
+
+// inode returns what identifies the network namespace of process pid; 0 when there is none.
+func (n *namespaces) inode(pid int) uint64 {
+	var st unix.Stat_t
+	if unix.Stat(n.path(pid), &st) != nil {
+		return 0
+	}
+	return st.Ino
+}
+
+// read enters the namespace of the running container c and returns its endpoints: the IPv4 addresses of
+// veths whose other end is in the host's namespace.
+//
+// Addresses that Docker gave the container are the only ones believed, if it gave it any: a
+// container that may administer its network can take its neighbour's as well.
+func (n *namespaces) read(c *task.Container) (*namespace, error) {
+	ns, err := netns.GetFromPath(n.path(c.PID))
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace: %w", err)
+	}
+	defer ns.Close()
+	// Checked after the opening: whose the process is now it was before.
+	cgroup, err := os.ReadFile(filepath.Join(n.procRoot, strconv.Itoa(c.PID), "cgroup"))
+	if err != nil {
+		return nil, fmt.Errorf("read cgroup: %w", err)
+	}
+	if !strings.Contains(string(cgroup), c.ID) {
+		return nil, errNotIts
+	}
+	found := &namespace{}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(ns), &st); err != nil {
+		return nil, err
+	}
+	found.inode = st.Ino
+	if ns.Equal(n.host) {
+		return found, nil
+	}
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("enter network namespace: %w", err)
+	}
+	defer h.Close()
+	if err := found.fill(h, n.host, assigned(c)); err != nil {
+		return nil, err
+	}
+	return found, nil
+}
+
+// assigned returns the IPv4 addresses that Docker gave the container.
+func assigned(c *task.Container) (addrs []netip.Addr) {
+	for _, n := range c.DockerNetworks {
+		if a, err := netip.ParseAddr(n.IPAddress); err == nil {
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs
+}
+
+func (found *namespace) fill(h *netlink.Handle, host netns.NsHandle, believed []netip.Addr) error {
+	links, err := h.LinkList()
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
+	}
+	// Listing a link whose peer is elsewhere gives that namespace its id here: ask after it.
+	hostID, err := h.GetNetNsIdByFd(int(host))
+	if err != nil {
+		return fmt.Errorf("find the id of the host's namespace: %w", err)
+	}
+	addrs, err := h.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("list addresses: %w", err)
+	}
+	for _, link := range links {
+		attrs := link.Attrs()
+		// An index is worth something only together with the namespace it is an index in. No id
+		// (-1) means that the peer is in this very namespace.
+		port := link.Type() == "veth" && attrs.NetNsID >= 0 && attrs.NetNsID == hostID && len(attrs.HardwareAddr) == 6
+		for _, a := range addrs {
+			addr, ok := netip.AddrFromSlice(a.IP)
+			if addr = addr.Unmap(); !ok || a.LinkIndex != attrs.Index {
+				continue
+			}
+			switch {
+			case port && addr.Is4():
+				if len(believed) > 0 && !slices.Contains(believed, addr) {
+					continue
+				}
+				ep := task.Endpoint{Addr: addr, Ifindex: attrs.ParentIndex}
+				copy(ep.MAC[:], attrs.HardwareAddr)
+				found.endpoints = append(found.endpoints, ep)
+				found.ecs = found.ecs || attrs.Name == ecsDevice
+			case attrs.Name == eniDevice && link.Type() != "veth" && addr.Is4():
+				found.eni4 = append(found.eni4, addr.String())
+			case attrs.Name == eniDevice && link.Type() != "veth" && a.Scope == unix.RT_SCOPE_UNIVERSE:
+				found.eni6 = append(found.eni6, addr.String())
+			}
+		}
+	}
+	slices.SortFunc(found.endpoints, compareEndpoints)
+	return nil
+}
+
+func compareEndpoints(a, b task.Endpoint) int {
+	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Ifindex, b.Ifindex))
+}

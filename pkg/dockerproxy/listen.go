@@ -1,0 +1,88 @@
+package dockerproxy
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"syscall"
+)
+
+// Listen returns a listener on the unix socket path, made with its directory. Who may use the
+// Engine's socket may use this one: it has the group and at most the mode 0660 of engine; if engine is not
+// there yet, 0660 and the group "docker" if there is one.
+//
+// A socket that is there is replaced in one step, so that another metad can be taken over from; what
+// it has accepted goes on. Anything else at path is an error. Closing the listener removes the
+// socket, unless it was replaced.
+func Listen(path, engine string) (net.Listener, error) {
+	l, err := listen(path, engine)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %q: %w", path, err)
+	}
+	return l, nil
+}
+
+func listen(path, engine string) (net.Listener, error) {
+	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != fs.ModeSocket {
+		return nil, errors.New("there is something that is not a socket")
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	tmp := fmt.Sprintf("%s.%d", path, os.Getpid())
+	_ = os.Remove(tmp) // of a process that died here
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: tmp, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false)
+	s := &socket{UnixListener: l, path: path}
+	mode, gid := access(engine)
+	err = errors.Join(os.Chown(tmp, -1, gid), os.Chmod(tmp, mode))
+	if err == nil {
+		s.info, err = os.Lstat(tmp)
+	}
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		_ = os.Remove(tmp)
+		return nil, errors.Join(err, l.Close())
+	}
+	return s, nil
+}
+
+// access returns the mode and group that the socket shall have.
+func access(engine string) (mode fs.FileMode, gid int) {
+	if info, err := os.Stat(engine); err == nil {
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			return info.Mode().Perm() & 0o660, int(st.Gid)
+		}
+	}
+	if g, err := user.LookupGroup("docker"); err == nil {
+		if gid, err := strconv.Atoi(g.Gid); err == nil {
+			return 0o660, gid
+		}
+	}
+	return 0o660, -1
+}
+
+// socket is a listener on a socket that was renamed.
+type socket struct {
+	*net.UnixListener
+	path string
+	info fs.FileInfo
+}
+
+func (s *socket) Close() error {
+	err := s.UnixListener.Close()
+	if info, statErr := os.Lstat(s.path); statErr == nil && os.SameFile(info, s.info) {
+		err = errors.Join(err, os.Remove(s.path))
+	}
+	return err
+}

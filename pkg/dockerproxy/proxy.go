@@ -1,0 +1,580 @@
+// Package dockerproxy puts the container metadata file into containers that anyone creates: a unix
+// socket in front of the Docker Engine's that passes every request on as it is, except that the
+// creation of a container gets a directory on the host, a read-only bind mount and an environment
+// variable added.
+//
+// Whatever goes wrong with the file, the container is created: without the file, and with a warning
+// in the log.
+package dockerproxy
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	stdlog "log"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"metad/pkg/mdfile"
+	"metad/pkg/task"
+)
+
+// Label is the label that turns the file on or off for one container, "true" or "false" (or what
+// else strconv.ParseBool takes). It wins over Config.Enabled.
+const Label = "metad.container-metadata"
+
+// Places of the sockets.
+const (
+	DefaultSocket = "/run/metad/docker.sock"
+	DefaultEngine = "/var/run/docker.sock"
+)
+
+// SELinux says whether binds get a relabelling option.
+type SELinux string
+
+// SELinux settings.
+const (
+	SELinuxAuto SELinux = "auto" // if the Engine reports it, as "selinux" or "name=selinux"
+	SELinuxOn   SELinux = "on"   // ECS_SELINUX_CAPABLE=true
+	SELinuxOff  SELinux = "off"
+)
+
+// Config says what the proxy does. The zero value is valid: it passes everything on and adds a file
+// to containers that ask for one by their label.
+type Config struct {
+	Engine  string  // path of the Engine's unix socket; "": DefaultEngine
+	Enabled bool    // containers without the label get a file (ECS_ENABLE_CONTAINER_METADATA)
+	SELinux SELinux // "": SELinuxAuto
+
+	// MaxBodyBytes is how long the body of a create request may be for a file to be added; what is
+	// longer is passed on as it comes, of any length. 0: 4 MiB.
+	MaxBodyBytes int64
+
+	// Identify returns the task of a container that is about to be created, from its labels and name
+	// (without slash; "" if the Engine is to choose one), and the container with the name it has in
+	// the task. Its ARN names the directory on the host. A nil task or function: the container is a
+	// task of its own, which gets a random directory. The labels of the ECS agent need no Identify.
+	Identify func(labels map[string]string, name string) (*task.Task, *task.Container)
+}
+
+// Validate names the first bad field.
+func (c Config) Validate() error {
+	if c.Engine != "" && !filepath.IsAbs(c.Engine) {
+		return fmt.Errorf("Engine %q: not an absolute path of a unix socket", c.Engine)
+	}
+	if c.MaxBodyBytes < 0 {
+		return fmt.Errorf("MaxBodyBytes %d: negative", c.MaxBodyBytes)
+	}
+	switch c.SELinux {
+	case "", SELinuxAuto, SELinuxOn, SELinuxOff:
+		return nil
+	}
+	return fmt.Errorf("SELinux %q: want auto, on or off", c.SELinux)
+}
+
+const (
+	defaultMaxBody = 4 << 20
+	// maxAnswer is how much of an answer of the Engine metad reads for itself: the list of some ten
+	// thousand containers.
+	maxAnswer = 64 << 20
+	// askTimeout bounds metad's own questions to the Engine.
+	askTimeout  = 2 * time.Second
+	listTimeout = 30 * time.Second
+	// sweepEvery is the time between two looks for directories that may have been left behind, and
+	// two attempts to write what could not be written.
+	sweepEvery = 30 * time.Second
+	// drainTime is how long requests in flight may take when the proxy stops. What follows events
+	// or logs never ends by itself.
+	drainTime = 2 * time.Second
+)
+
+// Proxy is the proxy. All methods are safe for concurrent use.
+type Proxy struct {
+	cfg     Config
+	files   *mdfile.Writer
+	log     *zap.Logger
+	engine  *http.Transport
+	forward *httputil.ReverseProxy
+	warn    limiter
+	tick    <-chan time.Time // for sweep; nil: every sweepEvery
+
+	mu          sync.Mutex // guards what follows
+	selinux     bool       // what the Engine said
+	nextSELinux time.Time  // when to ask it again; zero: now
+}
+
+// New returns a Proxy that keeps its files with w.
+func New(cfg Config, w *mdfile.Writer, log *zap.Logger) (*Proxy, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if cfg.Engine == "" {
+		cfg.Engine = DefaultEngine
+	}
+	if cfg.MaxBodyBytes == 0 {
+		cfg.MaxBodyBytes = defaultMaxBody
+	}
+	p := &Proxy{cfg: cfg, files: w, log: log, warn: limiter{now: time.Now}}
+	p.engine = &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", cfg.Engine)
+		},
+		DisableCompression:  true, // bodies pass as they are
+		MaxIdleConnsPerHost: 64,
+		IdleConnTimeout:     time.Minute,
+		ReadBufferSize:      copyBuffer,
+		WriteBufferSize:     copyBuffer,
+	}
+	p.forward = &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.Out.URL.Scheme, r.Out.URL.Host = "http", engineHost
+			r.Out.URL.RawQuery = r.In.URL.RawQuery // unparsed
+			r.Out.Host = r.In.Host
+		},
+		// What has no length (logs, events, progress) it flushes as it comes.
+		Transport:    roundTripper(p.roundTrip),
+		BufferPool:   &bufferPool{},
+		ErrorLog:     stdlog.New(io.Discard, "", 0), // clients that leave
+		ErrorHandler: p.fail,
+	}
+	return p, nil
+}
+
+// engineHost is the host in URLs for the Engine; the transport does not look at it.
+const engineHost = "docker"
+
+// Serve answers on l, and closes it, until ctx is done, and meanwhile removes directories that were
+// left behind. Requests that are then in flight are given two seconds. It returns nil after ctx is done.
+func (p *Proxy) Serve(ctx context.Context, l net.Listener) error {
+	s := &http.Server{
+		Handler:           p,
+		ReadHeaderTimeout: 5 * time.Minute, // as the Engine's
+		ErrorLog:          stdlog.New(io.Discard, "", 0),
+	}
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
+		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+		defer cancel()
+		if s.Shutdown(drain) != nil {
+			_ = s.Close()
+		}
+	})
+	var sweeper sync.WaitGroup
+	sweepCtx, stopSweep := context.WithCancel(ctx)
+	sweeper.Go(func() { p.sweepLoop(sweepCtx) })
+	err := s.Serve(l)
+	if !stop() {
+		<-done
+		err = nil
+	}
+	stopSweep()
+	sweeper.Wait()
+	p.engine.CloseIdleConnections()
+	return err
+}
+
+// sweepLoop makes up for what went wrong earlier.
+func (p *Proxy) sweepLoop(ctx context.Context) {
+	tick := p.tick
+	if tick == nil {
+		t := time.NewTicker(sweepEvery)
+		defer t.Stop()
+		tick = t.C
+	}
+	for {
+		p.files.Retry()
+		if p.files.InDoubt() {
+			p.sweep(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick:
+		}
+	}
+}
+
+// sweep tells the writer which containers there are. Without an answer of the Engine, nothing.
+func (p *Proxy) sweep(ctx context.Context) {
+	var list []struct {
+		ID     string // "Id"
+		Mounts []struct{ Source string }
+	}
+	asked := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	if err := p.ask(ctx, "/containers/json?all=1", &list); err != nil {
+		return
+	}
+	containers := make([]mdfile.Mounted, 0, len(list))
+	for _, c := range list {
+		m := mdfile.Mounted{ID: c.ID}
+		for _, source := range c.Mounts {
+			m.Sources = append(m.Sources, source.Source)
+		}
+		containers = append(containers, m)
+	}
+	p.files.Sweep(asked, containers)
+}
+
+// createPath is the one request that is changed.
+var createPath = regexp.MustCompile(`^(/v[0-9.]+)?/containers/create$`)
+
+// ServeHTTP passes r on to the Engine.
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if archivePath.MatchString(r.URL.Path) && r.Method != http.MethodHead {
+		p.tunnel(w, r)
+		return
+	}
+	// The server must not add what the Engine does not send.
+	w.Header()["Content-Type"] = nil
+	w.Header()["Date"] = nil
+	if r.Method == http.MethodPost && createPath.MatchString(r.URL.Path) {
+		if c := p.prepare(r); c != nil {
+			defer c.release()
+			r = r.WithContext(context.WithValue(r.Context(), createKey{}, c))
+		}
+	} else if r.ContentLength != 0 {
+		// An answer may begin before the request has ended.
+		_ = http.NewResponseController(w).EnableFullDuplex()
+	}
+	p.forward.ServeHTTP(w, r)
+}
+
+func (p *Proxy) fail(w http.ResponseWriter, r *http.Request, err error) {
+	if r.Context().Err() != nil {
+		return // the client is gone
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusBadGateway)
+	body, _ := json.Marshal(map[string]string{"message": "metad: pass on to the Docker Engine: " + err.Error()})
+	_, _ = w.Write(append(body, '\n'))
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+func (p *Proxy) roundTrip(r *http.Request) (*http.Response, error) {
+	if c, ok := r.Context().Value(createKey{}).(*create); ok {
+		return p.create(r, c)
+	}
+	return p.engine.RoundTrip(r)
+}
+
+// createKey is the context key of a *create.
+type createKey struct{}
+
+// create is a creation with a metadata file.
+type create struct {
+	entry    *mdfile.Entry
+	original []byte // bodies
+	edited   []byte
+	settled  bool // entry knows what became of the container
+}
+
+func (c *create) release() {
+	if !c.settled {
+		c.entry.Unsure()
+	}
+}
+
+// prepare makes the directory and the new body of a create request. It returns nil if the request is
+// to be passed on as it is; r's body can then still be read from its beginning.
+func (p *Proxy) prepare(r *http.Request) *create {
+	var read bytes.Buffer
+	n, err := io.Copy(&read, io.LimitReader(r.Body, p.cfg.MaxBodyBytes+1))
+	raw := read.Bytes()
+	rest := r.Body
+	r.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(raw), rest), rest}
+	if err != nil {
+		return nil // the Engine will see the same error
+	}
+	name := strings.TrimPrefix(r.URL.Query().Get("name"), "/")
+	log := p.log.With(zap.String("container", name))
+	if n > p.cfg.MaxBodyBytes {
+		if p.cfg.Enabled {
+			p.without(log, fmt.Errorf("body of more than %d bytes", p.cfg.MaxBodyBytes))
+		}
+		return nil
+	}
+	body, err := parseCreate(raw)
+	if err != nil {
+		if p.cfg.Enabled {
+			p.without(log, err)
+		}
+		return nil
+	}
+	on, err := strconv.ParseBool(body.labels[Label])
+	if err != nil {
+		on = p.cfg.Enabled
+	}
+	if !on || strings.HasPrefix(body.labels[task.LabelContainerName], internalPrefix) {
+		return nil
+	}
+	if why := p.claimed(r.Context(), body); why != "" {
+		log.Info("container gets no metadata file", zap.String("why", why))
+		return nil
+	}
+
+	t, c := p.identify(body, name)
+	entry, err := p.files.Reserve(t, c)
+	if err != nil {
+		p.without(log, err)
+		return nil
+	}
+	bind := entry.HostDir + ":" + entry.ContainerDir + ":ro" + p.relabel(r.Context())
+	edited := body.with(mdfile.EnvVar+"="+entry.File, bind)
+	return &create{entry: entry, original: raw, edited: edited}
+}
+
+// internalPrefix begins the names of the containers that the ECS agent adds to a task: pause, empty
+// volume, relay. The agent gives them no file.
+const internalPrefix = "~internal~ecs"
+
+// without says that a container that should have a file does not get one.
+func (p *Proxy) without(log *zap.Logger, err error) {
+	if ok, held := p.warn.allow(); ok {
+		log.Warn("container is created without its metadata file", zap.Error(err), zap.Int("held_back", held))
+	}
+}
+
+// claimed says what of the user's is in the way, "" if nothing is.
+func (p *Proxy) claimed(ctx context.Context, body *createBody) string {
+	if body.setsVariable(mdfile.EnvVar) {
+		return "it sets " + mdfile.EnvVar
+	}
+	base := p.files.Layout().Base()
+	targets := body.targets
+	for _, from := range body.volumesFrom {
+		id, _, _ := strings.Cut(from, ":")
+		targets = append(targets, p.mountsOf(ctx, id)...)
+	}
+	for _, t := range targets {
+		if within(t, base) || within(base, t) {
+			return "it mounts " + t
+		}
+	}
+	return ""
+}
+
+// within reports whether the clean path p is dir or beneath it.
+func within(p, dir string) bool {
+	return p == dir || dir == "/" || strings.HasPrefix(p, dir+"/")
+}
+
+// mountsOf returns where in the container called id the mounts are that are not metad's. Nothing if
+// the Engine does not say: it will then not create a container with that container's volumes either.
+func (p *Proxy) mountsOf(ctx context.Context, id string) (targets []string) {
+	var inspect struct {
+		Mounts []struct{ Source, Destination string }
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	if err := p.ask(ctx, "/containers/"+url.PathEscape(id)+"/json", &inspect); err != nil {
+		return nil
+	}
+	for _, m := range inspect.Mounts {
+		if !within(path.Clean(m.Source), p.files.Layout().Root()) {
+			targets = append(targets, path.Clean(m.Destination))
+		}
+	}
+	return targets
+}
+
+// ask gets path from the Engine into answer.
+func (p *Proxy) ask(ctx context.Context, path string, answer any) error {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+engineHost+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := p.engine.RoundTrip(r)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("ask the Docker Engine: %s", resp.Status)
+	}
+	return json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(answer)
+}
+
+// relabel returns the bind option that makes SELinux let the container read, "" if there is no
+// SELinux. The agent's is Z; where containers are to share their files (--volumes-from), that would
+// take the directory away from its owner.
+func (p *Proxy) relabel(ctx context.Context) string {
+	on := p.cfg.SELinux == SELinuxOn
+	if p.cfg.SELinux == SELinuxAuto || p.cfg.SELinux == "" {
+		on = p.engineSELinux(ctx)
+	}
+	switch {
+	case !on:
+		return ""
+	case p.files.Layout().Form == mdfile.FormAgent:
+		return ",Z"
+	}
+	return ",z"
+}
+
+// engineSELinux reports whether the Engine runs with SELinux. What it says holds for ten minutes; if it
+// does not say in time, it is left alone for a minute, because creations wait here.
+func (p *Proxy) engineSELinux(ctx context.Context) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if time.Now().Before(p.nextSELinux) {
+		return p.selinux
+	}
+	var info struct{ SecurityOptions []string }
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	if err := p.ask(ctx, "/info", &info); err != nil {
+		p.nextSELinux = time.Now().Add(time.Minute)
+		return p.selinux
+	}
+	p.nextSELinux = time.Now().Add(10 * time.Minute)
+	p.selinux = slices.ContainsFunc(info.SecurityOptions, func(o string) bool {
+		return o == "selinux" || o == "name=selinux" || strings.HasPrefix(o, "name=selinux,")
+	})
+	return p.selinux
+}
+
+// identify returns what is known of the container and its task before it is created.
+func (p *Proxy) identify(body *createBody, name string) (*task.Task, *task.Container) {
+	t, c := new(task.Task), new(task.Container)
+	if arn := body.labels[task.LabelTaskARN]; arn != "" {
+		*t = task.Task{
+			ARN:      arn,
+			Cluster:  body.labels[task.LabelCluster],
+			Family:   body.labels[task.LabelFamily],
+			Revision: body.labels[task.LabelRevision],
+		}
+		c.Name = body.labels[task.LabelContainerName]
+	} else if p.cfg.Identify != nil {
+		if it, ic := p.cfg.Identify(body.labels, name); it != nil && ic != nil {
+			t, *c = it, *ic
+		}
+	}
+	if c.Name == "" {
+		c.Name = name
+	}
+	c.DockerName, c.Image, c.State = name, body.image, "created"
+	return t, c
+}
+
+// create sends the edited body and, if the Engine does not want it, the original one.
+func (p *Proxy) create(r *http.Request, c *create) (*http.Response, error) {
+	resp, err := p.send(r, c.edited)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := readAll(resp)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode == http.StatusCreated {
+		c.settled = true
+		var created struct{ ID string } // "Id"
+		if err := json.Unmarshal(answer, &created); err == nil && created.ID != "" {
+			err = c.entry.Created(created.ID)
+		} else {
+			c.entry.Unsure()
+			err = errors.Join(err, errors.New("no id in the Engine's answer"))
+		}
+		if err != nil {
+			if ok, held := p.warn.allow(); ok {
+				p.log.Warn("metadata file not written at creation", zap.String("dir", c.entry.HostDir), zap.Error(err), zap.Int("held_back", held))
+			}
+		}
+		return resp, nil
+	}
+
+	c.settled = true
+	c.entry.Abandon()
+	switch resp.StatusCode {
+	case http.StatusNotFound, http.StatusConflict:
+		return resp, nil // no such image, name in use: nothing of ours
+	}
+	// It may be the mount: a plug-in forbids it, or the Engine cannot see the directory.
+	if resp, err = p.send(r, c.original); err == nil && resp.StatusCode == http.StatusCreated {
+		p.without(p.log, fmt.Errorf("the Docker Engine refuses it with the file: %.500s", bytes.TrimSpace(answer)))
+	}
+	return resp, err
+}
+
+// send sends r with another body.
+func (p *Proxy) send(r *http.Request, body []byte) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+	r.ContentLength = int64(len(body))
+	r.TransferEncoding = nil
+	return p.engine.RoundTrip(r)
+}
+
+// readAll returns the body of resp, which can be read again afterwards.
+func readAll(resp *http.Response) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	resp.Body.Close()
+	resp.Body = io.NopCloser(bytes.NewReader(b))
+	resp.ContentLength = int64(len(b))
+	resp.TransferEncoding = nil
+	return b, err
+}
+
+// copyBuffer is the size of buffers between client and Engine.
+const copyBuffer = 64 << 10
+
+type bufferPool struct{ pool sync.Pool }
+
+func (p *bufferPool) Get() []byte {
+	if b, ok := p.pool.Get().(*[]byte); ok {
+		return *b
+	}
+	return make([]byte, copyBuffer)
+}
+
+func (p *bufferPool) Put(b []byte) { p.pool.Put(&b) }
+
+// limiter lets ten warnings through in ten seconds and counts the others.
+type limiter struct {
+	now func() time.Time
+
+	mu    sync.Mutex // guards what follows
+	since time.Time
+	n     int
+	held  int
+}
+
+// allow reports whether to log, and if so how many were held back since the last time.
+func (l *limiter) allow() (ok bool, held int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now := l.now(); now.Sub(l.since) > 10*time.Second {
+		l.since, l.n = now, 0
+	}
+	if l.n++; l.n > 10 {
+		l.held++
+		return false, 0
+	}
+	held, l.held = l.held, 0
+	return true, held
+}

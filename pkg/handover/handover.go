@@ -1,0 +1,435 @@
+// Package handover passes a running metad's open files (namespace, maps, programs, links, listener) to
+// the process that replaces it, so that no request fails during an upgrade.
+//
+// Whoever serves holds a socket (SOCK_SEQPACKET) in the run directory. A successor connects, and:
+//
+//	successor                        holder
+//	hello {protocol, layout} ──────▶ checks uid and versions
+//	                         ◀────── refuse {reason}            and the holder goes on
+//	                         ◀────── state {meta, files} …      the holder still serves
+//	adopts, serves too
+//	serving                  ──────▶
+//	                         ◀────── accepted                   the holder stops accepting, drains, leaves
+//	                         ◀────── abort {reason}             the successor stops, the holder goes on
+//
+// Only the holder decides. A successor that dies leaves the holder serving, also while it drains; a
+// holder that dies without an abort leaves the successor serving.
+package handover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// protocol is the version of the messages.
+const protocol = 1
+
+const (
+	socketName = "takeover.sock"
+	lockName   = "takeover.lock"
+
+	// helloWithin bounds how long somebody who connects and says nothing keeps others waiting.
+	helloWithin   = 2 * time.Second
+	defaultWithin = 10 * time.Second
+)
+
+// Errors that a caller may want to tell apart.
+var (
+	// ErrNobody: there is no holder, or it died before it gave anything away.
+	ErrNobody = errors.New("nobody to take over from")
+	// ErrHeld: somebody serves already.
+	ErrHeld = errors.New("held by another process")
+	// ErrRefused: the holder does not hand over to this process, and goes on. The text says why.
+	ErrRefused = errors.New("refused by the running metad")
+	// ErrAborted: the holder took the offer back, and goes on. Whoever gets this stops serving and leaves
+	// the kernel's state alone.
+	ErrAborted = errors.New("taken back by the running metad")
+)
+
+// Config is the same for both sides.
+type Config struct {
+	Dir    string        // where the socket is; made if missing
+	Layout uint32        // version of what State means; a holder with another one refuses
+	Build  string        // of this process, for messages
+	Within time.Duration // how long a successor may take from hello to serving; zero: 10s
+	Log    *zap.Logger   // nil: none
+
+	uid int               // who may take part, beside root; a test's own
+	at  func(step string) // told of every step; a test dies there
+}
+
+func (c Config) withDefaults() Config {
+	if c.Within == 0 {
+		c.Within = defaultWithin
+	}
+	if c.Log == nil {
+		c.Log = zap.NewNop()
+	}
+	if c.at == nil {
+		c.at = func(string) {}
+	}
+	return c
+}
+
+func (c *Config) path() string { return filepath.Join(c.Dir, socketName) }
+
+// State is what is handed over. Its meaning is the caller's, and so is its version, Config.Layout.
+type State struct {
+	Meta []byte
+	// FDs are open file descriptors. Given to Wait by its give they are closed once they are sent; got
+	// from Take they are the caller's.
+	FDs []int
+}
+
+func (s *State) close() {
+	for _, fd := range s.FDs {
+		unix.Close(fd)
+	}
+	s.FDs = nil
+}
+
+// Start takes over from the holder of cfg.Dir, or becomes the holder if there is none; the Predecessor
+// is nil then. Of several that start at once one becomes the holder, and the others take over from it when
+// it waits. It waits until ctx ends.
+//
+// Errors: ErrRefused; whoever serves goes on.
+func Start(ctx context.Context, cfg Config) (*Socket, *Predecessor, error) {
+	for {
+		p, err := Take(ctx, cfg)
+		if err == nil {
+			return p.Socket, p, nil
+		}
+		if !errors.Is(err, ErrNobody) {
+			return nil, nil, err
+		}
+		s, err := Listen(cfg)
+		if err == nil {
+			return s, nil, nil
+		}
+		if !errors.Is(err, ErrHeld) {
+			return nil, nil, err
+		}
+	}
+}
+
+// Socket is what makes a process the holder. Its methods are not for concurrent use.
+type Socket struct {
+	cfg      Config
+	ln       *net.UnixListener
+	released atomic.Bool // a successor has it too
+}
+
+// Listen makes the caller the holder. What a killed holder left is replaced. Errors: ErrHeld.
+func Listen(cfg Config) (*Socket, error) {
+	cfg = cfg.withDefaults()
+	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
+		return nil, fmt.Errorf("takeover socket: %w", err)
+	}
+	// Between finding a dead socket and replacing it nobody else may do the same.
+	lock, err := os.OpenFile(filepath.Join(cfg.Dir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("takeover lock: %w", err)
+	}
+	defer lock.Close()
+	for err = unix.EINTR; errors.Is(err, unix.EINTR); {
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("takeover lock: %w", err)
+	}
+	addr := &net.UnixAddr{Name: cfg.path(), Net: "unixpacket"}
+	if c, err := net.DialUnix(addr.Net, nil, addr); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("%s: %w", cfg.path(), ErrHeld)
+	}
+	if err := os.Remove(cfg.path()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("takeover socket: %w", err)
+	}
+	ln, err := net.ListenUnix(addr.Net, addr)
+	if err != nil {
+		return nil, fmt.Errorf("takeover socket: %w", err)
+	}
+	ln.SetUnlinkOnClose(false)
+	if err := os.Chmod(cfg.path(), 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("takeover socket: %w", err), ln.Close())
+	}
+	return &Socket{cfg: cfg, ln: ln}, nil
+}
+
+// Close stops holding. The name in the file system stays if a successor has it.
+func (s *Socket) Close() error {
+	var err error
+	if !s.released.Load() {
+		if err = os.Remove(s.cfg.path()); errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+	}
+	return errors.Join(err, s.ln.Close())
+}
+
+// Wait serves one successor after the other until one has taken over, and returns that one. give
+// returns what to hand over and is called when a successor is there; the caller goes on serving meanwhile.
+// If the takeover fails after that, resume is called and Wait goes on; the log says why.
+//
+// With a Successor returned the caller stops accepting connections, waits until those it has are
+// done, and exits: it takes nothing out of the kernel, the Successor has it. Should the Successor die
+// before the caller has left, the caller accepts connections again and calls Wait again.
+//
+// Returns ctx's error when it ends; a takeover that is under way is taken back then.
+func (s *Socket) Wait(ctx context.Context, give func() (State, error), resume func()) (*Successor, error) {
+	s.released.Store(false)
+	if err := s.ln.SetDeadline(time.Time{}); err != nil {
+		return nil, fmt.Errorf("takeover socket: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { s.ln.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	for {
+		c, err := s.ln.AcceptUnix()
+		if ctx.Err() != nil {
+			if err == nil {
+				c.Close()
+			}
+			return nil, ctx.Err()
+		}
+		if err != nil {
+			return nil, fmt.Errorf("takeover socket: %w", err)
+		}
+		k := &conn{c: c}
+		successor, err := s.hand(ctx, k, give, resume)
+		if err == nil {
+			s.released.Store(true)
+			return successor, nil
+		}
+		k.close()
+		if !errors.Is(err, errNothingSaid) {
+			s.cfg.Log.Warn("no takeover: serving on", zap.Error(err))
+		}
+	}
+}
+
+var errNothingSaid = errors.New("connected and said nothing") // Listen does, to see whether somebody is there
+
+func (s *Socket) hand(ctx context.Context, k *conn, give func() (State, error), resume func()) (*Successor, error) {
+	refuse := func(reason string) error {
+		_ = k.send(message{Type: typeRefuse, Reason: reason}) // it may be gone
+		return errors.New(reason)
+	}
+	if err := k.checkPeer(s.cfg.uid); err != nil {
+		return nil, refuse(err.Error())
+	}
+	k.deadline(time.Now().Add(helloWithin))
+	hello, _, err := k.receive()
+	switch {
+	case errors.Is(err, io.EOF):
+		return nil, errNothingSaid
+	case err != nil:
+		return nil, fmt.Errorf("successor's hello: %w", err)
+	case hello.Type != typeHello:
+		return nil, refuse(fmt.Sprintf("want %s, got %s", typeHello, hello.Type))
+	case hello.Protocol != protocol || hello.Layout != s.cfg.Layout:
+		return nil, refuse(fmt.Sprintf("metad %s hands over with protocol %d and layout %d, metad %s takes over with %d and %d: stop the one, then start the other",
+			s.cfg.Build, protocol, s.cfg.Layout, hello.Build, hello.Protocol, hello.Layout))
+	}
+	s.cfg.at("hello")
+	k.deadline(time.Now().Add(s.cfg.Within))
+	stop := context.AfterFunc(ctx, func() { k.deadline(time.Unix(1, 0)) })
+	defer stop()
+	state, err := give()
+	if err != nil {
+		return nil, refuse("cannot hand over: " + err.Error())
+	}
+	// From here on the caller has to be told if nothing comes of it.
+	if err := s.giveTo(k, state); err != nil {
+		k.deadline(time.Now().Add(helloWithin))
+		_ = k.send(message{Type: typeAbort, Reason: err.Error()}) // a dead one need not be told
+		resume()
+		return nil, err
+	}
+	s.cfg.at("accepted")
+	successor := &Successor{k: k, died: make(chan struct{})}
+	k.deadline(time.Time{})
+	go func() {
+		defer close(successor.died)
+		k.untilEOF()
+	}()
+	return successor, nil
+}
+
+// giveTo sends the state and returns once the successor serves and has been told that it may.
+func (s *Socket) giveTo(k *conn, state State) error {
+	fd, err := s.dup()
+	if err != nil {
+		state.close()
+		return err
+	}
+	state.FDs = append([]int{fd}, state.FDs...)
+	err = k.sendState(state, func() { s.cfg.at("part") })
+	state.close()
+	if err != nil {
+		return fmt.Errorf("hand over: %w", err)
+	}
+	s.cfg.at("given")
+	m, _, err := k.receive()
+	switch {
+	case errors.Is(err, io.EOF):
+		return errors.New("the successor died before it served")
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return errors.New("the successor did not serve in time")
+	case err != nil:
+		return fmt.Errorf("successor: %w", err)
+	case m.Type != typeServing:
+		return fmt.Errorf("successor: want %s, got %s", typeServing, m.Type)
+	}
+	s.cfg.at("serving")
+	if err := k.send(message{Type: typeAccepted}); err != nil {
+		return fmt.Errorf("the successor died: %w", err)
+	}
+	return nil
+}
+
+func (s *Socket) dup() (int, error) {
+	raw, err := s.ln.SyscallConn()
+	if err != nil {
+		return -1, fmt.Errorf("takeover socket: %w", err)
+	}
+	return dupRaw(raw)
+}
+
+// Successor is the process that has taken over.
+type Successor struct {
+	k    *conn
+	died chan struct{}
+}
+
+// Died is closed when the successor is gone although the caller is not.
+func (s *Successor) Died() <-chan struct{} { return s.died }
+
+// Close tells the successor that the caller leaves; exiting does too.
+func (s *Successor) Close() error {
+	err := s.k.close()
+	<-s.died
+	return err
+}
+
+// Predecessor is the process that is being taken over from.
+type Predecessor struct {
+	State
+	Socket *Socket // the predecessor's: this process becomes the holder by it
+
+	cfg  Config
+	k    *conn
+	left chan struct{}
+}
+
+// Take asks the holder for its state. The holder goes on serving, and does so for good if the caller
+// dies, closes the Predecessor, or does not call Serving in time.
+//
+// Errors: ErrNobody, ErrRefused.
+func Take(ctx context.Context, cfg Config) (*Predecessor, error) {
+	cfg = cfg.withDefaults()
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unixpacket", cfg.path())
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
+		return nil, ErrNobody
+	}
+	if err != nil {
+		return nil, fmt.Errorf("take over: %w", err)
+	}
+	k := &conn{c: c.(*net.UnixConn)}
+	stop := context.AfterFunc(ctx, func() { k.deadline(time.Unix(1, 0)) })
+	defer stop()
+	p, err := take(k, cfg)
+	if err != nil {
+		k.close()
+		if ctx.Err() != nil {
+			err = fmt.Errorf("take over: the running metad did not answer: %w", ctx.Err())
+		}
+		return nil, err
+	}
+	return p, nil
+}
+
+func take(k *conn, cfg Config) (*Predecessor, error) {
+	if err := k.checkPeer(cfg.uid); err != nil {
+		return nil, fmt.Errorf("%s: %w", cfg.path(), err)
+	}
+	cfg.at("connected")
+	err := k.send(message{Type: typeHello, Protocol: protocol, Layout: cfg.Layout, Build: cfg.Build})
+	if err != nil && !errors.Is(err, unix.EPIPE) { // EPIPE: it may have said why
+		return nil, fmt.Errorf("take over: %w", err)
+	}
+	state, err := k.receiveState()
+	if err != nil {
+		if errors.Is(err, io.EOF) {
+			return nil, fmt.Errorf("%w: the running metad died", ErrNobody)
+		}
+		return nil, fmt.Errorf("take over: %w", err)
+	}
+	if len(state.FDs) == 0 {
+		return nil, errors.New("take over: got no socket")
+	}
+	ln, err := listener(state.FDs[0])
+	state.FDs = state.FDs[1:]
+	if err != nil {
+		state.close()
+		return nil, fmt.Errorf("take over: socket: %w", err)
+	}
+	ul, ok := ln.(*net.UnixListener)
+	if !ok {
+		state.close()
+		return nil, errors.Join(fmt.Errorf("take over: socket is a %T", ln), ln.Close())
+	}
+	ul.SetUnlinkOnClose(false)
+	cfg.at("taken")
+	s := &Socket{cfg: cfg, ln: ul}
+	s.released.Store(true) // it is the predecessor's until Serving
+	return &Predecessor{State: state, Socket: s, cfg: cfg, k: k, left: make(chan struct{})}, nil
+}
+
+// Serving tells the predecessor that this process serves, and waits for its leave to. From then on the
+// predecessor accepts no connection. A predecessor that has died meanwhile has left everything to
+// the caller. After an error, ErrAborted or ctx's, the caller stops serving, closes the
+// Predecessor, and leaves the kernel's state alone.
+func (p *Predecessor) Serving(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { p.k.deadline(time.Unix(1, 0)) })
+	defer stop()
+	// A write that fails means that the predecessor is gone; what it said last can still be read.
+	_ = p.k.send(message{Type: typeServing})
+	p.cfg.at("serving")
+	m, _, err := p.k.receive()
+	switch {
+	case errors.Is(err, io.EOF):
+	case err != nil:
+		return fmt.Errorf("predecessor: %w", errors.Join(err, ctx.Err()))
+	case m.Type == typeAbort:
+		return fmt.Errorf("%w: %s", ErrAborted, m.Reason)
+	case m.Type != typeAccepted:
+		return fmt.Errorf("predecessor: want %s, got %s", typeAccepted, m.Type)
+	}
+	p.cfg.at("accepted")
+	p.Socket.released.Store(false)
+	go func() {
+		defer close(p.left)
+		p.k.untilEOF()
+		p.k.close()
+	}()
+	return nil
+}
+
+// Left is closed when the predecessor has done all it had to do, or is dead. Only after Serving.
+func (p *Predecessor) Left() <-chan struct{} { return p.left }
+
+// Close gives up before Serving was called, or after it failed: the predecessor goes on. It closes
+// the socket and the connection, not the State's files.
+func (p *Predecessor) Close() error { return errors.Join(p.Socket.Close(), p.k.close()) }

@@ -1,0 +1,248 @@
+package handover
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// message is one packet: {"Type": "hello", "Protocol": 1, "Layout": 3, "Build": "v1.2"},
+// {"Type": "state", "Meta": base64, "FDs": how many come with the packet, "Last": true}, …
+type message struct {
+	Type     string
+	Protocol uint32 `json:",omitempty"`
+	Layout   uint32 `json:",omitempty"`
+	Build    string `json:",omitempty"`
+	Reason   string `json:",omitempty"`
+	Meta     []byte `json:",omitempty"`
+	FDs      int    `json:",omitempty"`
+	Last     bool   `json:",omitempty"`
+}
+
+const (
+	typeHello    = "hello"
+	typeRefuse   = "refuse"
+	typeState    = "state"
+	typeServing  = "serving"
+	typeAccepted = "accepted"
+	typeAbort    = "abort"
+)
+
+const (
+	maxPacket = 64 << 10 // well below net.core.wmem_default
+	partMeta  = 32 << 10
+	partFDs   = 253 // SCM_MAX_FD, include/net/scm.h
+
+	// What a state can be at most: the size of the port table and more.
+	maxMeta = 16 << 20
+	maxFDs  = 16 << 10
+)
+
+// conn is a connection of packets. One goroutine sends, one receives.
+type conn struct{ c *net.UnixConn }
+
+func (k *conn) deadline(t time.Time) { _ = k.c.SetDeadline(t) } // fails only when closed
+
+func (k *conn) close() error { return k.c.Close() }
+
+// checkPeer refuses whoever is neither root nor uid.
+func (k *conn) checkPeer(uid int) error {
+	raw, err := k.c.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("peer: %w", err)
+	}
+	var cred *unix.Ucred
+	var serr error
+	if err := raw.Control(func(fd uintptr) {
+		cred, serr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		return fmt.Errorf("peer: %w", err)
+	}
+	if serr != nil {
+		return fmt.Errorf("peer: %w", serr)
+	}
+	if cred.Uid != 0 && cred.Uid != uint32(uid) {
+		return fmt.Errorf("peer (process %d) has uid %d: want root", cred.Pid, cred.Uid)
+	}
+	return nil
+}
+
+func (k *conn) send(m message, fds ...int) error {
+	m.FDs = len(fds)
+	b, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	var oob []byte
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
+	}
+	_, _, err = k.c.WriteMsgUnix(b, oob, nil)
+	return err
+}
+
+// receive returns the next packet with its files. It returns io.EOF if the peer is gone.
+func (k *conn) receive() (message, []int, error) {
+	b, oob := make([]byte, maxPacket), make([]byte, unix.CmsgSpace(partFDs*4))
+	n, oobn, flags, _, err := k.c.ReadMsgUnix(b, oob)
+	if errors.Is(err, unix.ECONNRESET) {
+		// The peer closed without having read all that we sent; what it sent is still there.
+		n, oobn, flags, _, err = k.c.ReadMsgUnix(b, oob)
+	}
+	if err != nil {
+		if errors.Is(err, unix.ECONNRESET) {
+			err = io.EOF
+		}
+		return message{}, nil, err
+	}
+	m, fds, err := parsePacket(b[:n], oob[:oobn], flags)
+	if err != nil {
+		closeAll(fds)
+		return message{}, nil, err
+	}
+	return m, fds, nil
+}
+
+// parsePacket returns the files also when it fails.
+func parsePacket(b, oob []byte, flags int) (m message, fds []int, err error) {
+	controls, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return m, nil, fmt.Errorf("control message: %w", err)
+	}
+	for _, c := range controls {
+		if c.Header.Level != unix.SOL_SOCKET || c.Header.Type != unix.SCM_RIGHTS {
+			continue
+		}
+		got, err := unix.ParseUnixRights(&c)
+		if err != nil {
+			return m, fds, fmt.Errorf("control message: %w", err)
+		}
+		fds = append(fds, got...)
+	}
+	if len(b) == 0 {
+		return m, fds, io.EOF
+	}
+	// Too many open files cut the control message short.
+	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
+		return m, fds, errors.New("packet cut short: check the limit on open files")
+	}
+	if err := json.Unmarshal(b, &m); err != nil {
+		return m, fds, fmt.Errorf("packet: %w", err)
+	}
+	if m.FDs != len(fds) {
+		return m, fds, fmt.Errorf("packet with %d files: got %d", m.FDs, len(fds))
+	}
+	return m, fds, nil
+}
+
+// sendState sends s in as many packets as it takes; between calls each after the first.
+func (k *conn) sendState(s State, between func()) error {
+	meta, fds := s.Meta, s.FDs
+	for first := true; ; first = false {
+		if !first {
+			between()
+		}
+		m := message{Type: typeState, Meta: meta[:min(len(meta), partMeta)]}
+		part := fds[:min(len(fds), partFDs)]
+		meta, fds = meta[len(m.Meta):], fds[len(part):]
+		m.Last = len(meta) == 0 && len(fds) == 0
+		if err := k.send(m, part...); err != nil {
+			return err
+		}
+		if m.Last {
+			return nil
+		}
+	}
+}
+
+// receiveState returns what sendState sent. After an error no file stays open. Errors: ErrRefused, ErrAborted,
+// io.EOF if the peer died.
+func (k *conn) receiveState() (s State, err error) {
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	for {
+		m, fds, err := k.receive()
+		if err != nil {
+			return s, err
+		}
+		s.FDs = append(s.FDs, fds...)
+		s.Meta = append(s.Meta, m.Meta...)
+		switch {
+		case m.Type == typeRefuse:
+			return s, fmt.Errorf("%w: %s", ErrRefused, m.Reason)
+		case m.Type == typeAbort:
+			return s, fmt.Errorf("%w: %s", ErrAborted, m.Reason)
+		case m.Type != typeState:
+			return s, fmt.Errorf("want %s, got %s", typeState, m.Type)
+		case len(s.Meta) > maxMeta || len(s.FDs) > maxFDs:
+			return s, fmt.Errorf("state of more than %d bytes or %d files", maxMeta, maxFDs)
+		case m.Last:
+			return s, nil
+		}
+	}
+}
+
+// untilEOF returns when the peer is gone, or the connection is closed here.
+func (k *conn) untilEOF() {
+	for {
+		_, fds, err := k.receive()
+		closeAll(fds)
+		if err != nil {
+			return
+		}
+	}
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
+// ListenerFD returns a file descriptor of ln's socket for State.FDs. ln stays open and as it is.
+func ListenerFD(ln net.Listener) (int, error) {
+	sc, ok := ln.(syscall.Conn)
+	if !ok {
+		return -1, fmt.Errorf("listener %T has no file descriptor", ln)
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return -1, fmt.Errorf("listener: %w", err)
+	}
+	return dupRaw(raw)
+}
+
+// Listener returns the listener that was handed over as fd, which it closes.
+func Listener(fd int) (net.Listener, error) { return listener(fd) }
+
+func listener(fd int) (net.Listener, error) {
+	f := os.NewFile(uintptr(fd), "listener")
+	defer f.Close()
+	return net.FileListener(f)
+}
+
+// dupRaw copies a descriptor by number: os.File.Fd would make the socket block, for the process that
+// shares it too.
+func dupRaw(raw syscall.RawConn) (int, error) {
+	var fd int
+	var derr error
+	if err := raw.Control(func(old uintptr) {
+		fd, derr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0)
+	}); err != nil {
+		return -1, fmt.Errorf("copy file descriptor: %w", err)
+	}
+	if derr != nil {
+		return -1, fmt.Errorf("copy file descriptor: %w", derr)
+	}
+	return fd, nil
+}

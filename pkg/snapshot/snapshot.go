@@ -1,0 +1,278 @@
+// Package snapshot keeps the last tasks and their samples in a file, for the next process to answer
+// with before Docker has been asked. What it reads is a memory, not a fact: lookup.Table.Restore
+// believes only what the kernel's map confirms.
+package snapshot
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"metad/bpf"
+	"metad/pkg/lookup"
+	"metad/pkg/task"
+)
+
+// version is of the file's shape, task.Task's included. A file of another version is not read.
+const version = 1
+
+const (
+	fileName = "snapshot.json"
+	tempName = "snapshot.tmp"
+
+	// maxBytes is more than 1,000 tasks with 10 containers each take.
+	maxBytes = 128 << 20
+
+	defaultEvery = 5 * time.Second
+)
+
+// file is what is written: {"Version": 1, "Tasks": [{"Tag": 7, "Task": {…}, "Samples": {id: {"Read": time, "JSON": {…}}}}]}.
+type file struct {
+	Version int
+	Tasks   []saved
+}
+
+type saved struct {
+	Tag     uint32
+	Task    json.RawMessage   // a task.Task, encoded once for every version of it
+	Samples map[string]sample `json:",omitempty"` // by container id
+}
+
+type sample struct {
+	Read time.Time
+	JSON json.RawMessage
+}
+
+// Parse reads what Writer or Encode wrote. Every task that it returns is whole: containers have a
+// StatsCell, with their last sample if there is one.
+func Parse(b []byte) ([]lookup.Saved, error) {
+	var head struct{ Version int }
+	if err := json.Unmarshal(b, &head); err != nil {
+		return nil, fmt.Errorf("snapshot: %w", err)
+	}
+	if head.Version != version {
+		return nil, fmt.Errorf("snapshot: version %d, want %d", head.Version, version)
+	}
+	var f file
+	if err := json.Unmarshal(b, &f); err != nil {
+		return nil, fmt.Errorf("snapshot: %w", err)
+	}
+	all := make([]lookup.Saved, 0, len(f.Tasks))
+	tags, arns := map[uint32]bool{}, map[string]bool{}
+	for _, s := range f.Tasks {
+		t, err := s.parse()
+		if err != nil {
+			return nil, fmt.Errorf("snapshot: task with tag %d: %w", s.Tag, err)
+		}
+		if tags[s.Tag] || arns[t.ARN] {
+			return nil, fmt.Errorf("snapshot: task %q with tag %d: twice", t.ARN, s.Tag)
+		}
+		tags[s.Tag], arns[t.ARN] = true, true
+		all = append(all, lookup.Saved{Tag: s.Tag, Task: t})
+	}
+	return all, nil
+}
+
+func (s *saved) parse() (*task.Task, error) {
+	if s.Tag == 0 || s.Tag&uint32(bpf.MetadTagTAG_PORT) != 0 {
+		return nil, errors.New("no task's tag")
+	}
+	t := new(task.Task)
+	if err := json.Unmarshal(s.Task, t); err != nil {
+		return nil, err
+	}
+	if t.ARN == "" {
+		return nil, errors.New("no ARN")
+	}
+	for _, ep := range t.Endpoints {
+		if !ep.Addr.Is4() || ep.Ifindex <= 0 {
+			return nil, fmt.Errorf("endpoint %v at ifindex %d", ep.Addr, ep.Ifindex)
+		}
+	}
+	for _, c := range t.Containers {
+		if c == nil {
+			return nil, errors.New("no container where one should be")
+		}
+		// The id is written into documents as it is.
+		if strings.Trim(c.ID, "0123456789abcdef") != "" {
+			return nil, fmt.Errorf("container id %q", c.ID)
+		}
+		c.Stats = new(task.StatsCell)
+		if sm, ok := s.Samples[c.ID]; ok && len(sm.JSON) > 0 && sm.JSON[0] == '{' {
+			c.Stats.Store(&task.Sample{JSON: sm.JSON, Read: sm.Read})
+		}
+	}
+	return t, nil
+}
+
+// Read returns the tasks that the Writer in dir wrote last. No file is no task, and so is one that
+// cannot be read or is of another version, which the log tells.
+func Read(dir string, log *zap.Logger) []lookup.Saved {
+	all, err := read(filepath.Join(dir, fileName))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		log.Warn("starting without the last process's tasks", zap.Error(err))
+	}
+	return all
+}
+
+func read(path string) ([]lookup.Saved, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxBytes+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > maxBytes {
+		return nil, fmt.Errorf("%s: more than %d bytes", path, maxBytes)
+	}
+	return Parse(b)
+}
+
+// Encode returns views and their last samples in a form that Parse reads, for a process that takes
+// over.
+func Encode(views []*lookup.View) ([]byte, error) { return new(encoder).encode(views) }
+
+// Writer keeps the file in a directory up to date. One writer at a time, in one goroutine.
+type Writer struct {
+	dir  string
+	enc  encoder
+	last []any // what the file holds: tags, tasks and samples, by identity
+}
+
+// NewWriter returns a Writer for dir, which it makes if it is missing.
+func NewWriter(dir string) (*Writer, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("snapshot: %w", err)
+	}
+	return &Writer{dir: dir}, nil
+}
+
+// Run writes what views returns at every interval (zero: 5s) in which something has changed, and once
+// more when ctx ends; nothing when views says that the file is another process's now. Errors are
+// logged, the first of a row.
+func (w *Writer) Run(ctx context.Context, every time.Duration, views func() (v []*lookup.View, ours bool), log *zap.Logger) {
+	if every == 0 {
+		every = defaultEvery
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	failed := false
+	for ended := false; !ended; {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			ended = true
+		}
+		v, ours := views()
+		if !ours {
+			continue
+		}
+		err := w.Write(v)
+		if err != nil && !failed {
+			log.Error("cannot save tasks for the next start", zap.Error(err))
+		}
+		failed = err != nil
+	}
+}
+
+// Write puts views and their last samples into the file, unless it holds just these. Readers see the
+// old file or the new one.
+func (w *Writer) Write(views []*lookup.View) error {
+	now := identity(views)
+	if w.last != nil && slices.Equal(now, w.last) {
+		return nil
+	}
+	b, err := w.enc.encode(views)
+	if err != nil {
+		return err
+	}
+	if err := w.replace(b); err != nil {
+		return fmt.Errorf("snapshot: %w", err)
+	}
+	w.last = now
+	return nil
+}
+
+// identity returns what views consist of: all of it immutable, so that the same pointers are the same text.
+func identity(views []*lookup.View) []any {
+	all := make([]any, 0, 4*len(views)+1)
+	all = append(all, version) // never empty: nil is a file not yet written
+	for _, v := range views {
+		all = append(all, v.Tag, v.Task)
+		for _, c := range v.Task.Containers {
+			if c.Stats != nil {
+				all = append(all, c.Stats.Load())
+			}
+		}
+	}
+	return all
+}
+
+func (w *Writer) replace(b []byte) error {
+	temp := filepath.Join(w.dir, tempName)
+	if err := os.WriteFile(temp, b, 0o600); err != nil {
+		os.Remove(temp)
+		return err
+	}
+	return os.Rename(temp, filepath.Join(w.dir, fileName))
+}
+
+// encoder keeps the text of tasks, which change seldom, while samples change every second.
+type encoder struct{ tasks map[*task.Task][]byte }
+
+func (e *encoder) encode(views []*lookup.View) ([]byte, error) {
+	tasks := make(map[*task.Task][]byte, len(views))
+	var b bytes.Buffer
+	fmt.Fprintf(&b, `{"Version":%d,"Tasks":[`, version)
+	for i, v := range views {
+		text, ok := e.tasks[v.Task]
+		if !ok {
+			var err error
+			if text, err = json.Marshal(v.Task); err != nil {
+				return nil, fmt.Errorf("snapshot: task %q: %w", v.Task.ARN, err)
+			}
+		}
+		tasks[v.Task] = text
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, `{"Tag":%d,"Task":%s,"Samples":{`, v.Tag, text)
+		sep := ""
+		for _, c := range v.Task.Containers {
+			if c.ID == "" || c.Stats == nil {
+				continue
+			}
+			s := c.Stats.Load()
+			if s == nil {
+				continue
+			}
+			read, err := s.Read.MarshalJSON()
+			if err != nil {
+				return nil, fmt.Errorf("snapshot: sample of %s: %w", c.ID, err)
+			}
+			fmt.Fprintf(&b, `%s"%s":{"Read":%s,"JSON":%s}`, sep, c.ID, read, s.JSON)
+			sep = ","
+		}
+		b.WriteString("}}")
+	}
+	b.WriteString("]}\n")
+	e.tasks = tasks
+	if b.Len() > maxBytes {
+		return nil, fmt.Errorf("snapshot: %d bytes, more than %d", b.Len(), maxBytes)
+	}
+	return b.Bytes(), nil
+}

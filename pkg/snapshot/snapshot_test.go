@@ -1,0 +1,401 @@
+package snapshot
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"metad/bpf"
+	"metad/pkg/lookup"
+	"metad/pkg/task"
+)
+
+// kernel is a kernel map as a pin would have kept it.
+type kernel map[netip.Addr]bpf.MetadTaskValue
+
+func (k kernel) Put(a netip.Addr, v *bpf.MetadTaskValue) error { k[a] = *v; return nil }
+func (k kernel) Delete(a netip.Addr) error                     { delete(k, a); return nil }
+func (k kernel) Entries() (map[netip.Addr]bpf.MetadTaskValue, error) {
+	c := map[netip.Addr]bpf.MetadTaskValue{}
+	for a, v := range k {
+		c[a] = v
+	}
+	return c, nil
+}
+
+const (
+	id1 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+	id2 = "fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543210"
+)
+
+// fill sets every member of the struct to something that is not zero, so that none can be
+// forgotten on the way.
+func fill(v reflect.Value) {
+	switch v.Kind() {
+	case reflect.Pointer:
+		if v.Type() == reflect.TypeFor[*task.StatsCell]() {
+			v.Set(reflect.ValueOf(new(task.StatsCell)))
+			return
+		}
+		v.Set(reflect.New(v.Type().Elem()))
+		fill(v.Elem())
+	case reflect.Struct:
+		switch v.Type() {
+		case reflect.TypeFor[time.Time]():
+			v.Set(reflect.ValueOf(time.Date(2026, 11, 22, 10, 44, 7, 123456789, time.UTC)))
+		case reflect.TypeFor[netip.Addr]():
+			v.Set(reflect.ValueOf(netip.MustParseAddr("169.254.172.2")))
+		default:
+			for i := range v.NumField() {
+				fill(v.Field(i))
+			}
+		}
+	case reflect.Slice:
+		v.Set(reflect.MakeSlice(v.Type(), 1, 1))
+		fill(v.Index(0))
+	case reflect.Array:
+		for i := range v.Len() {
+			fill(v.Index(i))
+		}
+	case reflect.Map:
+		v.Set(reflect.MakeMap(v.Type()))
+		key, value := reflect.New(v.Type().Key()).Elem(), reflect.New(v.Type().Elem()).Elem()
+		fill(key)
+		fill(value)
+		v.SetMapIndex(key, value)
+	case reflect.String:
+		v.SetString("text <&> \"ü\"")
+	case reflect.Int, reflect.Int64:
+		v.SetInt(42)
+	case reflect.Uint8, reflect.Uint16, reflect.Uint32:
+		v.SetUint(7)
+	case reflect.Float64:
+		v.SetFloat(0.25)
+	case reflect.Bool:
+		v.SetBool(true)
+	default:
+		panic(v.Type())
+	}
+}
+
+func fullTask() *task.Task {
+	t := new(task.Task)
+	fill(reflect.ValueOf(t).Elem())
+	t.Containers[0].ID = id1
+	return t
+}
+
+func views(t testing.TB, k kernel, tasks ...*task.Task) []*lookup.View {
+	t.Helper()
+	table := lookup.New(k, zap.NewNop())
+	if err := table.Apply(tasks); err != nil {
+		t.Fatal(err)
+	}
+	return table.Views()
+}
+
+// TestRestart: what the one process wrote the next answers with, byte for byte, sample included.
+func TestRestart(t *testing.T) {
+	dir, k := t.TempDir(), kernel{}
+	was := fullTask()
+	sample := &task.Sample{JSON: []byte(`{"read":"x","name":"<&>","n":[1, 2]}`), Read: time.Date(2026, 11, 22, 10, 0, 0, 5, time.UTC)}
+	was.Containers[0].Stats.Store(sample)
+	vs := views(t, k, was)
+	w, err := NewWriter(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Write(vs); err != nil {
+		t.Fatal(err)
+	}
+
+	table := lookup.New(k, zap.NewNop())
+	if err := table.Restore(Read(dir, zap.NewNop())); err != nil {
+		t.Fatal(err)
+	}
+	v := table.Resolve(vs[0].Tag, was.Endpoints[0].Addr)
+	if v == nil {
+		t.Fatal("got no task")
+	}
+	if !bytes.Equal(v.Document, vs[0].Document) {
+		t.Errorf("got document\n%s\nwant\n%s", v.Document, vs[0].Document)
+	}
+	is := v.Task
+	got := is.Containers[0].Stats.Load()
+	if got == nil || !bytes.Equal(got.JSON, sample.JSON) || !got.Read.Equal(sample.Read) {
+		t.Errorf("got sample %v, want %v", got, sample)
+	}
+	is.Containers[0].Stats = was.Containers[0].Stats
+	if !reflect.DeepEqual(is, was) {
+		t.Errorf("got %+v, want %+v", is, was)
+	}
+	if st, err := os.Stat(filepath.Join(dir, fileName)); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("got %v, %v, want mode 0600", st, err)
+	}
+}
+
+// TestVersion: task.Task is part of the file's shape. When this fails, bump version.
+func TestVersion(t *testing.T) {
+	b, err := json.Marshal(fullTask())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const golden = "testdata/task_v1.json"
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(b) != strings.TrimSpace(string(want)) {
+		t.Errorf("task.Task has changed:\n%s\nwant as in %s (version %d)\n%s", b, golden, version, want)
+	}
+}
+
+// TestIgnored: what cannot be believed is left alone, with one log line.
+func TestIgnored(t *testing.T) {
+	good, err := Encode(views(t, kernel{}, fullTask()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := func(name string, content []byte, want int, log string) {
+		t.Helper()
+		dir := t.TempDir()
+		if content != nil {
+			if err := os.WriteFile(filepath.Join(dir, fileName), content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		core, logs := observer.New(zapcore.DebugLevel)
+		if got := Read(dir, zap.New(core)); len(got) != want {
+			t.Errorf("%s: got %d tasks, want %d", name, len(got), want)
+		}
+		lines := logs.All()
+		if log == "" && len(lines) != 0 {
+			t.Errorf("%s: got %v in the log, want nothing", name, lines)
+		}
+		if log != "" && (len(lines) != 1 || !strings.Contains(fmt.Sprint(lines[0].ContextMap()), log)) {
+			t.Errorf("%s: got %v in the log, want one line with %q", name, lines, log)
+		}
+	}
+	change := func(old, new string) []byte {
+		t.Helper()
+		if !bytes.Contains(good, []byte(old)) {
+			t.Fatalf("no %q in %s", old, good)
+		}
+		return bytes.ReplaceAll(good, []byte(old), []byte(new))
+	}
+	one := strings.TrimSuffix(strings.TrimPrefix(string(good), `{"Version":1,"Tasks":[`), "]}\n")
+	f("good", good, 1, "")
+	f("none", nil, 0, "")
+	f("empty", []byte{}, 0, "unexpected end")
+	f("garbage", []byte("\x00\x01\x02"), 0, "invalid character")
+	f("truncated", good[:len(good)-8], 0, "unexpected end")
+	f("newer", change(`"Version":1`, `"Version":2`), 0, "version 2, want 1")
+	f("newer, and of another shape", []byte(`{"Version":2,"Tasks":{}}`), 0, "version 2, want 1")
+	f("no version", []byte(`{}`), 0, "version 0")
+	f("no tag", change(`"Tag":1`, `"Tag":0`), 0, "no task's tag")
+	f("a port's tag", change(`"Tag":1`, `"Tag":2147483649`), 0, "no task's tag")
+	f("tag too large", change(`"Tag":1`, `"Tag":4294967296`), 0, "cannot unmarshal")
+	f("no task", []byte(`{"Version":1,"Tasks":[{"Tag":1,"Task":null}]}`), 0, "no ARN")
+	f("same tag", []byte(`{"Version":1,"Tasks":[`+one+","+strings.Replace(one, `"ARN":"text`, `"ARN":"other`, 1)+"]}"), 0, "twice")
+	f("same task", []byte(`{"Version":1,"Tasks":[`+one+","+strings.Replace(one, `"Tag":1`, `"Tag":2`, 1)+"]}"), 0, "twice")
+	f("two tasks", []byte(`{"Version":1,"Tasks":[`+one+","+strings.NewReplacer(`"Tag":1`, `"Tag":2`, `"ARN":"text`, `"ARN":"other`).Replace(one)+"]}"), 2, "")
+	f("address of another family", change(`"169.254.172.2"`, `"fe80::1"`), 0, "endpoint fe80::1")
+	f("no address", change(`"169.254.172.2"`, `""`), 0, "endpoint invalid IP")
+	f("no port", change(`"Ifindex":42`, `"Ifindex":0`), 0, "at ifindex 0")
+	f("container id that breaks out", change(id1, `0\",\"`), 0, "container id")
+	f("no container", change(`"Containers":[`, `"Containers":[null,`), 0, "no container")
+	f("null", []byte("null"), 0, "version 0")
+}
+
+// TestSampleIsObject: only an object can be put into a document.
+func TestSampleIsObject(t *testing.T) {
+	tk := fullTask()
+	f := func(text string, want bool) {
+		t.Helper()
+		tk.Containers[0].Stats.Store(&task.Sample{JSON: []byte(text)})
+		b, err := Encode(views(t, kernel{}, tk))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := Parse(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := all[0].Task.Containers[0].Stats.Load() != nil; got != want {
+			t.Errorf("%s: got a sample: %v, want %v", text, got, want)
+		}
+	}
+	f(`{"read":1}`, true)
+	f(`null`, false)
+	f(`[]`, false)
+	f(`"x"`, false)
+}
+
+// TestWriteWhenChanged: the file is replaced only when there is something new to say.
+func TestWriteWhenChanged(t *testing.T) {
+	dir, k := t.TempDir(), kernel{}
+	w, err := NewWriter(filepath.Join(dir, "made"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "made", fileName)
+	a, b := fullTask(), fullTask()
+	b.ARN, b.Endpoints, b.Containers[0].ID = "other", nil, id2
+	f := func(name string, vs []*lookup.View, wantWritten bool, wantTasks int) {
+		t.Helper()
+		os.Chtimes(path, time.Unix(1, 0), time.Unix(1, 0)) // the first time there is none
+		if err := w.Write(vs); err != nil {
+			t.Fatal(err)
+		}
+		st, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := st.ModTime().Unix() != 1; got != wantWritten {
+			t.Errorf("%s: written: %v, want %v", name, got, wantWritten)
+		}
+		if got := Read(filepath.Dir(path), zap.NewNop()); len(got) != wantTasks {
+			t.Errorf("%s: got %d tasks, want %d", name, len(got), wantTasks)
+		}
+	}
+	f("nothing", nil, true, 0)
+	f("nothing again", nil, false, 0)
+	f("a task", views(t, k, a), true, 1)
+	f("the same", views(t, k, a), false, 1)
+	f("another", views(t, k, a, b), true, 2)
+	a.Containers[0].Stats.Store(&task.Sample{JSON: []byte("{}")})
+	f("a sample", views(t, k, a, b), true, 2)
+	f("the same sample", views(t, k, a, b), false, 2)
+	f("one gone", views(t, k, b), true, 1)
+	if len(w.enc.tasks) != 1 {
+		t.Errorf("got %d texts kept, want 1", len(w.enc.tasks))
+	}
+	entries, _ := os.ReadDir(filepath.Dir(path))
+	if len(entries) != 1 {
+		t.Errorf("got %v, want the file alone", entries)
+	}
+}
+
+// TestWriteFails: the old file stays, and the next attempt is a full one.
+func TestWriteFails(t *testing.T) {
+	dir := t.TempDir()
+	w, err := NewWriter(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Write(nil); err != nil {
+		t.Fatal(err)
+	}
+	block := filepath.Join(dir, tempName, "x") // a folder is in the way
+	if err := os.MkdirAll(block, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	vs := views(t, kernel{}, fullTask())
+	if err := w.Write(vs); err == nil {
+		t.Error("got no error")
+	}
+	if got := Read(dir, zap.NewNop()); got == nil || len(got) != 0 {
+		t.Errorf("got %v, want the old file with no task", got)
+	}
+	if err := os.RemoveAll(filepath.Dir(block)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Write(vs); err != nil {
+		t.Error(err)
+	}
+	if got := Read(dir, zap.NewNop()); len(got) != 1 {
+		t.Errorf("got %d tasks, want 1", len(got))
+	}
+}
+
+// TestRun: the last word is written when ctx ends, and a row of errors is one line.
+func TestRun(t *testing.T) {
+	dir := t.TempDir()
+	w, err := NewWriter(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vs := views(t, kernel{}, fullTask())
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	w.Run(ctx, time.Hour, func() ([]*lookup.View, bool) { return vs, true }, zap.NewNop())
+	if got := Read(dir, zap.NewNop()); len(got) != 1 {
+		t.Errorf("got %d tasks, want 1", len(got))
+	}
+	w.Run(ctx, time.Hour, func() ([]*lookup.View, bool) { return nil, false }, zap.NewNop())
+	if got := Read(dir, zap.NewNop()); len(got) != 1 {
+		t.Errorf("after a run that did not own the file: got %d tasks, want 1", len(got))
+	}
+
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	core, logs := observer.New(zapcore.DebugLevel)
+	ctx, cancel = context.WithCancel(context.Background())
+	calls := 0
+	w = &Writer{dir: dir}
+	w.Run(ctx, time.Millisecond, func() ([]*lookup.View, bool) {
+		if calls++; calls == 5 {
+			cancel()
+		}
+		return vs, true
+	}, zap.New(core))
+	if calls < 5 || logs.Len() != 1 {
+		t.Errorf("got %d lines of %d failures, want 1", logs.Len(), calls)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	// Small ones: the fuzzer spends its time on shrinking large ones.
+	f.Add([]byte(`{"Version":1,"Tasks":[{"Tag":1,"Task":{"ARN":"a","Containers":[{"ID":"0a","StartedAt":"2026-11-22T10:44:07Z"}],` +
+		`"Endpoints":[{"Addr":"10.0.0.1","Ifindex":4,"MAC":[1,2]}]},"Samples":{"0a":{"Read":"2026-11-22T10:44:07Z","JSON":{"n":1}}}}]}`))
+	f.Add([]byte(`{"Version":1,"Tasks":[{"Tag":1,"Task":{"ARN":"a","Containers":[{"ID":""}]},"Samples":{"":{"JSON":{}}}}]}`))
+	f.Add([]byte(`{"Version":2}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		all, err := Parse(b)
+		if err != nil {
+			return
+		}
+		// What was accepted a table can hold, and it comes back the same.
+		k := kernel{}
+		for _, s := range all {
+			for _, ep := range s.Task.Endpoints {
+				k[ep.Addr] = bpf.MetadTaskValue{Tag: s.Tag, Ifindex: uint32(ep.Ifindex), Mac: ep.MAC}
+			}
+		}
+		table := lookup.New(k, zap.NewNop())
+		if err := table.Restore(all); err != nil {
+			t.Fatal(err)
+		}
+		vs := table.Views()
+		for _, v := range vs {
+			for _, c := range v.Containers {
+				if s := c.Stats.Load(); s != nil && !json.Valid(s.JSON) {
+					t.Errorf("sample %q", s.JSON)
+				}
+				if len(c.StatsKey) != len(c.ID)+3 || !json.Valid(append(append([]byte{'{'}, c.StatsKey...), "0}"...)) {
+					t.Errorf("key %q", c.StatsKey)
+				}
+			}
+		}
+		again, err := Encode(vs)
+		if err != nil {
+			return // a time past the year 9999 can be read and not written
+		}
+		if back, err := Parse(again); err != nil || len(back) != len(vs) {
+			t.Errorf("got %d tasks, %v, want %d again of\n%s", len(back), err, len(vs), again)
+		}
+	})
+}
