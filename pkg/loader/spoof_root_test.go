@@ -276,6 +276,7 @@ func TestRootCounters(t *testing.T) {
 // The host's firewall has no say: br_netfilter on, the agent's DNAT rule (row 2.3) in place, INPUT and
 // FORWARD closed. Needs iptables and br_netfilter.
 func TestRootFirewall(t *testing.T) {
+	testnet.RequireTool(t, "iptables")
 	bothModes(t, func(t *testing.T, mode AttachMode) {
 		h := testnet.NewHost(t)
 		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
@@ -312,6 +313,7 @@ func TestRootFirewall(t *testing.T) {
 
 // What bpftool shows: field names, and the task's id as text. Needs bpftool.
 func TestRootBpftool(t *testing.T) {
+	testnet.RequireTool(t, "bpftool")
 	h := testnet.NewHost(t)
 	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
 	k := b.AddTask("")
