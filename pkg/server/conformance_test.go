@@ -600,7 +600,11 @@ var rows = []row{
 		with(newAgent(t).config(), "")
 		with(newAgent(t).config(), "unknown")
 		with(newAgent(t).config(), endpointB) // another task's
-		with(newAgent(t).config(), "../v2/x y")
+		unasked := newAgent(t)
+		with(unasked.config(), "../v2/x y")
+		if got := unasked.requests(); len(got) != 0 {
+			t.Errorf("the agent got %q", got)
+		}
 		gone := testConfig()
 		gone.AgentURL = "http://" + refusing(t)
 		with(gone, endpointA)

@@ -195,7 +195,9 @@ func TestForwardEarlyAnswer(t *testing.T) {
 		_, _ = http.ReadRequest(bufio.NewReader(c))
 		_, _ = io.WriteString(c, "HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
 	})
-	h := newHost(t, a.config(), newTask())
+	cfg := a.config()
+	cfg.AgentTimeout = time.Hour // not what ends it
+	h := newHost(t, cfg, newTask())
 	c := h.dial(t, addrT)
 	fmt.Fprintf(c, "POST /api/e HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%s", 4<<20, strings.Repeat("x", 20<<10))
 	want(t, read(t, bufio.NewReader(c), "POST"), 413, "", "no")
@@ -302,9 +304,13 @@ func TestForwardFailures(t *testing.T) {
 	f("slow", slow, get, 504, typeJSON, `"code":"AgentTimeout"`)
 	f("slow, body", slow, put, 504, typeJSON, `"code":"AgentTimeout"`)
 	f("closes", at(rawAgent(t, func(net.Conn) {}).addr), get, 502, typeJSON, `"code":"AgentFailed"`)
-	big := at(mute(t))
+	unasked := newAgent(t)
+	big := unasked.config()
 	big.MaxBodyBytes = 4
 	f("too long", big, put, 413, typeText, "413 Request Entity Too Large")
+	if n := len(unasked.requests()); n != 0 {
+		t.Errorf("the agent got %d requests", n)
+	}
 	f("too long in the end", big, "PUT /v4/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", 413, typeText, "413")
 	f("bad chunk", at(mute(t)), "PUT /v4/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", 400, typeText, "400 Bad Request")
 	stalled := at(mute(t))
