@@ -120,6 +120,9 @@ func TestStreamBounded(t *testing.T) {
 	c := h.dial(t, addrT)
 	_, _ = c.Write(request(streamTarget))
 	eventually(t, "subscribed", func() bool { return f.send(idA, "{}") == 1 })
+	if _, err := bufio.NewReader(head(t, bufio.NewReader(c)).Body).ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
 	if r := h.get(t, addrT, streamTarget); r.StatusCode != 503 || r.Header.Get("Retry-After") != "1" {
 		t.Errorf("got %d", r.StatusCode)
 	}
