@@ -13,6 +13,11 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type MetadAddr struct {
+	_      structs.HostLayout
+	Octets [4]uint8
+}
+
 type MetadEvent struct {
 	_        structs.HostLayout
 	TimeNs   uint64
@@ -48,8 +53,8 @@ type MetadNeighbour struct {
 type MetadSlot uint32
 
 const (
-	MetadSlotSLOT_PORT   MetadSlot = 0
-	MetadSlotSLOT_BRIDGE MetadSlot = 1
+	MetadSlotSLOT_BRIDGE MetadSlot = 0
+	MetadSlotSLOT_PORT   MetadSlot = 1
 	MetadSlotSLOT_COUNT  MetadSlot = 2
 )
 

@@ -234,7 +234,10 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 		select {
 		case <-drained:
 			owner = false
-			return errors.Join(context.Cause(parts), succ.Close())
+			err := context.Cause(parts)
+			cancel(nil) // the other waits for the admin address
+			running.Wait()
+			return errors.Join(err, succ.Close())
 		case <-succ.Died():
 			log.Warn("the other metad is gone: going on")
 			<-drained
@@ -294,6 +297,7 @@ func (d *daemon) build(engine *client.Client) (err error) {
 		AvailabilityZone: c.availabilityZone(),
 		ReconcileEvery:   c.reconcile,
 		Enrich:           d.enrich,
+		BundleDirs:       c.bundleDirs,
 	})
 	if err != nil {
 		return err

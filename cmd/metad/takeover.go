@@ -92,7 +92,11 @@ func (d *daemon) keepSnapshot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	w.Run(ctx, 0, d.table.Views, d.log.Named("snapshot"))
+	w.Run(ctx, 0, func() ([]*lookup.View, bool) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return d.table.Views(), !d.frozen
+	}, d.log.Named("snapshot"))
 	return nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -266,6 +267,30 @@ func (k *Task) ReplaceVeth() {
 		k.t.Fatalf("delete %s: %v", k.Port, err)
 	}
 	k.addVeth(k.MAC[:])
+}
+
+// Netstat returns one of the TCP counters of the task's namespace, by its name in /proc/net/netstat.
+func (k *Task) Netstat(name string) (value int) {
+	k.t.Helper()
+	err := In(k.NS, func() error {
+		b, err := os.ReadFile("/proc/thread-self/net/netstat")
+		if err != nil {
+			return err
+		}
+		lines := strings.Split(string(b), "\n")
+		for i := 0; i+1 < len(lines); i += 2 {
+			names, values := strings.Fields(lines[i]), strings.Fields(lines[i+1])
+			if n := slices.Index(names, name); n >= 0 && n < len(values) {
+				value, err = strconv.Atoi(values[n])
+				return err
+			}
+		}
+		return fmt.Errorf("no %s", name)
+	})
+	if err != nil {
+		k.t.Fatalf("netstat: %v", err)
+	}
+	return value
 }
 
 // SetGateway tells the task that its bridge is now b, with b's MAC.

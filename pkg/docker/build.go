@@ -5,6 +5,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"time"
 
 	"metad/pkg/task"
 )
@@ -59,8 +60,9 @@ func (f *Follower) build(group map[string]*tracked) *task.Task {
 				eni = m.ns
 			}
 		}
-		if m.ns != nil && c.KnownStatus == task.StatusCreated {
-			c.KnownStatus = task.StatusRunning // whoever asks now runs
+		if m.ns != nil && !c.Running() { // it is being started: by the time that it asks, it runs
+			c.KnownStatus, c.DesiredStatus = task.StatusRunning, task.StatusRunning
+			c.StartedAt, c.FinishedAt, c.ExitCode = time.Time{}, time.Time{}, nil
 		}
 		if c.Type == task.TypeCNIPause && c.KnownStatus == task.StatusRunning && (c.NetworkMode != "none" || m.ns != nil && m.ns.ecs) {
 			c.KnownStatus = task.StatusResourcesProvisioned

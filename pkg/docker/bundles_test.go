@@ -40,9 +40,10 @@ func TestBundles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.watchRoots()
+	writeBundle(t, there, "a", 7) // all of it before anybody looks
 	ended := make(chan error)
 	go func() { ended <- b.run() }()
-	b.watchRoots()
 	want := func(id string, pid int) {
 		t.Helper()
 		for {
@@ -59,7 +60,6 @@ func TestBundles(t *testing.T) {
 			}
 		}
 	}
-	writeBundle(t, there, "a", 7)
 	want("a", 7)
 	if err := os.Mkdir(later, 0o700); err != nil {
 		t.Fatal(err)
@@ -101,7 +101,7 @@ func TestFollowNewborn(t *testing.T) {
 	created := func(c *container.InspectResponse) {
 		*c.State = container.State{Status: "created"}
 	}
-	for _, name := range []string{"inspected before", "inspected after", "never runs"} {
+	for _, name := range []string{"inspected before", "inspected after", "never runs", "was stopped"} {
 		t.Run(name, func(t *testing.T) {
 			e := startEngine(t)
 			dir := t.TempDir()
@@ -112,7 +112,11 @@ func TestFollowNewborn(t *testing.T) {
 			}
 			w.start(t)
 			<-w.Synced()
-			id := e.run(created)
+			before := created
+			if name == "was stopped" {
+				before = stopped
+			}
+			id := e.run(before)
 			known := func(tasks []*task.Task) bool { _, c := find(tasks, id); return c != nil }
 			release := make(chan struct{})
 			if name == "inspected after" {
@@ -129,14 +133,12 @@ func TestFollowNewborn(t *testing.T) {
 			}
 			writeBundle(t, dir, id, 4321)
 			if name == "inspected after" {
-				for len(w.births.found) > 0 {
-					time.Sleep(time.Millisecond)
-				}
+				time.Sleep(50 * time.Millisecond) // let Run take it in
 				close(release)
 			}
 			w.until(t, "an endpoint before it runs", func(tasks []*task.Task) bool {
 				tk, c := find(tasks, id)
-				return c != nil && len(tk.Endpoints) == 1 && tk.Endpoints[0].Ifindex == 4321 && c.KnownStatus == task.StatusRunning && c.PID == 0
+				return c != nil && len(tk.Endpoints) == 1 && tk.Endpoints[0].Ifindex == 4321 && c.KnownStatus == task.StatusRunning && c.PID == 0 && c.ExitCode == nil
 			})
 			if name == "never runs" {
 				w.mu.Lock()

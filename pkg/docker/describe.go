@@ -55,10 +55,10 @@ func (d *description) ownNetwork() bool {
 	return d.container.Running() && mode != "host" && !strings.HasPrefix(mode, "container:")
 }
 
-// startsWithNetwork reports whether the container was never started and will be connected by Docker when it is.
+// startsWithNetwork reports whether the container does not run and will be connected by Docker when it is started.
 func (d *description) startsWithNetwork() bool {
 	mode := d.container.NetworkMode
-	return d.container.KnownStatus == task.StatusCreated && mode != "host" && mode != "none" && !strings.HasPrefix(mode, "container:")
+	return !d.container.Running() && mode != "host" && mode != "none" && !strings.HasPrefix(mode, "container:")
 }
 
 // awaitsCNI reports whether somebody other than Docker is to connect the container's namespace:

@@ -52,7 +52,7 @@ type Config struct {
 	// ProcRoot is where the host's processes are seen; "": /proc.
 	ProcRoot string
 
-	// BundleDirs are where containerd keeps the bundles of Docker's containers; nil: its usual places. A
+	// BundleDirs are where containerd keeps the bundles of Docker's containers; none: its usual places. A
 	// container is then known before its program runs. Without them it is as soon as Docker says it has started.
 	BundleDirs []string
 
@@ -78,7 +78,7 @@ const (
 	// A list that takes longer than this to be worked off does not hold the first Apply any more.
 	maxFirstSync = 10 * time.Second
 
-	// recheckShare is the part of the unchanged containers that a reconcile inspects all the same.
+	// A reconcile inspects one in recheckShare of the containers that seem unchanged.
 	recheckShare = 16
 )
 
@@ -94,14 +94,15 @@ type Status struct {
 
 // Follower follows one Engine.
 type Follower struct {
-	cfg    Config
-	names  *naming
-	synced chan struct{}
-	read   func(*task.Container) (*namespace, error) // into the container's namespace
-	inode  func(pid int) uint64
-	ns     *namespaces
-	births *bundles
-	now    func() time.Time
+	cfg     Config
+	names   *naming
+	synced  chan struct{}
+	read    func(*task.Container) (*namespace, error) // into the container's namespace
+	inode   func(pid int) uint64
+	ns      *namespaces
+	births  *bundles
+	now     func() time.Time
+	recheck int // recheckShare
 
 	connected                                     atomic.Bool
 	containerCount                                atomic.Int64
@@ -140,6 +141,7 @@ type tracked struct {
 	newborn  int    // process of a container that is being started; 0 once the Engine has spoken
 	queued   *queue // that it waits in, or will when the present look is done
 	looking  bool
+	died     bool // while it was being looked at: what was found is of before
 	inspect  bool // the next look is at what the Engine says too, not only into the namespace
 	tries    int  // failed looks in a row
 	settling int  // looks at a namespace that was not connected yet
@@ -179,7 +181,7 @@ func New(cfg Config) (*Follower, error) {
 		return nil, err
 	}
 	f.read, f.inode = f.ns.read, f.ns.inode
-	if cfg.BundleDirs == nil {
+	if len(cfg.BundleDirs) == 0 {
 		cfg.BundleDirs = defaultBundleDirs
 	}
 	if f.births, err = openBundles(cfg.BundleDirs); err != nil {
@@ -201,12 +203,13 @@ func newFollower(cfg Config) (*Follower, error) {
 		names:      newNaming(orDefault(cfg.Region, "us-east-1"), orDefault(cfg.Account, "000000000000"), orDefault(cfg.Cluster, "default")),
 		synced:     make(chan struct{}),
 		now:        time.Now,
+		recheck:    recheckShare,
 		containers: map[string]*tracked{},
 		urgent:     queue{most: maxUrgent, rank: 2},
 		fresh:      queue{most: maxFresh, rank: 1},
 		lazy:       queue{most: maxLazy},
 		finished:   make(chan *look, maxUrgent+maxFresh+maxLazy),
-		retries:    make(chan string, 64),
+		retries:    make(chan string, 1024),
 		groups:     map[string]map[string]*tracked{},
 		dirty:      map[string]bool{},
 		tasks:      map[string]*task.Task{},
@@ -486,8 +489,9 @@ func (f *Follower) event(m events.Message) {
 	case events.ActionDie:
 		// Its addresses may be another's before an inspect is answered. An old event that is told
 		// again says nothing about a container that has been started since.
-		if c := f.containers[id]; c != nil && c.ns != nil && !c.desc.container.StartedAt.After(time.Unix(0, m.TimeNano)) {
-			c.ns = nil
+		if c := f.containers[id]; c != nil && c.desc != nil && !c.desc.container.StartedAt.After(time.Unix(0, m.TimeNano)) {
+			c.ns, c.newborn = nil, 0
+			c.died = c.looking
 			f.dirty[c.desc.arn] = true
 		}
 		f.look(&f.urgent, id)
@@ -511,7 +515,7 @@ func (f *Follower) list(l listed) {
 		ids[s.ID] = true
 		c := f.containers[s.ID]
 		// In the lazy line, so that what starts now does not wait for all of them.
-		if l.all || c == nil || c.differs(s) || f.moved(c) || (i+f.reconciles)%recheckShare == 0 {
+		if l.all || c == nil || c.differs(s) || f.moved(c) || (i+f.reconciles)%f.recheck == 0 {
 			f.look(&f.lazy, s.ID)
 		}
 	}
@@ -720,7 +724,7 @@ func (f *Follower) found(l *look) {
 		f.cfg.Log.Warn("labels not believed: the container is a task of its own", zap.String("container", c.id), zap.Error(l.desc.labelErr))
 	}
 	f.place(c, l.desc)
-	if c.desc.container.KnownStatus != task.StatusCreated {
+	if c.desc.container.Running() {
 		c.newborn = 0
 	}
 	if c.newborn != 0 && l.newborn == 0 {
@@ -728,8 +732,15 @@ func (f *Follower) found(l *look) {
 		return
 	}
 	c.ns = l.ns
+	if c.died {
+		c.died, c.ns = false, nil
+		return
+	}
 	if l.newborn != 0 {
-		return // what went wrong is asked again when the Engine says that it has started
+		if l.nsErr != nil {
+			c.newborn = 0 // it has never come to run
+		}
+		return
 	}
 	if l.nsErr != nil {
 		f.failed(c, "network namespace not read", l.nsErr)

@@ -39,7 +39,7 @@ type followed struct {
 func follow(t *testing.T, h *testdocker.Host, change func(*Config)) *followed {
 	t.Helper()
 	w := &followed{calls: make(chan struct{}, 1)}
-	cfg := Config{Engine: h.Client, HostNetns: h.NSPath(), BundleDirs: []string{h.BundleDir()}, Log: zaptest.NewLogger(t), Apply: func(tasks []*task.Task) {
+	cfg := Config{Engine: h.Client, HostNetns: h.NSPath(), BundleDirs: []string{h.BundleDir()}, ReconcileEvery: time.Hour, Log: zaptest.NewLogger(t), Apply: func(tasks []*task.Task) {
 		w.mu.Lock()
 		w.tasks = tasks
 		w.mu.Unlock()
@@ -371,7 +371,7 @@ func TestRootDockerRestart(t *testing.T) {
 // M25, M26, M29, M30, M32: what only a real Engine fills in, and that health verdicts come as events.
 func TestRootHealthPortsVolumes(t *testing.T) {
 	h := testdocker.Shared(t)
-	w := follow(t, h, nil) // reconciles too rarely to help
+	w := follow(t, h, nil)
 	id := h.Run(t, testdocker.Container{Cmd: []string{"sh", "-c", "sleep 1000000"}, Configure: func(c *container.Config, hc *container.HostConfig) {
 		c.Healthcheck = &container.HealthConfig{Test: []string{"CMD-SHELL", "echo hello; test ! -e /sick"}, Interval: 200 * time.Millisecond, Retries: 1}
 		c.ExposedPorts = nat.PortSet{"80/tcp": {}}

@@ -72,6 +72,44 @@ func TestFollowDieFreesAddress(t *testing.T) {
 	w.until(t, "no endpoint", func(tasks []*task.Task) bool { tk, _ := find(tasks, id); return tk != nil && len(tk.Endpoints) == 0 })
 }
 
+// TestFollowDieDuringLook: what a look saw before the container ended does not come back.
+func TestFollowDieDuringLook(t *testing.T) {
+	e := startEngine(t)
+	id := e.run()
+	w := watch(t, e)
+	reading, release, never := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	defer close(never)
+	w.mu.Lock()
+	w.readNS = func(c *task.Container) (*namespace, error) {
+		if c.ID == id {
+			close(reading)
+			<-release
+		}
+		return fakeNamespace(c)
+	}
+	w.mu.Unlock()
+	e.emit(events.ActionUpdate, id)
+	<-reading
+	e.mu.Lock()
+	e.onInspect = func(asked string) {
+		if asked == id {
+			<-never
+		}
+	}
+	e.mu.Unlock()
+	free := func(tasks []*task.Task) bool { tk, _ := find(tasks, id); return len(tk.Endpoints) == 0 }
+	e.emit(events.ActionDie, id)
+	w.until(t, "no endpoint", free)
+	close(release)
+	time.Sleep(20 * time.Millisecond) // let Run take in what was seen
+	other := e.run()
+	e.emit(events.ActionStart, other)
+	w.until(t, "another", up(other))
+	if !free(w.current()) {
+		t.Error("the endpoint of a container that has ended is back")
+	}
+}
+
 // TestFollowOldDie: a die event told again after a reconnect is not of this life.
 func TestFollowOldDie(t *testing.T) {
 	e := startEngine(t)
@@ -94,11 +132,24 @@ func TestFollowOldDie(t *testing.T) {
 func TestFollowLostEvents(t *testing.T) {
 	e := startEngine(t)
 	stops, goes, renamed, restarted := e.run(), e.run(), e.run(), e.run()
-	w := watch(t, e, func(c *Config) { c.ReconcileEvery = 10 * time.Millisecond })
+	w := newWatched(t, e, func(c *Config) { c.ReconcileEvery = 10 * time.Millisecond })
+	w.recheck = 1 << 30 // what the list shows must do
+	var ended atomic.Int64
+	w.inode = func(pid int) uint64 {
+		if int64(pid) == ended.Load() {
+			return 0
+		}
+		return uint64(pid)
+	}
+	w.start(t)
+	<-w.Synced()
 	e.change(stops, stopped)
 	e.remove(goes)
 	e.change(renamed, func(c *container.InspectResponse) { c.Name = "/renamed" })
-	e.change(restarted, func(c *container.InspectResponse) { c.State.Pid = 9999 })
+	e.change(restarted, func(c *container.InspectResponse) {
+		ended.Store(int64(c.State.Pid))
+		c.State.Pid = 9999
+	})
 	starts := e.run()
 	w.until(t, "reconciled", func(tasks []*task.Task) bool {
 		_, s := find(tasks, stops)

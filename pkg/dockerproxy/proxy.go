@@ -146,11 +146,11 @@ func New(cfg Config, w *mdfile.Writer, log *zap.Logger) (*Proxy, error) {
 			r.Out.URL.RawQuery = r.In.URL.RawQuery // unparsed
 			r.Out.Host = r.In.Host
 		},
-		Transport:     roundTripper(p.roundTrip),
-		FlushInterval: -1, // logs, events and progress arrive as they happen
-		BufferPool:    &bufferPool{},
-		ErrorLog:      stdlog.New(io.Discard, "", 0), // clients that leave
-		ErrorHandler:  p.fail,
+		// What has no length (logs, events, progress) it flushes as it comes.
+		Transport:    roundTripper(p.roundTrip),
+		BufferPool:   &bufferPool{},
+		ErrorLog:     stdlog.New(io.Discard, "", 0), // clients that leave
+		ErrorHandler: p.fail,
 	}
 	return p, nil
 }

@@ -623,6 +623,10 @@ func TestArchives(t *testing.T) {
 					return
 				}
 			}
+		case strings.HasSuffix(r.URL.Path, "/quiet/export"):
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+			left <- r.Context().Err()
 		case r.Method == http.MethodGet:
 			_, _ = w.Write(big)
 		default:
@@ -655,21 +659,23 @@ func TestArchives(t *testing.T) {
 		do("POST", "/images/load", http.NoBody, "POST /images/load 0 false <nil> test")
 	}
 
-	resp, err := g.client.Get("http://docker/containers/endless/export")
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp.Body.Close()
-	select {
-	case <-left:
-	case <-time.After(time.Minute):
-		t.Error("the Engine works on for a client that has left")
+	for _, path := range []string{"/containers/endless/export", "/containers/quiet/export"} {
+		resp, err := g.client.Get("http://docker" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		select {
+		case <-left:
+		case <-time.After(time.Minute):
+			t.Errorf("%s: the Engine works on for a client that has left", path)
+		}
 	}
 
 	if err := os.Remove(g.proxy.cfg.Engine); err != nil {
 		t.Fatal(err)
 	}
-	resp, err = g.client.Get("http://docker/containers/x/export")
+	resp, err := g.client.Get("http://docker/containers/x/export")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -76,6 +77,9 @@ func attachTC(t *testing.T, l netlink.Link, p *ebpf.Program, prio uint16) {
 // TestRootDoctor makes a host with something of everything and reads the report of it.
 func TestRootDoctor(t *testing.T) {
 	newNamespace(t)
+	if err := rlimit.RemoveMemlock(); err != nil {
+		t.Fatal(err)
+	}
 	attrs := func(name string) netlink.LinkAttrs {
 		a := netlink.NewLinkAttrs()
 		a.Name = name

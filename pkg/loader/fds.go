@@ -16,7 +16,7 @@ import (
 //
 //  1. the program array: every hook leaves every packet alone at once, however many there are;
 //  2. connections and the listener: what is open is reset, and the reset still finds its way out;
-//  3. links, of which each takes an RCU grace period, and the namespace.
+//  3. links, of which each takes an RCU grace period: bridge devices, ports, metad0; and the namespace.
 //
 // So the array gets a high number, and links, which come and go while the process runs, get low
 // ones that were reserved before anything else was opened.
@@ -57,35 +57,47 @@ func reserveLowFDs() (*lowFDs, error) {
 	return f, nil
 }
 
+// where is an end of the reserved numbers.
+type where bool
+
+const (
+	lowest  where = false
+	highest where = true
+)
+
 // fdLink is a link known by its file descriptor alone.
 type fdLink struct {
 	fd   int
 	pool *lowFDs
 }
 
-// place moves a link to a low number. It takes k over, also when it fails.
-func (f *lowFDs) place(k link.Link) (*fdLink, error) {
+// place moves a link to a reserved number. It takes k over, also when it fails.
+func (f *lowFDs) place(k link.Link, w where) (*fdLink, error) {
 	defer k.Close()
 	raw, ok := k.(interface{ FD() int })
 	if !ok {
 		return nil, fmt.Errorf("link %T has no descriptor", k)
 	}
-	return f.placeFD(raw.FD())
+	return f.placeFD(raw.FD(), w)
 }
 
-// placeFD copies the link's descriptor to a low number.
-func (f *lowFDs) placeFD(fd int) (*fdLink, error) {
+// placeFD copies the link's descriptor to a reserved number.
+func (f *lowFDs) placeFD(fd int, w where) (*fdLink, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(f.free) == 0 {
 		fd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 		return &fdLink{fd, f}, err
 	}
-	low := f.free[0]
+	i := 0
+	if w == highest {
+		i = len(f.free) - 1
+	}
+	low := f.free[i]
 	if err := unix.Dup3(fd, low, unix.O_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("place link: %w", err)
 	}
-	f.free = f.free[1:]
+	f.free = slices.Delete(f.free, i, i+1)
 	return &fdLink{low, f}, nil
 }
 

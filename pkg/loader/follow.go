@@ -295,6 +295,15 @@ func (l *Loader) programFor(h *hook) (*ebpf.Program, string) {
 	return l.objs.MetadPort, bpf.MetadProgMetadPort
 }
 
+// where says which end of the reserved descriptors the link gets. Bridge devices are let go of before
+// their ports: what a port lets pass must not be caught at its bridge.
+func (h *hook) where() where {
+	if h.bridge == 0 {
+		return highest
+	}
+	return lowest
+}
+
 func (l *Loader) hook(h *hook) error {
 	p, name := l.programFor(h)
 	if l.mode == AttachClsact {
@@ -304,7 +313,7 @@ func (l *Loader) hook(h *hook) error {
 	if err != nil {
 		return err
 	}
-	h.link, err = l.fds.place(k)
+	h.link, err = l.fds.place(k, h.where())
 	return err
 }
 

@@ -198,7 +198,7 @@ func Adopt(cfg Config, files []*os.File, meta []byte) (_ *Loader, _ net.Listener
 		return nil, nil, fmt.Errorf("%w: layout %d, ours is %d", ErrLayout, h.Layout, l.layout)
 	}
 	rest := files[firstMap+len(h.Maps):]
-	take := func(p *ebpf.Program) (*fdLink, error) {
+	take := func(p *ebpf.Program, w where) (*fdLink, error) {
 		fd, err := dupFile(rest[0])
 		if err != nil {
 			return nil, err
@@ -212,7 +212,7 @@ func Adopt(cfg Config, files []*os.File, meta []byte) (_ *Loader, _ net.Listener
 			k.Close()
 			return nil, fmt.Errorf("update link: %w", err)
 		}
-		return l.fds.place(k)
+		return l.fds.place(k, w)
 	}
 	// First what answers, then what asks: a connection begun by the new programs ends well with them.
 	if l.mode == AttachClsact {
@@ -221,7 +221,7 @@ func Adopt(cfg Config, files []*os.File, meta []byte) (_ *Loader, _ net.Listener
 		}
 	}
 	for i := range h.PairLinks {
-		k, err := take([]*ebpf.Program{l.objs.MetadCarry, l.objs.MetadReply}[i%2])
+		k, err := take([]*ebpf.Program{l.objs.MetadCarry, l.objs.MetadReply}[i%2], lowest)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -235,7 +235,7 @@ func Adopt(cfg Config, files []*os.File, meta []byte) (_ *Loader, _ net.Listener
 		k := &hook{ifindex: hh.Ifindex, bridge: hh.Bridge}
 		if hh.HasLink {
 			p, _ := l.programFor(k)
-			if k.link, err = take(p); err != nil {
+			if k.link, err = take(p, k.where()); err != nil {
 				return nil, nil, err
 			}
 		} else if err := l.hook(k); err != nil && !errors.Is(err, unix.ENODEV) {

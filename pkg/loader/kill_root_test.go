@@ -204,13 +204,18 @@ func TestRootKill(t *testing.T) {
 			}
 		}
 
+		clients := []*testnet.Task{k, late[0], late[20], last}
+		synRetrans := 0
+		for _, c := range clients {
+			synRetrans -= c.Netstat("TCPSynRetrans")
+		}
 		var stop atomic.Bool
 		var wg sync.WaitGroup
 		var mu sync.Mutex
 		seen := map[string]int{}
 		var killed, lastBad atomic.Int64
 		var slowest time.Duration
-		for _, from := range []*testnet.Task{k, late[0], late[20], last} {
+		for _, from := range clients {
 			wg.Go(func() {
 				for !stop.Load() {
 					began := time.Now()
@@ -254,6 +259,13 @@ func TestRootKill(t *testing.T) {
 		wg.Wait()
 		t.Logf("%v; dead after %v, last failed request %v after the kill, slowest since %v", seen,
 			reaped.Sub(time.Unix(0, killed.Load())), time.Duration(max(0, lastBad.Load()-killed.Load())), slowest)
+		// A SYN that went to a server that was no more would be sent again after a second.
+		for _, c := range clients {
+			synRetrans += c.Netstat("TCPSynRetrans")
+		}
+		if synRetrans != 0 {
+			t.Errorf("%d SYNs had to be sent again", synRetrans)
+		}
 		for what := range seen {
 			switch what {
 			case "metad", "agent", "refused", "reset":

@@ -250,7 +250,7 @@ func (l *Loader) attachPair() error {
 			switch {
 			case err == nil:
 				l.mode = AttachTCX
-				low, err := l.fds.place(k)
+				low, err := l.fds.place(k, lowest)
 				if err != nil {
 					return err
 				}
@@ -301,11 +301,12 @@ func (l *Loader) Arm() error {
 }
 
 func (l *Loader) arm() error {
-	for slot, p := range map[bpf.MetadSlot]*ebpf.Program{
+	programs := [bpf.MetadSlotSLOT_COUNT]*ebpf.Program{
 		bpf.MetadSlotSLOT_PORT:   l.objs.FromPort,
 		bpf.MetadSlotSLOT_BRIDGE: l.objs.FromBridge,
-	} {
-		if err := l.objs.Slots.Put(slot, p); err != nil {
+	}
+	for slot, p := range slices.Backward(programs[:]) { // the other way round than they are emptied
+		if err := l.objs.Slots.Put(uint32(slot), p); err != nil {
 			return fmt.Errorf("arm: %w", err)
 		}
 	}

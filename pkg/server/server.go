@@ -20,6 +20,7 @@ import (
 	"go.uber.org/zap"
 
 	"metad/pkg/lookup"
+	"metad/pkg/task"
 )
 
 // Tasks finds the task that a connection comes from; *lookup.Table does.
@@ -377,7 +378,8 @@ func (s *Server) taskStats(ctx *fasthttp.RequestCtx, v *lookup.View) failure {
 
 func (s *Server) containerStats(ctx *fasthttp.RequestCtx, c *conn, v *lookup.View, id []byte) failure {
 	cv := v.Container(id)
-	if cv == nil || !cv.Running() {
+	// Not asked whether it runs: one that was just started may not be known to, and it is the one that asks.
+	if cv == nil || cv.KnownStatus == task.StatusStopped {
 		return noStats
 	}
 	if s.cfg.Samples != nil && !ctx.IsHead() && len(ctx.URI().QueryString()) > 0 && ctx.QueryArgs().GetBool("stream") {
@@ -389,7 +391,7 @@ func (s *Server) containerStats(ctx *fasthttp.RequestCtx, c *conn, v *lookup.Vie
 
 // sampleOf returns cv's last sample, null if it has none, and tells the sampler that somebody asked.
 func sampleOf(cv *lookup.ContainerView, now int64) []byte {
-	if !cv.Running() {
+	if cv.KnownStatus == task.StatusStopped {
 		return jsonNull
 	}
 	cv.Stats.Ask(now)

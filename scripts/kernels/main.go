@@ -160,7 +160,8 @@ func parse(r io.Reader) *guest {
 	return g
 }
 
-// cell returns a test's text in the table, whether it is good, and what it and its subtests printed.
+// cell returns a test's text in the table, whether it is good, and what it and those of its subtests
+// printed that did not pass.
 func (g *guest) cell(name string) (text string, ok bool, output []string) {
 	top := g.tests[name]
 	if top == nil {
@@ -173,7 +174,9 @@ func (g *guest) cell(name string) (text string, ok bool, output []string) {
 		if sub != name && !strings.HasPrefix(sub, name+"/") {
 			continue
 		}
-		output = append(output, r.output...)
+		if r.verdict != "PASS" {
+			output = append(output, r.output...)
+		}
 		maps.Copy(modes, r.modes)
 		skipped = skipped || r.verdict == "SKIP" && g.needs(r) == ""
 	}
