@@ -151,6 +151,36 @@ func TestState(t *testing.T) {
 	}
 }
 
+// TestListenerStaysNonBlocking: the holder goes on accepting with deadlines while its listener is on the
+// way, which it could not if the way made the socket, which both share, block.
+func TestListenerStaysNonBlocking(t *testing.T) {
+	ctx, cfg := testContext(t), testConfig(t)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	newHolder(t, ctx, cfg, func() (State, error) {
+		f, err := ln.(*net.TCPListener).File()
+		return State{Files: []*os.File{f}}, err
+	})
+	p, err := Take(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	defer closeAll(p.Files)
+	raw, err := ln.(*net.TCPListener).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Control(func(fd uintptr) {
+		if flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK == 0 {
+			t.Errorf("got flags %#x, %v, want O_NONBLOCK", flags, err)
+		}
+	})
+}
+
 func inode(t *testing.T, fd int) uint64 {
 	t.Helper()
 	var st unix.Stat_t

@@ -84,13 +84,26 @@ func (k *conn) send(m message, files ...*os.File) error {
 	if len(files) > 0 {
 		fds := make([]int, len(files))
 		for i, f := range files {
-			fds[i] = int(f.Fd())
+			if fds[i], err = number(f); err != nil {
+				return err
+			}
 		}
 		oob = unix.UnixRights(fds...)
 		defer runtime.KeepAlive(files)
 	}
 	_, _, err = k.c.WriteMsgUnix(b, oob, nil)
 	return err
+}
+
+// number returns f's descriptor. f.Fd would make the file block, also for everybody who shares it.
+func number(f *os.File) (int, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	var n int
+	err = raw.Control(func(fd uintptr) { n = int(fd) })
+	return n, err
 }
 
 // receive returns the next packet with its files. It returns io.EOF if the peer is gone.
