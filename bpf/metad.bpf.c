@@ -53,6 +53,11 @@ enum tag {
 				  in on */
 }; /* all else: the task_value's tag */
 
+/* An IPv4 address as a map's key: a __be32, in the way that bpftool shows it octet by octet. */
+struct addr {
+	__u8 octets[4];
+};
+
 struct task_value {
 	__u32 tag;
 	__u32 ifindex; /* host end of the task's veth */
@@ -148,7 +153,7 @@ volatile const __u8 exit_drop; /* what metad leaves behind drops what it would h
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __be32);
+	__type(key, struct addr);
 	__type(value, struct task_value);
 	__uint(max_entries, 16384);
 } ip_task SEC(".maps");
@@ -157,7 +162,7 @@ struct {
  * the least recently used goes, and is learned again from its next packet. Tasks do not need it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__type(key, __be32);
+	__type(key, struct addr);
 	__type(value, struct neighbour);
 	__uint(max_entries, 16384);
 } neighbours SEC(".maps");
@@ -166,7 +171,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __be32);
+	__type(key, struct addr);
 	__type(value, struct task_counters);
 	__uint(max_entries, 16384);
 } counters SEC(".maps");

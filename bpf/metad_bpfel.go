@@ -13,6 +13,11 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type MetadAddr struct {
+	_      structs.HostLayout
+	Octets [4]uint8
+}
+
 type MetadEvent struct {
 	_        structs.HostLayout
 	TimeNs   uint64

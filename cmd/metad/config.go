@@ -32,6 +32,7 @@ type config struct {
 	maxAddresses int
 
 	dockerHost string
+	bundleDirs []string
 	reconcile  time.Duration
 	cluster    string
 	region     string
@@ -102,6 +103,7 @@ func (c *config) flags() []cli.Flag {
 		integer(&c.maxAddresses, path, "max-addresses", 16384, "size of the address map"),
 
 		str(&c.dockerHost, tasks, "docker-host", "unix:///var/run/docker.sock", "the Docker Engine", "DOCKER_HOST"),
+		&cli.StringSliceFlag{Name: "bundle-dirs", Usage: "where containerd keeps the bundles of Docker's containers: tells of a container before its program runs (default: containerd's and dockerd's usual places)", Destination: &c.bundleDirs, Category: tasks, Sources: src("bundle-dirs")},
 		dur(&c.reconcile, tasks, "reconcile", 30*time.Second, "how often the whole container list is compared, because events get lost"),
 		str(&c.cluster, tasks, "cluster", "default", "cluster of tasks that name none", "ECS_CLUSTER"),
 		str(&c.region, tasks, "region", "us-east-1", "region in made-up ARNs", "AWS_REGION", "AWS_DEFAULT_REGION"),

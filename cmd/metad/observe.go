@@ -101,7 +101,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	gauge(descTasks, len(m.d.table.Views()))
 	counter(descConflict, m.d.table.Conflicts())
 
-	s := m.d.server.Counters()
+	s := m.d.server.Load().Counters()
 	gauge(descOpen, s.Open)
 	counter(descRefused, s.Refused)
 	gauge(descWaiting, s.Waiting)

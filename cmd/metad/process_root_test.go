@@ -92,6 +92,7 @@ func (d *process) start(args ...string) {
 	d.t.Helper()
 	d.cmd = d.command(append([]string{"serve",
 		"--docker-host", "unix://" + d.host.Socket,
+		"--bundle-dirs", d.host.BundleDir(),
 		"--pin-dir", d.pins,
 		"--run-dir", filepath.Join(d.dir, "run"),
 		"--data-dir", filepath.Join(d.dir, "data"),

@@ -20,10 +20,12 @@ import (
 	"metad/pkg/agent"
 	"metad/pkg/docker"
 	"metad/pkg/dockerproxy"
+	"metad/pkg/handover"
 	"metad/pkg/loader"
 	"metad/pkg/lookup"
 	"metad/pkg/mdfile"
 	"metad/pkg/server"
+	"metad/pkg/snapshot"
 	"metad/pkg/stats"
 	"metad/pkg/task"
 )
@@ -59,8 +61,8 @@ func serveCommand() *cli.Command {
 	}
 }
 
-// serve runs metad until ctx ends or a part of it fails. What is started is ended in reverse, for
-// the reasons given at each step.
+// serve runs metad until ctx ends, a part of it fails, or another metad has taken over. What is started is
+// ended in reverse, for the reasons given at each step.
 func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 	engine, err := client.NewClientWithOpts(client.WithHost(c.dockerHost), client.WithAPIVersionNegotiation())
 	if err != nil {
@@ -68,56 +70,42 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 	}
 	defer closing(engine, &err)
 
-	d := &daemon{cfg: c, log: log, wired: make(chan struct{})}
-	ld, err := loader.Open(loader.Config{
-		Bridges:     c.bridges,
-		PinDir:      c.pinDir,
-		Attach:      loader.AttachMode(c.attach),
-		TrustBridge: c.trustBridge,
-		OnExit:      loader.OnExit(c.onExit),
-		MaxEntries:  c.maxAddresses,
-		Log:         log.Named("loader"),
-		OnPortGone:  d.portGone,
-	})
+	d := &daemon{cfg: c, log: log, wired: make(chan struct{}), frozen: true}
+	socket, pred, err := handover.Start(ctx, handover.Config{Dir: c.runDir, Layout: handoverLayout, Build: version, Log: log.Named("handover")})
 	if err != nil {
 		return err
 	}
-	defer closing(ld, &err) // last: the maps outlive everything that writes to them
-	d.loader = ld
-	d.table = lookup.New(ld, log.Named("lookup"))
-
-	d.sampler, err = newSampler(c, engine, log.Named("stats"))
+	var held io.Closer = socket
+	if pred != nil {
+		held = pred // both: if this does not come to serving, the other goes on
+	}
+	defer func() { err = errors.Join(err, held.Close()) }() // last: who starts next must find nothing of ours in its way
+	var ln net.Listener
+	var saved []lookup.Saved
+	if pred == nil {
+		d.loader, err = loader.Open(d.loaderConfig())
+		saved = snapshot.Read(c.runDir, log.Named("snapshot"))
+	} else {
+		d.loader, ln, saved, err = d.adopt(pred)
+	}
 	if err != nil {
 		return err
 	}
-	d.follower, err = docker.New(docker.Config{
-		Engine:           engine,
-		Log:              log.Named("docker"),
-		Apply:            d.apply,
-		Cluster:          c.cluster,
-		Region:           c.region,
-		Account:          c.account,
-		AvailabilityZone: c.availabilityZone(),
-		ReconcileEvery:   c.reconcile,
-		Enrich:           d.enrich,
-	})
-	if err != nil {
+	// What is in the kernel belongs to one process: who leaves it to another takes nothing out.
+	owner := pred == nil
+	defer func() {
+		leave := d.loader.Release
+		if owner {
+			leave = d.loader.Close
+		}
+		err = errors.Join(err, leave())
+	}()
+	if err := d.build(engine); err != nil {
 		return err
 	}
 	defer closing(d.follower, &err)
-	if c.introspection != "" {
-		cfg := agent.DefaultConfig()
-		cfg.URL, cfg.Changed, cfg.Log = c.introspection, d.follower.Refresh, log.Named("agent")
-		if d.agent, err = agent.New(cfg); err != nil {
-			return err
-		}
-	}
-	if d.files, err = mdfile.NewWriter(c.fileConfig(), log.Named("mdfile")); err != nil {
-		return err
-	}
 	defer closing(d.files, &err)
-	d.server, err = server.New(d.serverConfig(), d.table)
-	if err != nil {
+	if err := d.table.Restore(saved); err != nil {
 		return err
 	}
 	close(d.wired)
@@ -137,10 +125,52 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 		cancel(nil)
 		running.Wait()
 	}()
+
+	// The listener is the last descriptor to be opened and the program array the last thing to be filled: the
+	// kernel takes both away first if this process is killed, and nobody waits for an answer.
+	if pred == nil {
+		if ln, err = d.loader.Listen(); err != nil {
+			return err
+		}
+	}
+	defer closing(ln, &err)
+	serving := func() error {
+		srv, err := server.New(d.serverConfig(), d.table)
+		if err != nil {
+			return err
+		}
+		d.server.Store(srv)
+		// Shutdown leaves its deadline behind.
+		if l, ok := ln.(interface{ SetDeadline(time.Time) error }); ok {
+			if err := l.SetDeadline(time.Time{}); err != nil {
+				return err
+			}
+		}
+		run(func(context.Context) error {
+			if err := srv.Serve(ln); !errors.Is(err, server.ErrStopped) {
+				return fmt.Errorf("serve: %w", err)
+			}
+			return nil
+		})
+		return nil
+	}
+	if err := serving(); err != nil {
+		return err
+	}
+	if pred != nil {
+		if err := pred.Serving(ctx); err != nil {
+			return errors.Join(err, d.server.Load().Shutdown(ctx))
+		}
+		owner, held = true, socket
+		log.Info("taken over from the running metad")
+	}
+	d.thaw()
+
 	run(d.follower.Run)
 	run(func(ctx context.Context) error { d.sampler.Run(ctx); return nil })
-	run(func(ctx context.Context) error { return ld.Events(ctx, d.event) })
+	run(func(ctx context.Context) error { return d.loader.Events(ctx, d.event) })
 	run(d.retry)
+	run(d.keepSnapshot)
 	if d.agent != nil {
 		run(func(ctx context.Context) error { d.agent.Run(ctx); return nil })
 	}
@@ -152,55 +182,135 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 		run(func(ctx context.Context) error { return proxy.Serve(ctx, ln) })
 	}
 	if c.adminAddr != "" {
-		adm, err := admin.Listen(d.adminConfig())
-		if err != nil {
-			return err
-		}
-		run(adm.Serve)
+		run(func(ctx context.Context) error {
+			if pred != nil { // it has the address until then
+				select {
+				case <-pred.Left():
+				case <-ctx.Done():
+					return nil
+				}
+			}
+			adm, err := admin.Listen(d.adminConfig())
+			if err != nil {
+				return err
+			}
+			return adm.Serve(ctx)
+		})
 	}
 
-	// The listener is the last descriptor to be opened and the program array the last thing to be filled: the
-	// kernel takes both away first if this process is killed, and nobody waits for an answer.
-	ln, err := ld.Listen()
-	if err != nil {
-		return err
-	}
-	run(func(context.Context) error {
-		if err := d.server.Serve(ln); !errors.Is(err, server.ErrStopped) {
-			return fmt.Errorf("serve: %w", err)
+	if pred == nil && len(d.table.Views()) == 0 {
+		// Nothing is known yet: until something is, whoever was asked before metad knows more.
+		select {
+		case <-d.follower.Synced():
+		case <-time.After(armTime):
+			log.Warn("no answer from the Docker Engine yet: serving without a list of containers")
+		case <-ctx.Done():
+		case <-parts.Done():
 		}
-		return nil
-	})
-	select {
-	case <-d.follower.Synced():
-	case <-time.After(armTime):
-		log.Warn("no answer from the Docker Engine yet: serving without a list of containers")
-	case <-ctx.Done():
-	case <-parts.Done():
 	}
 	if ctx.Err() == nil && parts.Err() == nil {
-		if err := ld.Arm(); err != nil {
-			return err
+		if pred == nil {
+			if err := d.loader.Arm(); err != nil {
+				return err
+			}
 		}
 		d.armed.Store(true)
 		log.Info("serving", zap.String("version", version), zap.Stringer("endpoint", loader.Endpoint), zap.Int("tasks", len(d.table.Views())))
 	}
 
-	select {
-	case <-ctx.Done():
-		log.Info("stopping")
-	case <-parts.Done():
-		err = context.Cause(parts)
+	for {
+		succ := d.untilReplaced(ctx, parts, socket)
+		d.armed.Store(false)
+		if succ == nil {
+			break
+		}
+		// The other has all that is in the kernel, and accepts. What was accepted here is answered here.
+		log.Info("another metad takes over")
+		drained := make(chan struct{})
+		go func() {
+			d.shutdown()
+			close(drained)
+		}()
+		select {
+		case <-drained:
+			owner = false
+			err := context.Cause(parts)
+			cancel(nil) // the other waits for the admin address
+			running.Wait()
+			return errors.Join(err, succ.Close())
+		case <-succ.Died():
+			log.Warn("the other metad is gone: going on")
+			<-drained
+			if err := errors.Join(serving(), d.resume()); err != nil {
+				return err
+			}
+			d.armed.Store(true)
+		}
 	}
-	d.armed.Store(false)
+	log.Info("stopping")
 	// No new packets first: who asks from now on is answered by whoever is behind us.
-	err = errors.Join(err, ld.Disarm())
-	drain, done := context.WithTimeout(context.Background(), drainTime)
-	defer done()
-	if e := d.server.Shutdown(drain); e != nil {
-		log.Warn("connections were cut off", zap.Error(e))
+	err = errors.Join(context.Cause(parts), d.loader.Disarm())
+	d.shutdown()
+	return err
+}
+
+// untilReplaced returns when ctx or parts end, with nil, or when another metad has taken over.
+func (d *daemon) untilReplaced(ctx, parts context.Context, socket *handover.Socket) *handover.Successor {
+	wait, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(parts, cancel)()
+	succ, err := socket.Wait(wait, d.give, func() {
+		if err := d.resume(); err != nil {
+			d.log.Error("go on after a takeover that failed", zap.Error(err))
+		}
+	})
+	if err != nil && wait.Err() == nil {
+		d.log.Error("no takeover is possible any more", zap.Error(err))
+		<-wait.Done()
 	}
-	return errors.Join(err, ln.Close())
+	return succ
+}
+
+// shutdown answers what was asked, within drainTime.
+func (d *daemon) shutdown() {
+	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	if err := d.server.Load().Shutdown(ctx); err != nil {
+		d.log.Warn("connections were cut off", zap.Error(err))
+	}
+}
+
+// build makes the parts, none of which does anything yet.
+func (d *daemon) build(engine *client.Client) (err error) {
+	c, log := d.cfg, d.log
+	d.table = lookup.New(d.loader, log.Named("lookup"))
+	if d.sampler, err = newSampler(c, engine, log.Named("stats")); err != nil {
+		return err
+	}
+	d.follower, err = docker.New(docker.Config{
+		Engine:           engine,
+		Log:              log.Named("docker"),
+		Apply:            d.apply,
+		Cluster:          c.cluster,
+		Region:           c.region,
+		Account:          c.account,
+		AvailabilityZone: c.availabilityZone(),
+		ReconcileEvery:   c.reconcile,
+		Enrich:           d.enrich,
+		BundleDirs:       c.bundleDirs,
+	})
+	if err != nil {
+		return err
+	}
+	if c.introspection != "" {
+		cfg := agent.DefaultConfig()
+		cfg.URL, cfg.Changed, cfg.Log = c.introspection, d.follower.Refresh, log.Named("agent")
+		if d.agent, err = agent.New(cfg); err != nil {
+			return err
+		}
+	}
+	d.files, err = mdfile.NewWriter(c.fileConfig(), log.Named("mdfile"))
+	return err
 }
 
 // closing joins the error of x's Close to *err.
@@ -252,21 +362,47 @@ type daemon struct {
 	table    *lookup.Table
 	sampler  *stats.Sampler
 	follower *docker.Follower
-	server   *server.Server
-	agent    *agent.Client // nil: none
+	server   atomic.Pointer[server.Server] // another one after a takeover that failed late
+	agent    *agent.Client                 // nil: none
 	files    *mdfile.Writer
 
-	wired chan struct{} // closed when all of the above are set
-	armed atomic.Bool
+	wired chan struct{} // closed when all of the above are set, but for the server
+	armed atomic.Bool   // packets come here
+
+	mu      sync.Mutex   // guards what follows, and is held while tasks are published
+	current []*task.Task // the last set
+	synced  bool         // current has been set
+	frozen  bool         // another metad writes to the kernel's map, or may do so any moment: this one does not
 }
 
-// apply is where a new set of tasks goes: first to who answers, so that a task is known as early as can be.
+// apply is where a new set of tasks goes.
 func (d *daemon) apply(tasks []*task.Task) {
-	if err := d.table.Apply(tasks); err != nil {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.current, d.synced = tasks, true
+	d.publish()
+}
+
+// publish is called with mu held: first to who answers, so that a task is known as early as can be.
+func (d *daemon) publish() {
+	if d.frozen || !d.synced {
+		return
+	}
+	if err := d.table.Apply(d.current); err != nil {
 		d.log.Error("some addresses are not served", zap.Error(err))
 	}
-	d.sampler.Apply(tasks)
-	d.files.Apply(tasks)
+	if !d.cfg.disableMetrics {
+		d.sampler.Apply(d.current)
+	}
+	d.files.Apply(d.current)
+}
+
+// thaw begins or goes on to publish.
+func (d *daemon) thaw() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.frozen = false
+	d.publish()
 }
 
 // enrich adds what only the ECS agent knows.
@@ -323,10 +459,14 @@ func (d *daemon) retry(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			if err := d.table.Retry(); err != nil {
-				d.log.Debug("some addresses are still not served", zap.Error(err))
+			d.mu.Lock()
+			if !d.frozen {
+				if err := d.table.Retry(); err != nil {
+					d.log.Debug("some addresses are still not served", zap.Error(err))
+				}
+				d.files.Retry()
 			}
-			d.files.Retry()
+			d.mu.Unlock()
 		}
 	}
 }

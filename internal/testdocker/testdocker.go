@@ -285,6 +285,11 @@ func inNamespace(ns netns.NsHandle, f func() error) error {
 	return <-done
 }
 
+// BundleDir is where containerd keeps the bundles of the host's containers; it exists once one was started.
+func (h *Host) BundleDir() string {
+	return filepath.Join(h.dir.containerdState(), "io.containerd.runtime.v2.task", "moby")
+}
+
 // CLICommand returns the docker command line client, set up to talk to the host's Engine.
 func (h *Host) CLICommand(args ...string) *exec.Cmd {
 	path := "/usr/bin/docker" // the distribution's, the one that fits dockerd

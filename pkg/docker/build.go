@@ -5,6 +5,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"time"
 
 	"metad/pkg/task"
 )
@@ -58,6 +59,10 @@ func (f *Follower) build(group map[string]*tracked) *task.Task {
 			if c.Type == task.TypeCNIPause && c.NetworkMode == "none" && len(m.ns.eni4)+len(m.ns.eni6) > 0 {
 				eni = m.ns
 			}
+		}
+		if m.ns != nil && !c.Running() { // it is being started: by the time that it asks, it runs
+			c.KnownStatus, c.DesiredStatus = task.StatusRunning, task.StatusRunning
+			c.StartedAt, c.FinishedAt, c.ExitCode = time.Time{}, time.Time{}, nil
 		}
 		if c.Type == task.TypeCNIPause && c.KnownStatus == task.StatusRunning && (c.NetworkMode != "none" || m.ns != nil && m.ns.ecs) {
 			c.KnownStatus = task.StatusResourcesProvisioned

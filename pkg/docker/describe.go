@@ -55,6 +55,12 @@ func (d *description) ownNetwork() bool {
 	return d.container.Running() && mode != "host" && !strings.HasPrefix(mode, "container:")
 }
 
+// startsWithNetwork reports whether the container does not run and will be connected by Docker when it is started.
+func (d *description) startsWithNetwork() bool {
+	mode := d.container.NetworkMode
+	return !d.container.Running() && mode != "host" && mode != "none" && !strings.HasPrefix(mode, "container:")
+}
+
 // awaitsCNI reports whether somebody other than Docker is to connect the container's namespace:
 // it is the pause container of a task in awsvpc mode.
 func (d *description) awaitsCNI() bool {
@@ -170,7 +176,7 @@ func (d *description) identify(names *naming) {
 			c.Name = service
 			return
 		}
-		d.labelErr = fmt.Errorf("Compose project %s, service %s", quote(project), quote(service))
+		d.labelErr = fmt.Errorf("project %s of Compose, service %s", quote(project), quote(service))
 	}
 	d.identity = names.made(c.ID[:min(32, len(c.ID))], c.DockerName) // an ECS task's id is 32 hex digits too
 	c.Name = c.DockerName

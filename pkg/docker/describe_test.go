@@ -242,9 +242,10 @@ func TestHealthAfter(t *testing.T) {
 		}
 	}
 	healthy := &task.Health{Status: "HEALTHY", Since: at(50), Output: "hello\n"}
-	f(nil, nil, nil)                                    // no health check
-	f(nil, &container.Health{Status: "none"}, nil)      // switched off
-	f(nil, verdict("starting", 1, "x"), &task.Health{}) // no verdict yet
+	f(nil, nil, nil)                                                                                 // no health check
+	f(nil, &container.Health{Status: "none"}, nil)                                                   // switched off
+	f(nil, verdict("healthy", 2, "x"), &task.Health{Status: "HEALTHY", Since: at(100), Output: "x"}) // a code is a failure's
+	f(nil, verdict("starting", 1, "x"), &task.Health{})                                              // no verdict yet
 	f(&task.Health{}, verdict("healthy", 0, "hello\n"), &task.Health{Status: "HEALTHY", Since: at(100), Output: "hello\n"})
 	f(healthy, verdict("healthy", 0, "other"), healthy)  // no change: noted once
 	f(healthy, verdict("starting", 0, "other"), healthy) // restarted: nothing is recorded

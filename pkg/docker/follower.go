@@ -3,7 +3,8 @@
 //
 // It lists the containers, follows the events from a moment before, and lists again now and then,
 // because events get lost. Facts come from inspecting a container and from its network namespace, never
-// from an event: an event only says where to look.
+// from an event: an event only says where to look. That a container is about to run is seen in containerd's
+// directories, before the Engine says so: its program may ask for its metadata with its first instruction.
 package docker
 
 import (
@@ -51,6 +52,10 @@ type Config struct {
 	// ProcRoot is where the host's processes are seen; "": /proc.
 	ProcRoot string
 
+	// BundleDirs are where containerd keeps the bundles of Docker's containers; none: its usual places. A
+	// container is then known before its program runs. Without them it is as soon as Docker says it has started.
+	BundleDirs []string
+
 	Cluster          string // name or ARN; "": default
 	Region           string // in made-up ARNs; "": us-east-1
 	Account          string // in made-up ARNs; "": 000000000000
@@ -67,12 +72,13 @@ const (
 	// How many looks at containers go on at once. The Engine holds a container's lock while it
 	// starts it, so a look at one that is about to start waits all that time: those have places of their own.
 	maxUrgent = 16
+	maxFresh  = 64
 	maxLazy   = 8
 
 	// A list that takes longer than this to be worked off does not hold the first Apply any more.
 	maxFirstSync = 10 * time.Second
 
-	// recheckShare is the part of the unchanged containers that a reconcile inspects all the same.
+	// A reconcile inspects one in recheckShare of the containers that seem unchanged.
 	recheckShare = 16
 )
 
@@ -88,13 +94,15 @@ type Status struct {
 
 // Follower follows one Engine.
 type Follower struct {
-	cfg    Config
-	names  *naming
-	synced chan struct{}
-	read   func(*task.Container) (*namespace, error) // into the container's namespace
-	inode  func(pid int) uint64
-	ns     *namespaces
-	now    func() time.Time
+	cfg     Config
+	names   *naming
+	synced  chan struct{}
+	read    func(*task.Container) (*namespace, error) // into the container's namespace
+	inode   func(pid int) uint64
+	ns      *namespaces
+	births  *bundles
+	now     func() time.Time
+	recheck int // recheckShare
 
 	connected                                     atomic.Bool
 	containerCount                                atomic.Int64
@@ -109,8 +117,9 @@ type Follower struct {
 
 	// What follows belongs to Run's goroutine.
 	containers map[string]*tracked
-	urgent     queue
-	lazy       queue
+	urgent     queue // something has happened
+	fresh      queue // just created
+	lazy       queue // the rest
 	finished   chan *look
 	retries    chan string
 	groups     map[string]map[string]*tracked // by ARN, then container id
@@ -129,8 +138,10 @@ type tracked struct {
 	desc  *description // nil before the first inspect
 	ns    *namespace   // nil unless it runs in a namespace of its own
 
+	newborn  int    // process of a container that is being started; 0 once the Engine has spoken
 	queued   *queue // that it waits in, or will when the present look is done
 	looking  bool
+	died     bool // while it was being looked at: what was found is of before
 	inspect  bool // the next look is at what the Engine says too, not only into the namespace
 	tries    int  // failed looks in a row
 	settling int  // looks at a namespace that was not connected yet
@@ -144,6 +155,7 @@ type queue struct {
 	ids  []string
 	busy int
 	most int
+	rank int // a container waits in one queue: that of the highest rank
 }
 
 // look is one look at a container and what it found.
@@ -151,6 +163,7 @@ type look struct {
 	*tracked
 	from    *queue
 	inspect bool
+	newborn int          // only look into the namespace of this process
 	desc    *description // what was known; then what is
 	ns      *namespace
 	err     error // the Engine's
@@ -168,6 +181,12 @@ func New(cfg Config) (*Follower, error) {
 		return nil, err
 	}
 	f.read, f.inode = f.ns.read, f.ns.inode
+	if len(cfg.BundleDirs) == 0 {
+		cfg.BundleDirs = defaultBundleDirs
+	}
+	if f.births, err = openBundles(cfg.BundleDirs); err != nil {
+		return nil, errors.Join(err, f.ns.close())
+	}
 	return f, nil
 }
 
@@ -184,11 +203,13 @@ func newFollower(cfg Config) (*Follower, error) {
 		names:      newNaming(orDefault(cfg.Region, "us-east-1"), orDefault(cfg.Account, "000000000000"), orDefault(cfg.Cluster, "default")),
 		synced:     make(chan struct{}),
 		now:        time.Now,
+		recheck:    recheckShare,
 		containers: map[string]*tracked{},
-		urgent:     queue{most: maxUrgent},
+		urgent:     queue{most: maxUrgent, rank: 2},
+		fresh:      queue{most: maxFresh, rank: 1},
 		lazy:       queue{most: maxLazy},
-		finished:   make(chan *look, maxUrgent+maxLazy),
-		retries:    make(chan string, 64),
+		finished:   make(chan *look, maxUrgent+maxFresh+maxLazy),
+		retries:    make(chan string, 1024),
 		groups:     map[string]map[string]*tracked{},
 		dirty:      map[string]bool{},
 		tasks:      map[string]*task.Task{},
@@ -212,7 +233,7 @@ func (f *Follower) Close() error {
 	if f.ns == nil {
 		return nil
 	}
-	return f.ns.close()
+	return errors.Join(f.ns.close(), f.births.close())
 }
 
 // Synced is closed after the first Apply.
@@ -269,8 +290,20 @@ func (f *Follower) Run(ctx context.Context) error {
 	relist := make(chan struct{}, 1)
 	var following sync.WaitGroup
 	following.Go(func() { f.follow(ctx, incoming, lists, relist) })
+	var births <-chan newborn
+	if f.births != nil {
+		births = f.births.found
+		following.Go(func() {
+			if err := f.births.run(); err != nil {
+				f.cfg.Log.Warn("containers are not seen before they run", zap.Error(err))
+			}
+		})
+	}
 	defer func() {
 		cancel()
+		if f.births != nil {
+			_ = f.births.close() // ends its run, and nothing was written
+		}
 		following.Wait()
 		f.wait.Wait()
 		for _, c := range f.containers {
@@ -287,7 +320,12 @@ func (f *Follower) Run(ctx context.Context) error {
 			return nil
 		case ev := <-incoming:
 			f.event(ev)
+		case b := <-births:
+			f.born(b)
 		case l := <-lists:
+			if f.births != nil {
+				f.births.watchRoots()
+			}
 			f.list(l)
 			if impatient == nil {
 				impatient = time.After(maxFirstSync)
@@ -434,10 +472,8 @@ func (f *Follower) event(m events.Message) {
 		id := m.Actor.Attributes["container"]
 		// While a container is being started its networks are connected one by one, and inspecting it
 		// has to wait: the start event that follows is soon enough.
-		if c := f.containers[id]; c != nil && c.desc != nil && c.desc.container.Running() {
+		if c := f.containers[id]; c != nil && c.desc != nil && (c.desc.container.Running() || c.ns != nil) {
 			f.look(&f.urgent, id)
-		} else if id != "" {
-			f.look(&f.lazy, id)
 		}
 		return
 	}
@@ -449,12 +485,13 @@ func (f *Follower) event(m events.Message) {
 	case events.ActionDestroy:
 		f.forget(id)
 	case events.ActionCreate:
-		f.look(&f.lazy, id)
+		f.look(&f.fresh, id)
 	case events.ActionDie:
 		// Its addresses may be another's before an inspect is answered. An old event that is told
 		// again says nothing about a container that has been started since.
-		if c := f.containers[id]; c != nil && c.ns != nil && !c.desc.container.StartedAt.After(time.Unix(0, m.TimeNano)) {
-			c.ns = nil
+		if c := f.containers[id]; c != nil && c.desc != nil && !c.desc.container.StartedAt.After(time.Unix(0, m.TimeNano)) {
+			c.ns, c.newborn = nil, 0
+			c.died = c.looking
 			f.dirty[c.desc.arn] = true
 		}
 		f.look(&f.urgent, id)
@@ -478,7 +515,7 @@ func (f *Follower) list(l listed) {
 		ids[s.ID] = true
 		c := f.containers[s.ID]
 		// In the lazy line, so that what starts now does not wait for all of them.
-		if l.all || c == nil || c.differs(s) || f.moved(c) || (i+f.reconciles)%recheckShare == 0 {
+		if l.all || c == nil || c.differs(s) || f.moved(c) || (i+f.reconciles)%f.recheck == 0 {
 			f.look(&f.lazy, s.ID)
 		}
 	}
@@ -520,7 +557,7 @@ func (c *tracked) differs(s *container.Summary) bool {
 
 // moved reports whether the container has another namespace than the one that was read.
 func (f *Follower) moved(c *tracked) bool {
-	return c.ns != nil && f.inode(c.desc.container.PID) != c.ns.inode
+	return c.ns != nil && f.inode(max(c.desc.container.PID, c.newborn)) != c.ns.inode
 }
 
 // poked looks at the containers that a port that came or went could belong to.
@@ -565,13 +602,26 @@ func (f *Follower) look(q *queue, id string) {
 // lookInto puts a container in line for a look into its namespace.
 func (f *Follower) lookInto(q *queue, c *tracked) {
 	c.stopRetry()
-	if c.queued == &f.urgent || c.queued == q {
+	if c.queued != nil && c.queued.rank >= q.rank {
 		return
 	}
-	// A place left behind in the lazy line is passed over when its turn comes.
+	// A place left behind in another line is passed over when its turn comes.
 	c.queued = q
 	if !c.looking {
 		q.ids = append(q.ids, c.id)
+	}
+}
+
+// born takes note of a container that is about to run. Its addresses are read now; what the Engine
+// says of it has been asked for when it was created.
+func (f *Follower) born(b newborn) {
+	c := f.containers[b.id]
+	if c == nil || c.desc != nil && c.desc.container.Running() {
+		return
+	}
+	c.newborn = b.pid
+	if c.desc != nil {
+		f.lookInto(&f.urgent, c)
 	}
 }
 
@@ -596,7 +646,7 @@ func (c *tracked) stopRetry() {
 
 // dispatch starts as many looks as there are places for.
 func (f *Follower) dispatch(ctx context.Context) {
-	for _, q := range []*queue{&f.urgent, &f.lazy} {
+	for _, q := range []*queue{&f.urgent, &f.fresh, &f.lazy} {
 		for q.busy < q.most && len(q.ids) > 0 {
 			c := f.containers[q.ids[0]]
 			q.ids = q.ids[1:]
@@ -604,6 +654,9 @@ func (f *Follower) dispatch(ctx context.Context) {
 				continue
 			}
 			l := &look{tracked: c, from: q, inspect: c.inspect, desc: c.desc}
+			if !c.inspect {
+				l.newborn = c.newborn
+			}
 			c.queued, c.looking, c.inspect = nil, true, false
 			q.busy++
 			f.wait.Go(func() {
@@ -633,7 +686,12 @@ func (f *Follower) take(ctx context.Context, l *look) {
 			return
 		}
 	}
-	if l.desc.ownNetwork() {
+	switch {
+	case l.newborn != 0 && l.desc.startsWithNetwork():
+		c := l.desc.container
+		c.PID = l.newborn
+		l.ns, l.nsErr = f.read(&c)
+	case l.desc.ownNetwork():
 		l.ns, l.nsErr = f.read(&l.desc.container)
 	}
 }
@@ -666,7 +724,24 @@ func (f *Follower) found(l *look) {
 		f.cfg.Log.Warn("labels not believed: the container is a task of its own", zap.String("container", c.id), zap.Error(l.desc.labelErr))
 	}
 	f.place(c, l.desc)
+	if c.desc.container.Running() {
+		c.newborn = 0
+	}
+	if c.newborn != 0 && l.newborn == 0 {
+		f.lookInto(&f.urgent, c)
+		return
+	}
 	c.ns = l.ns
+	if c.died {
+		c.died, c.ns = false, nil
+		return
+	}
+	if l.newborn != 0 {
+		if l.nsErr != nil {
+			c.newborn = 0 // it has never come to run
+		}
+		return
+	}
 	if l.nsErr != nil {
 		f.failed(c, "network namespace not read", l.nsErr)
 		return

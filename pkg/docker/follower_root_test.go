@@ -15,6 +15,8 @@ import (
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/mount"
+	"github.com/docker/go-connections/nat"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"go.uber.org/zap/zaptest"
@@ -37,7 +39,7 @@ type followed struct {
 func follow(t *testing.T, h *testdocker.Host, change func(*Config)) *followed {
 	t.Helper()
 	w := &followed{calls: make(chan struct{}, 1)}
-	cfg := Config{Engine: h.Client, HostNetns: h.NSPath(), Log: zaptest.NewLogger(t), Apply: func(tasks []*task.Task) {
+	cfg := Config{Engine: h.Client, HostNetns: h.NSPath(), BundleDirs: []string{h.BundleDir()}, ReconcileEvery: time.Hour, Log: zaptest.NewLogger(t), Apply: func(tasks []*task.Task) {
 		w.mu.Lock()
 		w.tasks = tasks
 		w.mu.Unlock()
@@ -366,6 +368,40 @@ func TestRootDockerRestart(t *testing.T) {
 	})
 }
 
+// M25, M26, M29, M30, M32: what only a real Engine fills in, and that health verdicts come as events.
+func TestRootHealthPortsVolumes(t *testing.T) {
+	h := testdocker.Shared(t)
+	w := follow(t, h, nil)
+	id := h.Run(t, testdocker.Container{Cmd: []string{"sh", "-c", "sleep 1000000"}, Configure: func(c *container.Config, hc *container.HostConfig) {
+		c.Healthcheck = &container.HealthConfig{Test: []string{"CMD-SHELL", "echo hello; test ! -e /sick"}, Interval: 200 * time.Millisecond, Retries: 1}
+		c.ExposedPorts = nat.PortSet{"80/tcp": {}}
+		hc.PortBindings = nat.PortMap{"80/tcp": {{HostIP: "127.0.0.1", HostPort: "8099"}}}
+		hc.Mounts = []mount.Mount{{Type: mount.TypeVolume, Source: "shared-local", Target: "/ecs"}}
+	}})
+	_, c := w.until(t, "healthy", id, func(_ *task.Task, c *task.Container) bool {
+		return c != nil && c.Health != nil && c.Health.Status == "HEALTHY"
+	})
+	if c.Health.Output != "hello\n" || c.Health.ExitCode != 0 || c.Health.Since.IsZero() {
+		t.Errorf("health: got %+v", c.Health)
+	}
+	if want := []task.Port{{ContainerPort: 80, Protocol: "tcp", HostPort: 8099, HostIP: "127.0.0.1"}}; !slices.Equal(c.Ports, want) {
+		t.Errorf("ports: got %v, want %v", c.Ports, want)
+	}
+	if len(c.Volumes) != 1 || c.Volumes[0].DockerName != "shared-local" || c.Volumes[0].Destination != "/ecs" || c.Volumes[0].Source == "" {
+		t.Errorf("volumes: got %v", c.Volumes)
+	}
+	h.Exec(t, id, "touch", "/sick")
+	_, c = w.until(t, "unhealthy", id, func(_ *task.Task, c *task.Container) bool { return c.Health.Status == "UNHEALTHY" })
+	if c.Health.ExitCode != 1 {
+		t.Errorf("health: got %+v", c.Health)
+	}
+	tk, _ := find(w.now(), id)
+	time.Sleep(500 * time.Millisecond) // some more checks with the same verdict
+	if now, _ := find(w.now(), id); now != tk {
+		t.Errorf("the task changes with every check: %+v", now.Containers[0].Health)
+	}
+}
+
 // TestRootStartLatency prints how long after Docker's start event, and after the process's first
 // instruction, a task with its endpoint is published.
 func TestRootStartLatency(t *testing.T) {
@@ -376,7 +412,7 @@ func TestRootStartLatency(t *testing.T) {
 	}
 	applied := make(chan seen, 4096)
 	known := map[string]bool{}
-	w := follow(t, h, func(cfg *Config) {
+	follow(t, h, func(cfg *Config) {
 		cfg.Apply = func(tasks []*task.Task) {
 			now := time.Now()
 			for _, tk := range tasks {
@@ -447,7 +483,4 @@ func TestRootStartLatency(t *testing.T) {
 		return ""
 	})
 	wg.Wait()
-	if s := w.Status(); s.Errors != 0 {
-		t.Errorf("status: %+v", s)
-	}
 }

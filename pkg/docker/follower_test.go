@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -51,16 +52,9 @@ func TestFollowLife(t *testing.T) {
 	e.remove(id)
 	e.emit(events.ActionDestroy, id)
 	w.until(t, "removed", func(tasks []*task.Task) bool { tk, _ := find(tasks, id); return tk == nil })
-	if !slices.IsSortedFunc(w.current(), func(a, b *task.Task) int { return cmpString(a.ARN, b.ARN) }) {
+	if !slices.IsSortedFunc(w.current(), func(a, b *task.Task) int { return cmp.Compare(a.ARN, b.ARN) }) {
 		t.Error("tasks are not in order")
 	}
-}
-
-func cmpString(a, b string) int {
-	if a < b {
-		return -1
-	}
-	return 1
 }
 
 // TestFollowDieFreesAddress: the address of a container that has ended is free although the Engine
@@ -76,6 +70,44 @@ func TestFollowDieFreesAddress(t *testing.T) {
 	defer close(release)
 	e.emit(events.ActionDie, id)
 	w.until(t, "no endpoint", func(tasks []*task.Task) bool { tk, _ := find(tasks, id); return tk != nil && len(tk.Endpoints) == 0 })
+}
+
+// TestFollowDieDuringLook: what a look saw before the container ended does not come back.
+func TestFollowDieDuringLook(t *testing.T) {
+	e := startEngine(t)
+	id := e.run()
+	w := watch(t, e)
+	reading, release, never := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	defer close(never)
+	w.mu.Lock()
+	w.readNS = func(c *task.Container) (*namespace, error) {
+		if c.ID == id {
+			close(reading)
+			<-release
+		}
+		return fakeNamespace(c)
+	}
+	w.mu.Unlock()
+	e.emit(events.ActionUpdate, id)
+	<-reading
+	e.mu.Lock()
+	e.onInspect = func(asked string) {
+		if asked == id {
+			<-never
+		}
+	}
+	e.mu.Unlock()
+	free := func(tasks []*task.Task) bool { tk, _ := find(tasks, id); return len(tk.Endpoints) == 0 }
+	e.emit(events.ActionDie, id)
+	w.until(t, "no endpoint", free)
+	close(release)
+	time.Sleep(20 * time.Millisecond) // let Run take in what was seen
+	other := e.run()
+	e.emit(events.ActionStart, other)
+	w.until(t, "another", up(other))
+	if !free(w.current()) {
+		t.Error("the endpoint of a container that has ended is back")
+	}
 }
 
 // TestFollowOldDie: a die event told again after a reconnect is not of this life.
@@ -100,13 +132,24 @@ func TestFollowOldDie(t *testing.T) {
 func TestFollowLostEvents(t *testing.T) {
 	e := startEngine(t)
 	stops, goes, renamed, restarted := e.run(), e.run(), e.run(), e.run()
-	w := watch(t, e, func(c *Config) { c.ReconcileEvery = 10 * time.Millisecond })
+	w := newWatched(t, e, func(c *Config) { c.ReconcileEvery = 10 * time.Millisecond })
+	w.recheck = 1 << 30 // what the list shows must do
+	var ended atomic.Int64
+	w.inode = func(pid int) uint64 {
+		if int64(pid) == ended.Load() {
+			return 0
+		}
+		return uint64(pid)
+	}
+	w.start(t)
+	<-w.Synced()
 	e.change(stops, stopped)
 	e.remove(goes)
 	e.change(renamed, func(c *container.InspectResponse) { c.Name = "/renamed" })
-	e.change(restarted, func(c *container.InspectResponse) { c.State.Pid = 9999 })
-	w.Follower.pokes.Lock() // any lock that Run's goroutine takes: the change of inode is seen by it
-	w.Follower.pokes.Unlock()
+	e.change(restarted, func(c *container.InspectResponse) {
+		ended.Store(int64(c.State.Pid))
+		c.State.Pid = 9999
+	})
 	starts := e.run()
 	w.until(t, "reconciled", func(tasks []*task.Task) bool {
 		_, s := find(tasks, stops)
@@ -125,13 +168,13 @@ func TestFollowReconcileIsCheap(t *testing.T) {
 		e.run()
 	}
 	w := watch(t, e, func(c *Config) { c.ReconcileEvery = 20 * time.Millisecond })
-	inspects, lists := e.counts()
-	for _, l := e.counts(); l < lists+5; _, l = e.counts() {
+	for _, lists := e.counts(); lists < 20; _, lists = e.counts() {
 		time.Sleep(time.Millisecond)
 	}
-	after, listsAfter := e.counts()
-	if most := (listsAfter - lists + 1) * (n/recheckShare + 1); after-inspects > most || after == inspects {
-		t.Errorf("%d inspects in %d reconciles of %d containers, want 1 to %d", after-inspects, listsAfter-lists, n, most)
+	inspects, lists := e.counts()
+	// Each container once for the first list, perhaps twice, and then a share of them for each.
+	if most := 2*n + lists*(n/recheckShare+1); inspects <= n || inspects > most {
+		t.Errorf("%d inspects for %d lists of %d containers, want more than %d and at most %d", inspects, lists, n, n, most)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -297,7 +340,6 @@ func TestFollowChangeDuringInspect(t *testing.T) {
 	w := watch(t, e)
 	asked, release := make(chan struct{}, 100), make(chan struct{})
 	id := e.run(func(c *container.InspectResponse) { c.State.Running, c.State.Pid, c.State.Status = false, 0, "created" })
-	old := *e.containers[id]
 	e.mu.Lock()
 	e.onInspect = func(string) {
 		asked <- struct{}{}
@@ -306,7 +348,6 @@ func TestFollowChangeDuringInspect(t *testing.T) {
 	e.mu.Unlock()
 	e.emit(events.ActionCreate, id)
 	<-asked
-	_ = old
 	e.emit(events.ActionStart, id)
 	for w.Status().Events < 2 {
 		time.Sleep(time.Millisecond)

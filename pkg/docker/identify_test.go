@@ -6,21 +6,29 @@ import (
 	"metad/pkg/task"
 )
 
+// What is said of a container before it is there is what is said of it later.
 func TestIdentify(t *testing.T) {
-	f := &Follower{names: newNaming("eu-west-1", "111122223333", "prod")}
-	is := func(labels map[string]string, name, wantARN, wantName string) {
+	f := &Follower{names: newNaming("us-west-2", "1", "blue")}
+	check := func(labels map[string]string, wantARN, wantName string) {
 		t.Helper()
-		tk, c := f.Identify(labels, name)
-		switch {
-		case wantARN == "" && tk == nil && c == nil:
-		case tk == nil || c == nil || tk.ARN != wantARN || c.Name != wantName:
-			t.Errorf("labels %v: got %+v %+v, want %q %q", labels, tk, c, wantARN, wantName)
+		tk, c := f.Identify(labels, "given")
+		if wantARN == "" {
+			if tk != nil || c != nil {
+				t.Errorf("%v: got %+v", labels, tk)
+			}
+			return
+		}
+		if tk == nil || tk.ARN != wantARN || c.Name != wantName || c.DockerName != "given" {
+			t.Errorf("%v: got %+v, %+v", labels, tk, c)
+		}
+		later := &description{container: task.Container{ID: "0123456789", Labels: labels, DockerName: "given"}}
+		if later.identify(f.names); later.arn != wantARN || later.container.Name != wantName {
+			t.Errorf("%v: later it is %s, %s", labels, later.arn, later.container.Name)
 		}
 	}
-	const arn = "arn:aws:ecs:us-west-2:111122223333:task/default/abc"
-	is(map[string]string{task.LabelTaskARN: arn, task.LabelContainerName: "app"}, "x", arn, "app")
-	is(map[string]string{labelComposeProject: "shop", labelComposeService: "web"}, "shop-web-1",
-		"arn:aws:ecs:eu-west-1:111122223333:task/prod/shop", "web")
-	is(nil, "lonely", "", "")
-	is(map[string]string{task.LabelTaskARN: "nonsense"}, "x", "", "")
+	check(nil, "", "")
+	check(map[string]string{labelComposeProject: "shop", labelComposeService: "web"}, "arn:aws:ecs:us-west-2:1:task/blue/shop", "web")
+	check(map[string]string{labelComposeProject: "../x", labelComposeService: "web"}, "", "")
+	check(map[string]string{task.LabelTaskARN: "arn:aws:ecs:us-west-2:1:task/c/158d", task.LabelContainerName: "app"}, "arn:aws:ecs:us-west-2:1:task/c/158d", "app")
+	check(map[string]string{task.LabelTaskARN: "arn:x", task.LabelContainerName: "app"}, "", "")
 }

@@ -326,8 +326,11 @@ func TestRootComposeStyle(t *testing.T) {
 		if d.ContainerName != service || !strings.HasSuffix(d.TaskARN, ":task/default/shop") || d.NetworkMode != "shop_default" {
 			t.Errorf("%s: got %+v", service, d)
 		}
-		if _, err := os.Stat(filepath.Join(g.dataDir, "metadata/default/shop", service, mdfile.FileName)); err != nil {
-			t.Error(err)
+		if got, want := g.dir(id), g.dataDir+"/metadata/default/shop/"+service; got != want {
+			t.Errorf("directory: got %s, want %s", got, want)
+		}
+		if out := g.Exec(t, id, "sh", "-c", "echo $ECS_CONTAINER_METADATA_FILE"); out != "/ecs/metadata/"+service+"/metadata.json\n" {
+			t.Errorf("variable: got %s", out)
 		}
 	}
 	replaced := up("1234_shop-web-1", "web")

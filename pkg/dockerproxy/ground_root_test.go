@@ -72,20 +72,20 @@ func newRootGround(t testing.TB, o options) *rootGround {
 		t.Fatal(err)
 	}
 	g.files.SetHost(mdfile.Host{PrivateIPv4Address: "10.0.0.1"})
-	if g.proxy, err = New(Config{Engine: g.Socket, Enabled: !o.disabled}, g.files, log); err != nil {
-		t.Fatal(err)
-	}
-	g.proxy.tick = make(chan time.Time)
-	l, err := Listen(g.socket, g.Socket)
-	if err != nil {
-		t.Fatal(err)
-	}
 	follower, err := docker.New(docker.Config{Engine: g.Client, HostNetns: g.NSPath(), Log: log, Apply: func(tasks []*task.Task) {
 		g.mu.Lock()
 		g.applied = tasks
 		g.mu.Unlock()
 		g.files.Apply(tasks)
 	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g.proxy, err = New(Config{Engine: g.Socket, Enabled: !o.disabled, Identify: follower.Identify}, g.files, log); err != nil {
+		t.Fatal(err)
+	}
+	g.proxy.tick = make(chan time.Time)
+	l, err := Listen(g.socket, g.Socket)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -146,11 +146,11 @@ func New(cfg Config, w *mdfile.Writer, log *zap.Logger) (*Proxy, error) {
 			r.Out.URL.RawQuery = r.In.URL.RawQuery // unparsed
 			r.Out.Host = r.In.Host
 		},
-		Transport:     roundTripper(p.roundTrip),
-		FlushInterval: -1, // logs, events and progress arrive as they happen
-		BufferPool:    &bufferPool{},
-		ErrorLog:      stdlog.New(io.Discard, "", 0), // clients that leave
-		ErrorHandler:  p.fail,
+		// What has no length (logs, events, progress) it flushes as it comes.
+		Transport:    roundTripper(p.roundTrip),
+		BufferPool:   &bufferPool{},
+		ErrorLog:     stdlog.New(io.Discard, "", 0), // clients that leave
+		ErrorHandler: p.fail,
 	}
 	return p, nil
 }
@@ -238,6 +238,10 @@ var createPath = regexp.MustCompile(`^(/v[0-9.]+)?/containers/create$`)
 
 // ServeHTTP passes r on to the Engine.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if archivePath.MatchString(r.URL.Path) && r.Method != http.MethodHead {
+		p.tunnel(w, r)
+		return
+	}
 	// The server must not add what the Engine does not send.
 	w.Header()["Content-Type"] = nil
 	w.Header()["Date"] = nil
@@ -247,7 +251,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			r = r.WithContext(context.WithValue(r.Context(), createKey{}, c))
 		}
 	} else if r.ContentLength != 0 {
-		// An answer may begin before the request has ended, as with docker load.
+		// An answer may begin before the request has ended.
 		_ = http.NewResponseController(w).EnableFullDuplex()
 	}
 	p.forward.ServeHTTP(w, r)

@@ -542,7 +542,7 @@ func TestPassesUnchanged(t *testing.T) {
 func TestStreams(t *testing.T) {
 	g := newGround(t, Config{}, mdfile.Layout{})
 	g.handle = func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Upgrade") == "" { // answers while it reads, as docker load does
+		if r.Header.Get("Upgrade") == "" { // answers while it reads
 			_ = http.NewResponseController(w).EnableFullDuplex()
 			lines := bufio.NewReader(r.Body)
 			for {
@@ -589,7 +589,7 @@ func TestStreams(t *testing.T) {
 	}
 
 	body, input := io.Pipe()
-	r, _ := http.NewRequest(http.MethodPost, "http://docker/images/load", body)
+	r, _ := http.NewRequest(http.MethodPost, "http://docker/build", body)
 	answer, err := func() (*http.Response, error) {
 		go fmt.Fprintln(input, "one")
 		return g.client.Do(r)
@@ -606,6 +606,83 @@ func TestStreams(t *testing.T) {
 		go fmt.Fprintln(input, "two")
 	}
 	input.Close()
+}
+
+// Archives are tunnelled: whole, in both directions, with the length known or not; a connection that
+// was used for one is not used again; and who leaves ends the Engine's work.
+func TestArchives(t *testing.T) {
+	g := newGround(t, Config{}, mdfile.Layout{})
+	big := bytes.Repeat([]byte("0123456789abcdef"), 1<<17)
+	left := make(chan error, 1)
+	g.handle = func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/endless/export"):
+			for {
+				if _, err := w.Write(big); err != nil {
+					left <- err
+					return
+				}
+			}
+		case strings.HasSuffix(r.URL.Path, "/quiet/export"):
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+			left <- r.Context().Err()
+		case r.Method == http.MethodGet:
+			_, _ = w.Write(big)
+		default:
+			body, err := io.ReadAll(r.Body)
+			fmt.Fprint(w, r.Method, " ", r.RequestURI, " ", r.ContentLength, " ", bytes.Equal(body, big), " ", err, " ", r.UserAgent())
+		}
+	}
+	do := func(method, uri string, body io.Reader, want string) {
+		t.Helper()
+		r, _ := http.NewRequest(method, "http://docker"+uri, body)
+		r.Header.Set("User-Agent", "test")
+		r.Header.Set("Expect", "100-continue")
+		resp, err := g.client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if got, err := io.ReadAll(resp.Body); string(got) != want || err != nil {
+			t.Errorf("%s %s: got %.200q, %v", method, uri, got, err)
+		}
+		if !resp.Close {
+			t.Error("the client may use the connection again")
+		}
+	}
+	for range 2 {
+		do("GET", "/v1.41/containers/x/archive?path=%2Fa%3Bb", nil, string(big))
+		do("GET", "/images/a%2Fb:c/get", nil, string(big))
+		do("PUT", "/containers/x/archive?path=%2F", bytes.NewReader(big), "PUT /containers/x/archive?path=%2F 2097152 true <nil> test")
+		do("PUT", "/v1.41/containers/x/archive", io.MultiReader(bytes.NewReader(big)), "PUT /v1.41/containers/x/archive -1 true <nil> test")
+		do("POST", "/images/load", http.NoBody, "POST /images/load 0 false <nil> test")
+	}
+
+	for _, path := range []string{"/containers/endless/export", "/containers/quiet/export"} {
+		resp, err := g.client.Get("http://docker" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		select {
+		case <-left:
+		case <-time.After(time.Minute):
+			t.Errorf("%s: the Engine works on for a client that has left", path)
+		}
+	}
+
+	if err := os.Remove(g.proxy.cfg.Engine); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := g.client.Get("http://docker/containers/x/export")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusBadGateway {
+		t.Errorf("without the Engine: got %d", resp.StatusCode)
+	}
 }
 
 // The body may be longer than the bound, even far longer: it passes, and is not kept in memory.

@@ -391,7 +391,9 @@ func TestWriterAdopts(t *testing.T) {
 		t.Fatal(err)
 	}
 	late := &task.Container{ID: "late", State: "running", PID: 3, Volumes: []task.Volume{{Source: e.HostDir}}}
-	tasks := []*task.Task{{Containers: []*task.Container{other}}, testTask(c), {Containers: []*task.Container{late}}}
+	third := *other
+	third.ID = "third"
+	tasks := []*task.Task{{Containers: []*task.Container{other}}, testTask(c), {Containers: []*task.Container{&third, late}}}
 	second.Apply(tasks)
 	if d := second.read(appDir); d.ContainerID != testID {
 		t.Errorf("got %s", d.ContainerID)
@@ -477,6 +479,15 @@ func TestWriterAlias(t *testing.T) {
 		t.Errorf("got %+v", d)
 	}
 	g.Apply([]*task.Task{testTask(c)})
+	g.Apply(nil)
+	if got := g.tree(); got != "" {
+		t.Errorf("left behind: %s", got)
+	}
+
+	if err := g.reserve(&task.Task{}, "").Created(testID); err != nil {
+		t.Fatal(err)
+	}
+	apply("web")
 	g.Apply(nil)
 	if got := g.tree(); got != "" {
 		t.Errorf("left behind: %s", got)

@@ -5,6 +5,7 @@ package server
 import (
 	"bytes"
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -47,5 +48,33 @@ func TestAnswerAllocs(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// Memory stays where it is whatever paths are asked for.
+func TestMemoryFlat(t *testing.T) {
+	cfg := testConfig()
+	cfg.Rate = RateLimit{PerSecond: 1 << 20, Burst: 1 << 20} // the agent's limiter is what grows
+	h := newStopped(t, cfg, newTask())
+	c := newLoopConn(addrT)
+	h.serveLoop(t, c)
+	ask := func(from, to int) {
+		for i := from; i < to; i++ {
+			c.get(request(fmt.Sprintf("/v2/metadata/%d", i)))
+			c.get(request(fmt.Sprintf("/%d/x", i)))
+		}
+	}
+	heap := func() int64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	ask(0, 1000)
+	before := heap()
+	ask(1000, 51_000)
+	if grown := heap() - before; grown > 1<<20 { // 100,000 paths; 10 bytes for each would show
+		t.Errorf("grown by %d bytes", grown)
 	}
 }

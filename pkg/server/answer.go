@@ -10,27 +10,31 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// What a request can end in other than success. Texts are for logs; answerTo has what clients see.
-var (
-	errBadRequest    = errors.New("malformed request")
-	errExpectation   = errors.New("unknown expectation")
-	errVersion       = errors.New("unknown HTTP version")
-	errHeaderTooLong = errors.New("request header too long")
-	errBodyTooLong   = errors.New("request body too long")
-	errTooSlow       = errors.New("request too slow")
+// failure is what a request ends in if not in what was asked for. answerTo has what clients see of it.
+type failure uint8
 
-	errNoRoute       = errors.New("no such path")
-	errLimited       = errors.New("rate limit reached")
-	errBusy          = errors.New("too many at a time")
-	errUnknownSource = errors.New("unknown source")
-	errNoTask        = errors.New("task is gone")
-	errNoContainer   = errors.New("no such container in the task")
-	errNoStats       = errors.New("container has no statistics")
-	errNoTaskStats   = errors.New("task has no containers")
-	errPanic         = errors.New("panic")
+const (
+	served failure = iota // none
 
-	errAgentFailed = errors.New("agent failed")
-	errAgentSlow   = errors.New("agent too slow")
+	badRequest
+	badExpectation // Expect, other than 100-continue
+	badVersion     // of HTTP
+	headerTooLong
+	bodyTooLong
+	tooSlow
+
+	noRoute
+	limited // by the rate
+	busy    // too many at a time
+	unknownSource
+	noTask // there was one a request ago
+	noContainer
+	noStats
+	noTaskStats
+	panicked
+
+	agentFailed
+	agentSlow
 )
 
 const (
@@ -45,42 +49,42 @@ type asked struct {
 	id   []byte // container, as decoded from the path
 }
 
-// answerTo maps an error to the status, content type and body that the client gets. Texts and
+// answerTo maps a failure to the status, content type and body that the client gets. Texts and
 // statuses are the ECS agent's wherever it has any (agent/handlers/v2, net/http).
-func answerTo(err error, a asked) (status int, contentType string, body []byte) {
-	switch err {
-	case errUnknownSource:
+func answerTo(f failure, a asked) (status int, contentType string, body []byte) {
+	switch f {
+	case unknownSource:
 		return jsonText(http.StatusBadRequest,
 			"Unable to get task arn from request: unable to associate '"+a.addr+"' with task")
-	case errNoTask:
+	case noTask:
 		return jsonText(http.StatusBadRequest, "Unable to generate metadata for task: '"+a.arn+"'")
-	case errNoContainer:
+	case noContainer:
 		return jsonText(http.StatusBadRequest, "Unable to generate metadata for container '"+string(a.id)+"'")
-	case errNoStats:
+	case noStats:
 		return jsonText(http.StatusBadRequest, "Unable to get container stats for: "+string(a.id))
-	case errNoTaskStats:
+	case noTaskStats:
 		return jsonText(http.StatusBadRequest, "Unable to get task stats for: "+a.arn)
-	case errNoRoute:
+	case noRoute:
 		return http.StatusNotFound, typeText, []byte("404 page not found\n")
-	case errLimited:
+	case limited:
 		return http.StatusTooManyRequests, typeText, []byte("You have reached maximum request limit.")
-	case errPanic:
+	case panicked:
 		return http.StatusInternalServerError, typeJSON, []byte("{}")
-	case errBusy:
+	case busy:
 		return jsonError(http.StatusServiceUnavailable, "Busy", "too many requests of this task or host are being answered")
-	case errAgentFailed:
+	case agentFailed:
 		return jsonError(http.StatusBadGateway, "AgentFailed", "the ECS agent closed the connection or sent no valid answer")
-	case errAgentSlow:
+	case agentSlow:
 		return jsonError(http.StatusGatewayTimeout, "AgentTimeout", "the ECS agent did not answer in time")
-	case errHeaderTooLong:
+	case headerTooLong:
 		return plainText(http.StatusRequestHeaderFieldsTooLarge)
-	case errBodyTooLong:
+	case bodyTooLong:
 		return plainText(http.StatusRequestEntityTooLarge)
-	case errTooSlow:
+	case tooSlow:
 		return plainText(http.StatusRequestTimeout)
-	case errExpectation:
+	case badExpectation:
 		return plainText(http.StatusExpectationFailed)
-	case errVersion:
+	case badVersion:
 		return plainText(http.StatusHTTPVersionNotSupported)
 	default:
 		return plainText(http.StatusBadRequest)
@@ -104,38 +108,38 @@ func plainText(status int) (int, string, []byte) {
 	return status, typeText, fmt.Appendf(nil, "%d %s", status, http.StatusText(status))
 }
 
-// closes reports whether the connection cannot be used after err.
-func closes(err error) bool {
-	switch err {
-	case errUnknownSource, errNoTask, errNoContainer, errNoStats, errNoTaskStats, errNoRoute, errLimited,
-		errBusy, errAgentFailed, errAgentSlow:
+// closes reports whether the connection cannot be used after it.
+func (f failure) closes() bool {
+	switch f {
+	case unknownSource, noTask, noContainer, noStats, noTaskStats, noRoute, limited,
+		busy, agentFailed, agentSlow:
 		return false
 	}
 	return true
 }
 
-// fail makes err the response.
-func fail(resp *fasthttp.Response, err error, a asked) {
-	status, contentType, body := answerTo(err, a)
+// fail makes f the response.
+func fail(resp *fasthttp.Response, f failure, a asked) {
+	status, contentType, body := answerTo(f, a)
 	resp.SetStatusCode(status)
 	resp.Header.SetContentType(contentType)
 	resp.SetBodyRaw(body)
-	if err == errNoRoute {
+	if f == noRoute {
 		resp.Header.Set("X-Content-Type-Options", "nosniff")
 	}
-	if err == errBusy {
+	if f == busy {
 		resp.Header.Set("Retry-After", "1")
 	}
-	if closes(err) {
+	if f.closes() {
 		resp.SetConnectionClose()
 	}
 }
 
-// rawAnswer is err's answer as it goes over a connection that fasthttp does not write to.
-func rawAnswer(err error) []byte {
-	status, contentType, body := answerTo(err, asked{})
+// rawAnswer is f's answer as it goes over a connection that fasthttp does not write to.
+func rawAnswer(f failure) []byte {
+	status, contentType, body := answerTo(f, asked{})
 	retry := ""
-	if err == errBusy {
+	if f == busy {
 		retry = "Retry-After: 1\r\n"
 	}
 	return fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n%sConnection: close\r\n\r\n%s",
@@ -143,14 +147,14 @@ func rawAnswer(err error) []byte {
 }
 
 // readError tells what kept fasthttp from reading a request.
-func readError(err error) error {
+func readError(err error) failure {
 	var small *fasthttp.ErrSmallBuffer
 	var netErr net.Error
 	switch {
 	case errors.As(err, &small):
-		return errHeaderTooLong
+		return headerTooLong
 	case errors.As(err, &netErr) && netErr.Timeout():
-		return errTooSlow
+		return tooSlow
 	}
-	return errBadRequest
+	return badRequest
 }

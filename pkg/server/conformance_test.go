@@ -1,9 +1,12 @@
 package server
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -16,11 +19,13 @@ import (
 // The ECS agent's behaviour as rows, each with an id. T is a known task with containers A (NORMAL,
 // running) and P (pause); B is a container of another task; U is an unknown source.
 //
-// A row has a test here, or says where its test is because it needs what a server alone has not.
+// A row has a test here; or names the file that has it, under its id, because it needs what a server
+// alone has not; or says why it is none of metad's.
 type row struct {
-	id    string
-	test  func(t *testing.T)
-	where string
+	id     string
+	test   func(t *testing.T)
+	file   string
+	reason string
 }
 
 // rowIDs are all ids of the letters that concern the server.
@@ -36,11 +41,16 @@ func TestConformance(t *testing.T) {
 			t.Errorf("%s: there twice", r.id)
 		}
 		seen[r.id] = true
-		if (r.test == nil) == (r.where == "") {
-			t.Errorf("%s: must have either a test or a place", r.id)
-		}
-		if r.test != nil {
+		switch {
+		case r.test != nil:
 			t.Run(r.id, r.test)
+		case r.file != "":
+			src, err := os.ReadFile(filepath.Join("..", "..", r.file))
+			if err != nil || !bytes.Contains(src, []byte(r.id)) {
+				t.Errorf("%s: not in %s (%v)", r.id, r.file, err)
+			}
+		case r.reason == "":
+			t.Errorf("%s: no test, no place, no reason", r.id)
 		}
 	}
 	for _, l := range rowIDs {
@@ -188,7 +198,7 @@ var rows = []row{
 		c.Ports = []task.Port{{ContainerPort: 80, Protocol: "tcp", HostPort: 8080}}
 		has(t, containerOf(t, c), `"Ports":[{"ContainerPort":80,"Protocol":"tcp","HostPort":80}]`)
 	}},
-	{id: "M26", where: "pkg/docker: which bindings there are is read from Docker's inspect"},
+	{id: "M26", file: "pkg/docker/describe_test.go"},
 	{id: "M27", test: func(t *testing.T) {
 		var c struct{ Labels json.RawMessage }
 		if err := json.Unmarshal([]byte(containerOf(t, running(idA, "app"))), &c); err != nil {
@@ -245,22 +255,22 @@ var rows = []row{
 		h := newHost(t, testConfig(), newTask())
 		want(t, h.get(t, addrT, "/v2/metadata/"+idA+"?x=1"), 200, typeJSON, string(task.AppendContainer(nil, running(idA, "app"))))
 	}},
-	{id: "C04", test: func(t *testing.T) { noContainer(t, idA+"/", idA+"/") }},
-	{id: "C05", test: func(t *testing.T) { noContainer(t, idA[:12], idA[:12]) }},
-	{id: "C06", test: func(t *testing.T) { noContainer(t, "nope", "nope") }},
+	{id: "C04", test: func(t *testing.T) { wantNoContainer(t, idA+"/", idA+"/") }},
+	{id: "C05", test: func(t *testing.T) { wantNoContainer(t, idA[:12], idA[:12]) }},
+	{id: "C06", test: func(t *testing.T) { wantNoContainer(t, "nope", "nope") }},
 	{id: "C07", test: func(t *testing.T) {
-		noContainer(t, "a/b", "a/b")
-		noContainer(t, "a%2Fb", "a/b")
+		wantNoContainer(t, "a/b", "a/b")
+		wantNoContainer(t, "a%2Fb", "a/b")
 	}},
 	{id: "C08", test: func(t *testing.T) {
-		noContainer(t, "<x>&", `\u003cx\u003e\u0026`)
-		noContainer(t, "%00%ff", `\u0000\ufffd`)
-		noContainer(t, "\xff\"", `\ufffd\"`)
+		wantNoContainer(t, "<x>&", `\u003cx\u003e\u0026`)
+		wantNoContainer(t, "%00%ff", `\u0000\ufffd`)
+		wantNoContainer(t, "\xff\"", `\ufffd\"`)
 	}},
-	{id: "C09", test: func(t *testing.T) { noContainer(t, idB, idB) }}, // departure: the agent gives B away
+	{id: "C09", test: func(t *testing.T) { wantNoContainer(t, idB, idB) }}, // departure: the agent gives B away
 	{id: "C10", test: func(t *testing.T) {
 		name := running(idA, "app").DockerName
-		noContainer(t, name, name)
+		wantNoContainer(t, name, name)
 	}},
 
 	{id: "E01", test: func(t *testing.T) { unknown(t, "/v2/metadata") }},
@@ -318,7 +328,7 @@ var rows = []row{
 		}
 		want(t, h.get(t, addrT, "/v2/metadata"), 200, typeJSON, string(task.AppendTask(nil, next)))
 	}},
-	{id: "E08", where: "cmd/metad, test-root: the map is pinned and read before the first packet is let in"},
+	{id: "E08", file: "cmd/metad/serve_root_test.go"},
 
 	{id: "S01", test: func(t *testing.T) {
 		h := newHost(t, testConfig(), sampled())
@@ -386,17 +396,17 @@ var rows = []row{
 		h := newHost(t, testConfig(), tk)
 		want(t, h.get(t, addrT, "/v2/stats"), 400, typeJSON, `"Unable to get task stats for: `+arnT+`"`)
 	}},
-	{id: "S13", where: "pkg/stats: what is in a sample"},
-	{id: "S14", where: "pkg/stats: what is in a sample"},
-	{id: "S15", where: "pkg/stats, test-root: network counters of a real namespace"},
+	{id: "S13", file: "pkg/stats/parse_test.go"},
+	{id: "S14", file: "pkg/stats/tree_test.go"},
+	{id: "S15", file: "pkg/stats/tree_test.go"},
 	{id: "S16", test: func(t *testing.T) { // P's sample, which has the task's network counters, is there; A's is not
 		tk := sampled()
 		tk.Containers[0].Stats.Store(nil)
 		h := newHost(t, testConfig(), tk)
 		want(t, h.get(t, addrT, "/v2/stats/"+idA), 200, typeJSON, "null")
 	}},
-	{id: "S17", where: "pkg/stats: the age of a sample while somebody asks"},
-	{id: "S18", where: "pkg/stats: what is in a sample"},
+	{id: "S17", file: "pkg/stats/sampler_test.go"},
+	{id: "S18", file: "pkg/stats/tree_test.go"},
 
 	{id: "R01", test: func(t *testing.T) {
 		h := newHost(t, testConfig(), newTask())
@@ -637,14 +647,14 @@ var rows = []row{
 		want(t, r, 405, "", "")
 	}},
 
-	{id: "N01", where: "pkg/docker, test-root: the namespace of an awsvpc task with a real Docker Engine"},
-	{id: "N02", where: "pkg/loader, test-root: the source address that the listener sees"},
+	{id: "N01", file: "internal/testdocker/testdocker_root_test.go"},
+	{id: "N02", file: "internal/testdocker/testdocker_root_test.go"},
 	{id: "N03", test: func(t *testing.T) { // two tasks are two addresses; who shares an address is one task
 		h := newHost(t, testConfig(), newTask(), newOther())
 		want(t, h.get(t, addrT, "/v2/metadata"), 200, typeJSON, string(task.AppendTask(nil, newTask())))
 		want(t, h.get(t, addrB, "/v2/metadata"), 200, typeJSON, string(task.AppendTask(nil, newOther())))
 	}},
-	{id: "N04", where: "pkg/loader, test-root: the listener is in a namespace that only bridge ports lead to"},
+	{id: "N04", reason: "51679 is the agent's port: metad's own listener is in a namespace to which only bridge ports lead"},
 
 	{id: "X01", test: validate},
 }
@@ -763,9 +773,9 @@ func unknown(t *testing.T, target string) {
 	want(t, h.get(t, addrU, target), 400, typeJSON, unknownBody)
 }
 
-// noContainer asks for a container by id, as it stands in the path, and wants to be told that there is no
+// wantNoContainer asks for a container by id, as it stands in the path, and wants to be told that there is no
 // such thing, named as shown.
-func noContainer(t *testing.T, id, shown string) {
+func wantNoContainer(t *testing.T, id, shown string) {
 	t.Helper()
 	h := newHost(t, testConfig(), newTask(), newOther())
 	want(t, h.get(t, addrT, "/v2/metadata/"+id), 400, typeJSON, `"Unable to generate metadata for container '`+shown+`'"`)

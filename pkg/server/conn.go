@@ -256,7 +256,7 @@ func (l *listener) admit(nc net.Conn) (*conn, error) {
 	c.remoteText = c.remote.AppendTo(nil)
 	if !l.s.conns.add(c, l.s.clock(time.Now())) {
 		_ = nc.SetWriteDeadline(time.Now().Add(acceptPause))
-		_, _ = nc.Write(rawAnswer(errBusy))
+		_, _ = nc.Write(rawAnswer(busy))
 		_ = nc.Close()
 		return nil, errRefused
 	}

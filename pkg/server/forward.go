@@ -21,53 +21,54 @@ import (
 // understands included, and nothing that a client writes can become part of another request. Only
 // what RFC 9110 calls hop-by-hop is not passed on.
 
-// dialAgent connects to the agent. An error is one for answerTo.
-func (s *Server) dialAgent(deadline time.Time) (net.Conn, error) {
+// dialAgent connects to the agent, for as long as until deadline.
+func (s *Server) dialAgent(deadline time.Time) (net.Conn, failure) {
 	ctx, cancel := context.WithDeadline(s.life, deadline)
 	defer cancel()
 	up, err := s.dial(ctx, "tcp", s.agent)
 	if err == nil {
 		_ = up.SetDeadline(deadline) // fails only on a closed connection, which shows soon enough
-		return up, nil
+		return up, served
 	}
 	if errors.Is(err, syscall.ECONNREFUSED) {
-		return nil, errNoRoute // no agent here, or not now: nobody has the path
+		return nil, noRoute // no agent here, or not now: nobody has the path
 	}
 	return nil, agentError(err)
 }
 
-func agentError(err error) error {
+func agentError(err error) failure {
 	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
-		return errAgentSlow
+		return agentSlow
 	}
-	return errAgentFailed
+	return agentFailed
 }
 
 // forward passes the request on to the agent and its answer back.
-func (s *Server) forward(ctx *fasthttp.RequestCtx, c *conn) error {
+func (s *Server) forward(ctx *fasthttp.RequestCtx, c *conn) failure {
 	h := &ctx.Request.Header
-	head, err := forwardedHead(nil, h)
-	if err != nil {
-		return err
+	head, ok := forwardedHead(nil, h)
+	if !ok {
+		return badRequest
 	}
 	length := int64(h.ContentLength())
 	if length > s.cfg.MaxBodyBytes {
-		return errBodyTooLong
+		return bodyTooLong
 	}
 	if !s.forwards.take() {
-		return s.unforwarded(ctx, c, errBusy)
+		return s.unforwarded(ctx, c, busy)
 	}
 	deadline := time.Now().Add(s.cfg.AgentTimeout)
-	up, err := s.dialAgent(deadline)
-	if err != nil {
+	up, f := s.dialAgent(deadline)
+	if f != served {
 		s.forwards.give()
-		return s.unforwarded(ctx, c, err)
+		return s.unforwarded(ctx, c, f)
 	}
 	x := &exchange{
 		client: c, agent: up, head: head,
 		body: ctx.RequestBodyStream(), length: length, limit: s.cfg.MaxBodyBytes,
 		bodiless: ctx.IsHead(),
-		faults:   make(chan error, 1), uploaded: make(chan struct{}),
+		guard:    s.guard,
+		faults:   make(chan failure, 1), uploaded: make(chan struct{}),
 	}
 	// Not in the handler below: nobody promises that it is called.
 	c.onClose(func() {
@@ -76,38 +77,32 @@ func (s *Server) forward(ctx *fasthttp.RequestCtx, c *conn) error {
 	})
 	// Answers to pipelined requests before this one may still be in fasthttp's buffer: it writes
 	// them before it calls the handler, which is why the exchange has to wait for it.
-	ctx.HijackSetNoResponse(true)
-	ctx.Hijack(func(net.Conn) {
-		defer func() {
-			if r := recover(); r != nil {
-				s.logPanic(r)
-			}
-		}()
+	s.hijack(ctx, func(net.Conn) {
 		_ = c.SetDeadline(deadline.Add(lingering)) // after the agent's: there may be a 504 to write
 		x.run()
 	})
-	return nil
+	return served
 }
 
 // unforwarded prepares an answer of our own to a request that did not reach the agent.
-func (s *Server) unforwarded(ctx *fasthttp.RequestCtx, c *conn, err error) error {
-	if err := s.finishBody(ctx); err != nil {
-		return err
+func (s *Server) unforwarded(ctx *fasthttp.RequestCtx, c *conn, why failure) failure {
+	if f := s.finishBody(ctx); f != served {
+		return f
 	}
 	s.setRateHeaders(ctx, c)
-	return err
+	return why
 }
 
 // forwardedHead appends the request as the agent is to get it, up to its body: the first line and the
 // header lines as they were received, in their order and spelling, without those that concern
-// this connection only.
-func forwardedHead(dst []byte, h *fasthttp.RequestHeader) ([]byte, error) {
+// this connection only. It returns false if there is more than one way to read the request.
+func forwardedHead(dst []byte, h *fasthttp.RequestHeader) (head []byte, ok bool) {
 	if h.IsConnect() { // a tunnel, not a request
-		return nil, errBadRequest
+		return nil, false
 	}
 	var hop [][]byte // names that a Connection line declares hop-by-hop
 	var lengths, encodings int
-	err := eachLine(h.RawHeaders(), func(_, name, value []byte) {
+	ok = eachLine(h.RawHeaders(), func(_, name, value []byte) {
 		switch {
 		case isName(name, "Connection"):
 			for token := range bytes.SplitSeq(value, []byte(",")) {
@@ -120,8 +115,8 @@ func forwardedHead(dst []byte, h *fasthttp.RequestHeader) ([]byte, error) {
 		}
 	})
 	chunked := h.ContentLength() == -1
-	if err != nil || lengths+encodings > 1 || (encodings == 1) != chunked {
-		return nil, errBadRequest
+	if !ok || lengths+encodings > 1 || (encodings == 1) != chunked {
+		return nil, false
 	}
 	dst = append(dst, h.Method()...)
 	dst = append(dst, ' ')
@@ -143,38 +138,38 @@ func forwardedHead(dst []byte, h *fasthttp.RequestHeader) ([]byte, error) {
 	if chunked {
 		dst = append(dst, "Transfer-Encoding: chunked\r\n"...)
 	}
-	return append(dst, "Connection: close\r\n\r\n"...), nil
+	return append(dst, "Connection: close\r\n\r\n"...), true
 }
 
-// eachLine calls f for each header line (with its line end), or returns an error if one is not exactly
+// eachLine calls f for each header line (with its line end), or returns false if one is not exactly
 // "name: value\r\n": what one side reads as a continuation and the other does not is how requests get
 // smuggled.
-func eachLine(raw []byte, f func(line, name, value []byte)) error {
+func eachLine(raw []byte, f func(line, name, value []byte)) bool {
 	for len(raw) > 0 {
 		line, rest, ok := bytes.Cut(raw, []byte("\r\n"))
 		if !ok {
-			return errBadRequest
+			return false
 		}
 		if len(line) == 0 {
-			return nil
+			return true
 		}
 		name, value, ok := bytes.Cut(line, []byte(":"))
 		if !ok || !isToken(name) || bytes.ContainsAny(value, "\r\n\x00") {
-			return errBadRequest
+			return false
 		}
 		f(raw[:len(line)+2], name, bytes.TrimSpace(value))
 		raw = rest
 	}
-	return nil
+	return true
 }
 
-// hasContentLength reports whether there is such a header line.
+// hasContentLength reports whether there is such a header line, or may be.
 func hasContentLength(raw []byte) bool {
 	found := false
-	err := eachLine(raw, func(_, name, _ []byte) {
+	ok := eachLine(raw, func(_, name, _ []byte) {
 		found = found || isName(name, "Content-Length")
 	})
-	return found || err != nil
+	return found || !ok
 }
 
 // isToken reports whether b is a token of RFC 9110, 5.6.2.
@@ -213,7 +208,8 @@ type exchange struct {
 	limit         int64     // of the body
 	bodiless      bool      // the answer has no body whatever its header says
 
-	faults   chan error    // gets what the client did wrong in its body
+	guard    func()        // deferred, handles a panic
+	faults   chan failure  // gets what the client did wrong in its body
 	uploaded chan struct{} // closed when nobody reads body any more
 }
 
@@ -227,13 +223,12 @@ func (x *exchange) run() {
 	begun, err := x.download()
 	_ = x.agent.Close()
 	if err != nil && !begun {
+		f := agentError(err)
 		select {
-		case fault := <-x.faults:
-			err = fault
+		case f = <-x.faults: // why the agent did not answer
 		default:
-			err = agentError(err)
 		}
-		_, _ = x.client.Write(rawAnswer(err))
+		_, _ = x.client.Write(rawAnswer(f))
 	}
 	select {
 	case <-x.uploaded:
@@ -253,6 +248,7 @@ func (x *exchange) run() {
 // gets to the point of looking for the answer.
 func (x *exchange) upload() {
 	defer close(x.uploaded)
+	defer x.guard()
 	_, err := x.agent.Write(x.head)
 	if x.body == nil {
 		return
@@ -267,7 +263,7 @@ func (x *exchange) upload() {
 		n, errRead := x.body.Read(buf)
 		total += int64(n)
 		if total > x.limit {
-			x.fault(errBodyTooLong)
+			x.fault(bodyTooLong)
 			return
 		}
 		if err == nil && n > 0 {
@@ -276,7 +272,7 @@ func (x *exchange) upload() {
 		if errRead == nil {
 			continue
 		}
-		if errRead != io.EOF || x.length >= 0 && total != x.length {
+		if !errors.Is(errRead, io.EOF) || x.length >= 0 && total != x.length {
 			x.fault(readError(errRead))
 			return
 		}
@@ -288,8 +284,8 @@ func (x *exchange) upload() {
 }
 
 // fault ends the exchange because of something that the client did.
-func (x *exchange) fault(err error) {
-	x.faults <- err
+func (x *exchange) fault(f failure) {
+	x.faults <- f
 	_ = x.agent.Close()
 }
 
@@ -340,20 +336,24 @@ func answerHead(r *bufio.Reader, bodiless bool) (head []byte, length int64, err 
 		}
 		head = append(append(head, line...), "\r\n"...)
 		length = -1
-		err = eachLine(rest, func(line, name, value []byte) {
+		framings := 0
+		ok := eachLine(rest, func(line, name, value []byte) {
 			switch {
 			case isName(name, "Connection"), isName(name, "Keep-Alive"), isName(name, "Proxy-Connection"):
 				return
-			case isName(name, "Content-Length"):
-				if n, err := fasthttp.ParseUint(value); err == nil && length == -1 {
-					length = int64(n)
-				}
 			case isName(name, "Transfer-Encoding"):
-				length = -2
+				framings++
+			case isName(name, "Content-Length"):
+				framings++
+				if n, err := fasthttp.ParseUint(value); err == nil {
+					length = int64(n)
+				} else {
+					framings++
+				}
 			}
 			head = append(head, line...)
 		})
-		if err != nil {
+		if !ok || framings > 1 { // nobody can tell where it ends
 			return nil, 0, errAnswer
 		}
 		if bodiless {

@@ -86,9 +86,11 @@ func TestForwardBytes(t *testing.T) {
 		"HTTP/1.1 200\r\n\r\nuntil the end", "HTTP/1.1 200\r\nConnection: close\r\n\r\nuntil the end")
 	f("closing mid-answer", "GET /v4/x HTTP/1.1\r\nHost: h\r\n\r\n", "GET /v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
 		"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nok", "HTTP/1.1 200 OK\r\nContent-Length: 99\r\nConnection: close\r\n\r\nok")
-	failed := string(rawAnswer(errAgentFailed))
+	failed := string(rawAnswer(agentFailed))
 	f("no answer", "GET /v4/x HTTP/1.1\r\nHost: h\r\n\r\n", "GET /v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", "", failed)
 	for _, garbage := range []string{"hello\r\n\r\n", "HTTP/1.1 101 Switching Protocols\r\n\r\n", "HTTP/2.0 200 OK\r\n\r\n", "HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n2\r\nok\r\n0\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
+		"HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\nok", "HTTP/1.1 200 O\rK\r\n\r\n",
 		"HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 70_000) + "\r\n\r\n", "HTTP/1.1 200 OK\r\n" + strings.Repeat("X: y\r\n", 20_000) + "\r\n"} {
 		f("garbage", "GET /v4/x HTTP/1.1\r\nHost: h\r\n\r\n", "GET /v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", garbage, failed)
 	}
@@ -200,6 +202,30 @@ func TestForwardEarlyAnswer(t *testing.T) {
 	h.quiet(t)
 }
 
+// An answer ends where it says, not when the agent closes.
+func TestForwardAnswerEnds(t *testing.T) {
+	for method, answer := range map[string]string{
+		"GET":  "HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n",
+		"PUT":  "HTTP/1.1 204 No Content\r\n",
+		"HEAD": "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n",
+		"POST": "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n",
+	} {
+		a := rawAgent(t, func(c net.Conn) {
+			_, _ = io.WriteString(c, answer+"\r\n")
+			_, _ = io.Copy(io.Discard, c)
+		})
+		cfg := a.config()
+		cfg.AgentTimeout = time.Hour
+		h := newHost(t, cfg, newTask())
+		c := h.dial(t, addrT)
+		_, _ = io.WriteString(c, method+" /v4/x HTTP/1.1\r\nHost: h\r\n\r\n")
+		if got := readAll(t, c); got != answer+"Connection: close\r\n\r\n" {
+			t.Errorf("%s: got %q", method, got)
+		}
+		h.quiet(t)
+	}
+}
+
 // The client that leaves in the middle of its body: the agent must not take what came for all of it.
 func TestForwardClientLeaves(t *testing.T) {
 	for _, framing := range []string{"Content-Length: 100000\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n3000\r\n"} {
@@ -208,7 +234,9 @@ func TestForwardClientLeaves(t *testing.T) {
 			_, err := io.Copy(io.Discard, r.Body)
 			ended <- err
 		}))
-		h := newHost(t, a.config(), newTask())
+		cfg := a.config()
+		cfg.AgentTimeout = time.Hour // not what ends it
+		h := newHost(t, cfg, newTask())
 		c := h.dial(t, addrT)
 		_, _ = io.WriteString(c, "POST /api/e HTTP/1.1\r\nHost: h\r\n"+framing+strings.Repeat("x", 9000))
 		eventually(t, "agent has the request", func() bool { return a.connections() == 1 })
@@ -379,5 +407,27 @@ func TestForwardSDK(t *testing.T) {
 	h.agent = mute(t)
 	if _, err := get(credentialsID); err == nil || !strings.Contains(err.Error(), "AgentTimeout") {
 		t.Errorf("mute agent: got %v", err)
+	}
+}
+
+type panicReader struct{}
+
+func (panicReader) Read([]byte) (int, error) { panic("read") }
+
+// The body is read where fasthttp and the handler's own guard do not reach.
+func TestForwardPanic(t *testing.T) {
+	h := newStopped(t, testConfig())
+	client, clients := net.Pipe()
+	up, agents := net.Pipe()
+	go func() {
+		_, _ = bufio.NewReader(agents).ReadString('\n')
+		_, _ = io.WriteString(agents, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+	}()
+	go func() { _, _ = io.Copy(io.Discard, clients) }()
+	x := &exchange{client: client, agent: up, head: []byte("GET\n"), body: panicReader{}, limit: 1, guard: h.guard,
+		faults: make(chan failure, 1), uploaded: make(chan struct{})}
+	x.run()
+	if n := h.Counters().Panics; n != 1 {
+		t.Errorf("counted %d, want 1", n)
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -102,7 +104,7 @@ func FuzzRequest(f *testing.F) {
 		}
 		r := bufio.NewReader(bytes.NewReader(out))
 		for {
-			if _, err := r.Peek(1); err == io.EOF {
+			if _, err := r.Peek(1); errors.Is(err, io.EOF) {
 				return
 			}
 			resp, err := http.ReadResponse(r, nil)
@@ -155,7 +157,7 @@ func FuzzForward(f *testing.F) {
 			_, _ = io.WriteString(agents, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 			rest, _ := io.ReadAll(r)
 			if len(rest) > 0 {
-				err = &http.ProtocolError{ErrorString: "after the request: " + string(rest)}
+				err = fmt.Errorf("after the request: %q", rest)
 			}
 			results <- result{req, err}
 		}()

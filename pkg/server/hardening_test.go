@@ -100,6 +100,7 @@ func TestUnwantedBodies(t *testing.T) {
 			fmt.Sprintf("POST /v2/metadata HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body),
 			fmt.Sprintf("POST /v2/metadata HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n%s", len(body), body),
 			fmt.Sprintf("POST /v2//stats HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", len(body), body),
+			fmt.Sprintf("PUT /v2/%%0a HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body),
 			fmt.Sprintf("GET /nope HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body),
 		} {
 			c := h.dial(t, addrT)
@@ -159,6 +160,18 @@ func TestOddRequests(t *testing.T) {
 	_, _ = io.WriteString(c, "GET /v2/metadata HTTP/1.0\r\n\r\n")
 	if all := readAll(t, c); !strings.HasSuffix(all, doc) { // and closed, or this would not return
 		t.Errorf("HTTP/1.0: got %q", all)
+	}
+
+	for _, connection := range []string{"close", "Close", "keep-alive, CLOSE", "x ,close , y"} {
+		c := h.dial(t, addrT)
+		_, _ = io.WriteString(c, "GET /v2/metadata HTTP/1.1\r\nHost: x\r\nConnection: "+connection+"\r\n\r\n")
+		r := bufio.NewReader(c)
+		if got := read(t, r, "GET"); !got.Close {
+			t.Errorf("Connection: %s: stays open", connection)
+		}
+	}
+	if r := h.get(t, addrT, "/v2/metadata", "Connection: closed"); r.Close {
+		t.Error("Connection: closed: is closed")
 	}
 
 	f := func(raw string, status int) {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -158,7 +159,7 @@ func (h *host) listen(t testing.TB) net.Listener {
 		cancel() // no client of a test has anything left to ask
 		_ = h.Shutdown(ctx)
 		_ = ln.Close()
-		if err := <-served; err != ErrStopped {
+		if err := <-served; !errors.Is(err, ErrStopped) {
 			t.Errorf("Serve: got %v, want ErrStopped", err)
 		}
 	})

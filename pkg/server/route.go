@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"errors"
 	"net/url"
 	"path"
 	"strings"
@@ -70,7 +71,7 @@ func parsePath(target []byte) (p []byte, redirect string, err error) {
 		return nil, "", err
 	}
 	if u.Opaque != "" || target[0] == '*' { // "mailto:x", or the server as a whole
-		return nil, "", errBadRequest
+		return nil, "", errNoPath
 	}
 	if clean := cleanPath(u.Path); clean != u.Path {
 		u.Path = clean
@@ -78,6 +79,8 @@ func parsePath(target []byte) (p []byte, redirect string, err error) {
 	}
 	return []byte(u.Path), "", nil
 }
+
+var errNoPath = errors.New("request target without a path")
 
 // cleanPath removes empty, "." and ".." elements and keeps a slash at the end, as the agent's router
 // does (gorilla/mux, cleanPath).

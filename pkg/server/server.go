@@ -20,6 +20,7 @@ import (
 	"go.uber.org/zap"
 
 	"metad/pkg/lookup"
+	"metad/pkg/task"
 )
 
 // Tasks finds the task that a connection comes from; *lookup.Table does.
@@ -200,9 +201,9 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 		ctx.SetConnectionClose()
 	}
 	a := asked{}
-	if err := s.answer(ctx, c, &a); err != nil {
+	if f := s.answer(ctx, c, &a); f != served {
 		a.addr, a.arn = c.remote.Addr().String(), c.arn
-		fail(&ctx.Response, err, a)
+		fail(&ctx.Response, f, a)
 	}
 }
 
@@ -210,7 +211,7 @@ func (s *Server) recovered(ctx *fasthttp.RequestCtx) {
 	if r := recover(); r != nil {
 		s.logPanic(r)
 		ctx.Response.ResetBody()
-		fail(&ctx.Response, errPanic, asked{})
+		fail(&ctx.Response, panicked, asked{})
 	}
 }
 
@@ -222,16 +223,35 @@ func (s *Server) logPanic(r any) {
 	}
 }
 
+// hijack lets f have the connection to itself, once everything before has been written.
+func (s *Server) hijack(ctx *fasthttp.RequestCtx, f func(net.Conn)) {
+	ctx.HijackSetNoResponse(true)
+	ctx.Hijack(func(nc net.Conn) {
+		defer s.guard()
+		f(nc)
+	})
+}
+
+// guard, deferred, makes a panic the end of the connection instead of the process.
+func (s *Server) guard() {
+	if r := recover(); r != nil {
+		s.logPanic(r)
+	}
+}
+
 // handleReadError answers what could not be read as a request.
 func (s *Server) handleReadError(ctx *fasthttp.RequestCtx, err error) {
 	fail(&ctx.Response, readError(err), asked{})
 }
 
-// answer makes the response, or returns an error for answerTo; a.id is set to the container asked for.
-func (s *Server) answer(ctx *fasthttp.RequestCtx, c *conn, a *asked) error {
+// answer makes the response, unless it returns a failure; a.id is set to the container asked for.
+func (s *Server) answer(ctx *fasthttp.RequestCtx, c *conn, a *asked) failure {
 	req := &ctx.Request.Header
 	if !req.IsHTTP11() && string(req.Protocol()) != "HTTP/1.0" {
-		return errVersion
+		return badVersion
+	}
+	if hasToken(req.Peek(fasthttp.HeaderConnection), tokenClose) { // fasthttp knows one spelling of it
+		ctx.SetConnectionClose()
 	}
 	target := req.RequestURI()
 	path, ok := plainPath(target)
@@ -239,7 +259,7 @@ func (s *Server) answer(ctx *fasthttp.RequestCtx, c *conn, a *asked) error {
 		var redirect string
 		var err error
 		if path, redirect, err = parsePath(target); err != nil {
-			return errBadRequest
+			return badRequest
 		}
 		if redirect != "" {
 			ctx.Response.SetStatusCode(fasthttp.StatusMovedPermanently)
@@ -247,25 +267,28 @@ func (s *Server) answer(ctx *fasthttp.RequestCtx, c *conn, a *asked) error {
 			return s.finishBody(ctx)
 		}
 		if hasNewline(path) {
-			return errNoRoute
+			if f := s.finishBody(ctx); f != served {
+				return f
+			}
+			return noRoute
 		}
 	}
 	r, id := routeOf(path)
 	if r == routeOther && s.agent != "" {
 		return s.forward(ctx, c) // the agent has limits of its own
 	}
-	if err := s.finishBody(ctx); err != nil {
-		return err
+	if f := s.finishBody(ctx); f != served {
+		return f
 	}
 	s.setRateHeaders(ctx, c)
 	if s.cfg.Rate != (RateLimit{}) {
 		if wait := c.peer.bucket.take(s.clock(s.now(ctx)), s.cfg.Rate); wait > 0 {
 			ctx.Response.Header.Set(fasthttp.HeaderRetryAfter, strconv.FormatInt((wait+1e9-1)/1e9, 10))
-			return errLimited
+			return limited
 		}
 	}
 	if r == routeOther {
-		return errNoRoute
+		return noRoute
 	}
 	a.id = id
 	view := s.resolve(c)
@@ -281,7 +304,7 @@ func (s *Server) answer(ctx *fasthttp.RequestCtx, c *conn, a *asked) error {
 	case routeContainer:
 		cv := view.Container(id)
 		if cv == nil {
-			return errNoContainer
+			return noContainer
 		}
 		resp.SetBodyRaw(cv.Document)
 	case routeTags:
@@ -291,7 +314,7 @@ func (s *Server) answer(ctx *fasthttp.RequestCtx, c *conn, a *asked) error {
 	case routeContainerStats:
 		return s.containerStats(ctx, c, view, id)
 	}
-	return nil
+	return served
 }
 
 // resolve returns the task that c belongs to, nil if it is not known, after a bounded wait if it
@@ -311,27 +334,27 @@ func (s *Server) resolve(c *conn) *lookup.View {
 }
 
 // goneOrUnknown tells a source that never had a task from one whose task was there a request ago.
-func goneOrUnknown(r route, c *conn) error {
+func goneOrUnknown(r route, c *conn) failure {
 	if c.arn == "" {
-		return errUnknownSource
+		return unknownSource
 	}
 	switch r {
 	case routeContainer:
-		return errNoContainer
+		return noContainer
 	case routeContainerStats:
-		return errNoStats
+		return noStats
 	case routeTaskStats:
-		return errNoTaskStats
+		return noTaskStats
 	}
-	return errNoTask
+	return noTask
 }
 
 var jsonNull = []byte("null")
 
 // taskStats answers {"<id>": sample or null, …}, in the task's order.
-func (s *Server) taskStats(ctx *fasthttp.RequestCtx, v *lookup.View) error {
+func (s *Server) taskStats(ctx *fasthttp.RequestCtx, v *lookup.View) failure {
 	if v.Task.Containers == nil {
-		return errNoTaskStats
+		return noTaskStats
 	}
 	asked := s.now(ctx).UnixNano()
 	resp := &ctx.Response
@@ -350,24 +373,25 @@ func (s *Server) taskStats(ctx *fasthttp.RequestCtx, v *lookup.View) error {
 		resp.AppendBodyString(before)
 	}
 	resp.AppendBodyString("}")
-	return nil
+	return served
 }
 
-func (s *Server) containerStats(ctx *fasthttp.RequestCtx, c *conn, v *lookup.View, id []byte) error {
+func (s *Server) containerStats(ctx *fasthttp.RequestCtx, c *conn, v *lookup.View, id []byte) failure {
 	cv := v.Container(id)
-	if cv == nil || !cv.Running() {
-		return errNoStats
+	// Not asked whether it runs: one that was just started may not be known to, and it is the one that asks.
+	if cv == nil || cv.KnownStatus == task.StatusStopped {
+		return noStats
 	}
 	if s.cfg.Samples != nil && !ctx.IsHead() && len(ctx.URI().QueryString()) > 0 && ctx.QueryArgs().GetBool("stream") {
 		return s.stream(ctx, c, cv.ID)
 	}
 	ctx.Response.SetBodyRaw(sampleOf(cv, s.now(ctx).UnixNano()))
-	return nil
+	return served
 }
 
 // sampleOf returns cv's last sample, null if it has none, and tells the sampler that somebody asked.
 func sampleOf(cv *lookup.ContainerView, now int64) []byte {
-	if !cv.Running() {
+	if cv.KnownStatus == task.StatusStopped {
 		return jsonNull
 	}
 	cv.Stats.Ask(now)
@@ -399,27 +423,42 @@ func (s *Server) setRateHeaders(ctx *fasthttp.RequestCtx, c *conn) {
 const maxSkippedBody = 256 << 10
 
 // finishBody reads past the request's body: fasthttp would take the rest of it for the next request.
-// An error means that the request is malformed.
-func (s *Server) finishBody(ctx *fasthttp.RequestCtx) error {
+// It fails if the request is malformed.
+func (s *Server) finishBody(ctx *fasthttp.RequestCtx) failure {
 	h := &ctx.Request.Header
 	if expect := h.Peek(fasthttp.HeaderExpect); len(expect) > 0 && !bytes.EqualFold(expect, expectContinue) {
-		return errExpectation
+		return badExpectation
 	}
 	body := ctx.RequestBodyStream()
 	if body == nil {
-		return nil
+		return served
 	}
 	if h.ContentLength() == -1 && hasContentLength(h.RawHeaders()) {
-		return errBadRequest // two lengths: which one counts is how requests get smuggled
+		return badRequest // two lengths: which one counts is how requests get smuggled
 	}
 	n, err := io.CopyN(io.Discard, body, maxSkippedBody+1)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return readError(err)
 	}
 	if n > maxSkippedBody {
 		ctx.SetConnectionClose()
 	}
-	return nil
+	return served
 }
 
-var expectContinue = []byte("100-continue")
+var (
+	expectContinue = []byte("100-continue")
+	tokenClose     = []byte("close")
+)
+
+// hasToken reports whether a comma-separated list has the token, in any case. It does not allocate.
+func hasToken(list, token []byte) bool {
+	for len(list) >= len(token) {
+		item, rest, _ := bytes.Cut(list, []byte(","))
+		if bytes.EqualFold(bytes.TrimSpace(item), token) {
+			return true
+		}
+		list = rest
+	}
+	return false
+}

@@ -224,6 +224,8 @@ func TestPeersForgotten(t *testing.T) {
 	for greedy.peer.bucket.take(now, RateLimit{PerSecond: 1, Burst: 1000}) == 0 {
 	}
 	_ = greedy.Close()
+	holder := &conn{Conn: newLoopConn(addrT), tag: 1 << 20} // asks for nothing, but is there
+	cs.add(holder, now)
 	for i := range 10_000 {
 		c := &conn{Conn: newLoopConn(addrT), tag: uint32(i + 2)}
 		if !cs.add(c, now) {
@@ -238,6 +240,9 @@ func TestPeersForgotten(t *testing.T) {
 	}
 	if cs.peers[greedy.src] != greedy.peer {
 		t.Error("who has used up its tokens was forgotten")
+	}
+	if cs.peers[holder.src] != holder.peer {
+		t.Error("who has a connection was forgotten")
 	}
 }
 
@@ -300,7 +305,7 @@ func TestPanic(t *testing.T) {
 		_, _ = c.Write(request("/v2/metadata"))
 		r := bufio.NewReader(c)
 		want(t, read(t, r, "GET"), 500, typeJSON, "{}")
-		if _, err := r.ReadByte(); err != io.EOF {
+		if _, err := r.ReadByte(); !errors.Is(err, io.EOF) {
 			t.Errorf("connection: got %v, want it closed", err)
 		}
 	}
@@ -345,7 +350,7 @@ func TestShutdownDrains(t *testing.T) {
 	eventually(t, "accepted", func() bool { return h.Counters().Open == 3 && len(h.forwards) == 1 })
 
 	done := h.shutdown(context.Background())
-	if err := h.Serve(nil); err != ErrStopped {
+	if err := h.Serve(nil); !errors.Is(err, ErrStopped) {
 		t.Errorf("Serve while stopping: got %v", err)
 	}
 	for c, r := range map[net.Conn]*bufio.Reader{fresh: bufio.NewReader(fresh), idle: idleReader} {
@@ -374,13 +379,15 @@ func TestShutdownDeadline(t *testing.T) {
 	cfg.AgentURL = "http://" + mute(t)
 	cfg.AgentTimeout, cfg.ReadTimeout = time.Minute, time.Minute
 	h := newHost(t, cfg, newTask())
+	h.cfg.UnknownWait = time.Hour
 	h.dial(t, addrT)
 	_, _ = h.dial(t, addrT).Write(request("/v4/x"))
-	eventually(t, "accepted", func() bool { return h.Counters().Open == 2 && len(h.forwards) == 1 })
+	_, _ = h.dial(t, addrU).Write(request("/v2/metadata"))
+	eventually(t, "accepted", func() bool { return h.Counters().Open == 3 && h.Counters().Waiting == 1 && len(h.forwards) == 1 })
 	ctx, cancel := context.WithCancel(context.Background())
 	done := h.shutdown(ctx)
 	cancel()
-	if err := <-done; err != context.Canceled {
+	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	h.quiet(t)
@@ -400,7 +407,9 @@ func TestShutdownLeavesListener(t *testing.T) {
 	}
 	waiting := old.dial(t, addrT) // before anybody accepts
 	_, _ = waiting.Write(request("/v2/metadata"))
-	_ = ln.Close()
+	if err := ln.Close(); err != nil {
+		t.Errorf("Shutdown closed what is not its own: %v", err)
+	}
 
 	handed, err := net.FileListener(file)
 	if err != nil {
@@ -417,7 +426,52 @@ func TestShutdownLeavesListener(t *testing.T) {
 		t.Error(err)
 	}
 	_ = handed.Close()
-	if err := <-served; err != ErrStopped {
+	if err := <-served; !errors.Is(err, ErrStopped) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// lateListener accepts c as it is told to stop, and nothing else.
+type lateListener struct {
+	brokenListener
+	c       *onceConn
+	stopped chan struct{}
+}
+
+func (l *lateListener) SetDeadline(time.Time) error {
+	close(l.stopped)
+	return nil
+}
+
+func (l *lateListener) Accept() (net.Conn, error) {
+	<-l.stopped
+	if c := l.c; c != nil {
+		l.c = nil
+		time.Sleep(50 * time.Millisecond) // for Shutdown to be wrong in
+		return c, nil
+	}
+	return nil, os.ErrDeadlineExceeded
+}
+
+// A connection that is accepted at the very moment is served.
+func TestShutdownServesLast(t *testing.T) {
+	h := newStopped(t, testConfig(), newTask())
+	c := newOnceConn(request("/v2/metadata"))
+	l := &lateListener{c: c, stopped: make(chan struct{})}
+	served := make(chan error, 1)
+	go func() { served <- h.Serve(l) }()
+	eventually(t, "serving", func() bool {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return len(h.listeners) == 1
+	})
+	if err := h.Shutdown(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.out.String(); !strings.HasPrefix(got, "HTTP/1.1 200 OK\r\n") {
+		t.Errorf("got %q", got)
+	}
+	if err := <-served; !errors.Is(err, ErrStopped) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -17,9 +17,9 @@ const streamBuffer = 16 << 10
 
 // stream answers with a line for each new sample of the container until it stops, the client leaves, or
 // the client is too slow: nothing is kept for it here.
-func (s *Server) stream(ctx *fasthttp.RequestCtx, c *conn, id string) error {
+func (s *Server) stream(ctx *fasthttp.RequestCtx, c *conn, id string) failure {
 	if !s.streams.take() {
-		return errBusy
+		return busy
 	}
 	samples, cancel := s.cfg.Samples.Subscribe(id)
 	c.onClose(func() {
@@ -41,9 +41,12 @@ func (s *Server) stream(ctx *fasthttp.RequestCtx, c *conn, id string) error {
 	if tc, ok := c.Conn.(*net.TCPConn); ok {
 		_ = tc.SetWriteBuffer(streamBuffer) // only makes the slow client's end come sooner
 	}
-	ctx.HijackSetNoResponse(true)
-	ctx.Hijack(func(nc net.Conn) {
+	s.hijack(ctx, func(nc net.Conn) {
 		gone := make(chan struct{})
+		defer func() {
+			_ = c.SetReadDeadline(time.Unix(1, 0)) // the reader's buffer is fasthttp's again after this
+			<-gone
+		}()
 		go func() {
 			defer close(gone)
 			var b [1]byte
@@ -54,10 +57,8 @@ func (s *Server) stream(ctx *fasthttp.RequestCtx, c *conn, id string) error {
 			}
 		}()
 		s.writeSamples(c, head, samples, chunked, gone)
-		_ = c.SetReadDeadline(time.Unix(1, 0)) // the reader's buffer is fasthttp's again after this
-		<-gone
 	})
-	return nil
+	return served
 }
 
 func (s *Server) writeSamples(c *conn, buf []byte, samples <-chan *task.Sample, chunked bool, gone <-chan struct{}) {

@@ -148,6 +148,27 @@ func TestStreamSlowReader(t *testing.T) {
 	}
 }
 
+// A panic outside of fasthttp's hands ends the connection, too, and no more.
+func TestStreamPanic(t *testing.T) {
+	h, f := streaming(t, nil)
+	c := h.dial(t, addrT)
+	_, _ = c.Write(request(streamTarget))
+	eventually(t, "subscribed", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		for ch := range f.subs[idA] {
+			ch <- nil // never to be sent
+			return true
+		}
+		return false
+	})
+	_ = readAll(t, c)
+	if n := h.Counters().Panics; n != 1 {
+		t.Errorf("counted %d, want 1", n)
+	}
+	h.quiet(t)
+}
+
 func TestStreamEndsAtShutdown(t *testing.T) {
 	h, f := streaming(t, nil)
 	c := h.dial(t, addrT)

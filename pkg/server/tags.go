@@ -40,12 +40,12 @@ func (s *Server) taggedDocument(t *task.Task) ([]byte, error) {
 		return nil, errNoTags
 	}
 	if !s.forwards.take() {
-		return nil, errBusy
+		return nil, errNoTags
 	}
 	defer s.forwards.give()
-	up, err := s.dialAgent(time.Now().Add(s.cfg.AgentTimeout))
-	if err != nil {
-		return nil, err
+	up, f := s.dialAgent(time.Now().Add(s.cfg.AgentTimeout))
+	if f != served {
+		return nil, errNoTags
 	}
 	defer up.Close()
 	if _, err := fmt.Fprintf(up, "GET /v3/%s/taskWithTags HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", id, s.agent); err != nil {

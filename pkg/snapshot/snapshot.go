@@ -162,8 +162,9 @@ func NewWriter(dir string) (*Writer, error) {
 }
 
 // Run writes what views returns at every interval (zero: 5s) in which something has changed, and once
-// more when ctx ends. Errors are logged, the first of a row.
-func (w *Writer) Run(ctx context.Context, every time.Duration, views func() []*lookup.View, log *zap.Logger) {
+// more when ctx ends; nothing when views says that the file is another process's now. Errors are
+// logged, the first of a row.
+func (w *Writer) Run(ctx context.Context, every time.Duration, views func() (v []*lookup.View, ours bool), log *zap.Logger) {
 	if every == 0 {
 		every = defaultEvery
 	}
@@ -176,7 +177,11 @@ func (w *Writer) Run(ctx context.Context, every time.Duration, views func() []*l
 		case <-ctx.Done():
 			ended = true
 		}
-		err := w.Write(views())
+		v, ours := views()
+		if !ours {
+			continue
+		}
+		err := w.Write(v)
 		if err != nil && !failed {
 			log.Error("cannot save tasks for the next start", zap.Error(err))
 		}

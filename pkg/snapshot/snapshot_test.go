@@ -330,9 +330,13 @@ func TestRun(t *testing.T) {
 	vs := views(t, kernel{}, fullTask())
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	w.Run(ctx, time.Hour, func() []*lookup.View { return vs }, zap.NewNop())
+	w.Run(ctx, time.Hour, func() ([]*lookup.View, bool) { return vs, true }, zap.NewNop())
 	if got := Read(dir, zap.NewNop()); len(got) != 1 {
 		t.Errorf("got %d tasks, want 1", len(got))
+	}
+	w.Run(ctx, time.Hour, func() ([]*lookup.View, bool) { return nil, false }, zap.NewNop())
+	if got := Read(dir, zap.NewNop()); len(got) != 1 {
+		t.Errorf("after a run that did not own the file: got %d tasks, want 1", len(got))
 	}
 
 	if err := os.RemoveAll(dir); err != nil {
@@ -342,11 +346,11 @@ func TestRun(t *testing.T) {
 	ctx, cancel = context.WithCancel(context.Background())
 	calls := 0
 	w = &Writer{dir: dir}
-	w.Run(ctx, time.Millisecond, func() []*lookup.View {
+	w.Run(ctx, time.Millisecond, func() ([]*lookup.View, bool) {
 		if calls++; calls == 5 {
 			cancel()
 		}
-		return vs
+		return vs, true
 	}, zap.New(core))
 	if calls < 5 || logs.Len() != 1 {
 		t.Errorf("got %d lines of %d failures, want 1", logs.Len(), calls)

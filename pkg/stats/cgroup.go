@@ -59,7 +59,11 @@ type CgroupSource struct {
 	memTotal uint64 // of the host, which is what the Engine gives as the limit of a container without
 	net      netSource
 
-	// Scratch, and what all readings share. Guarded by the sampler's lock, as every Feed is.
+	files   *[fileCount]cgroupFile
+	maxKept int // how many files may be open beside the directories
+
+	// Scratch, and what all feeds share. Guarded by the sampler's lock, as every Feed is.
+	kept   int
 	buf    []byte
 	c      Counters
 	blkio  [2][]BlkioEntry
@@ -82,14 +86,22 @@ func NewCgroupSource(cfg CgroupConfig) (*CgroupSource, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cgroup statistics: meminfo: %w", err)
 	}
-	_, err = os.Stat(filepath.Join(cfg.CgroupRoot, "cgroup.controllers"))
-	return &CgroupSource{
+	s := &CgroupSource{
 		cfg:      cfg,
-		v2:       err == nil,
 		memTotal: total,
 		net:      newNetSource(cfg.ProcRoot, cfg.Links),
+		files:    &filesV1,
 		buf:      make([]byte, maxFileBytes),
-	}, nil
+	}
+	if _, err := os.Stat(filepath.Join(cfg.CgroupRoot, "cgroup.controllers")); err == nil {
+		s.v2, s.files = true, &filesV2
+	}
+	// At most half of what the process may have open: the directories and connections need some too.
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil {
+		s.maxKept = int(min(limit.Cur/2, 1<<20))
+	}
+	return s, nil
 }
 
 // Where a feed's directories are: cgroup v1 has one per controller, v2 one in all.
@@ -104,6 +116,56 @@ const (
 
 var controllersV1 = [dirCount]string{"cpuacct", "cpu", "memory", "blkio", "pids"}
 
+// The files that are read.
+const (
+	filePerCPU  = iota // v1
+	fileCPUAcct        // v1
+	fileCPUStat
+	fileMemoryStat
+	fileMemoryUsage
+	fileMemoryPeak // v1
+	fileMemoryFailures
+	fileMemoryLimit
+	fileIOBytes
+	fileIOs // v1
+	filePids
+	filePidsLimit
+	fileCount
+)
+
+// cgroupFile is the place of a file; the name ends in a NUL.
+type cgroupFile struct {
+	dir  int
+	name string
+}
+
+var filesV1 = [fileCount]cgroupFile{
+	filePerCPU:         {dirCPUAcct, "cpuacct.usage_percpu\x00"},
+	fileCPUAcct:        {dirCPUAcct, "cpuacct.stat\x00"},
+	fileCPUStat:        {dirCPU, "cpu.stat\x00"},
+	fileMemoryStat:     {dirMemory, "memory.stat\x00"},
+	fileMemoryUsage:    {dirMemory, "memory.usage_in_bytes\x00"},
+	fileMemoryPeak:     {dirMemory, "memory.max_usage_in_bytes\x00"},
+	fileMemoryFailures: {dirMemory, "memory.failcnt\x00"},
+	fileMemoryLimit:    {dirMemory, "memory.limit_in_bytes\x00"},
+	// Of blkio only the throttle files exist on the kernels we run on: CFQ's went with Linux 5.0.
+	fileIOBytes:   {dirBlkio, "blkio.throttle.io_service_bytes\x00"},
+	fileIOs:       {dirBlkio, "blkio.throttle.io_serviced\x00"},
+	filePids:      {dirPids, "pids.current\x00"},
+	filePidsLimit: {dirPids, "pids.max\x00"},
+}
+
+var filesV2 = [fileCount]cgroupFile{
+	fileCPUStat:        {0, "cpu.stat\x00"},
+	fileMemoryStat:     {0, "memory.stat\x00"},
+	fileMemoryUsage:    {0, "memory.current\x00"},
+	fileMemoryFailures: {0, "memory.events\x00"},
+	fileMemoryLimit:    {0, "memory.max\x00"},
+	fileIOBytes:        {0, "io.stat\x00"},
+	filePids:           {0, "pids.current\x00"},
+	filePidsLimit:      {0, "pids.max\x00"},
+}
+
 // cgroupFeed holds a container's directories. -1: the controller is not there, and its part of
 // the sample is left empty, as the Engine leaves it.
 type cgroupFeed struct {
@@ -111,13 +173,24 @@ type cgroupFeed struct {
 	net netFeed
 	dir [dirCount]int32
 
+	// kept are the files that stay open while the container is hot; -1: not open. Reading an open file
+	// takes a fifth of the time, and costs the kernel a page of memory.
+	kept [fileCount]int32
+
+	hot              bool
 	cpuStat          bool // v1: the kernel can throttle
 	io, memory, pids bool // v2: controllers enabled
 }
 
 // Open finds the container's cgroups by its process.
 func (s *CgroupSource) Open(t *task.Task, c *task.Container, _ func(*Counters)) (Feed, error) {
-	f := &cgroupFeed{src: s, dir: [dirCount]int32{-1, -1, -1, -1, -1}, net: netFeed{proc: -1}}
+	f := &cgroupFeed{src: s, net: netFeed{proc: -1}}
+	for i := range f.dir {
+		f.dir[i] = -1
+	}
+	for i := range f.kept {
+		f.kept[i] = -1
+	}
 	if err := f.open(t, c); err != nil {
 		f.Close()
 		return nil, err
@@ -147,12 +220,12 @@ func (f *cgroupFeed) open(t *task.Task, c *task.Container) error {
 		if err != nil {
 			return err
 		}
-		if err := f.openCgroup(dirCPUAcct, s.cfg.CgroupRoot, path); err != nil {
+		if err := f.openCgroup(0, s.cfg.CgroupRoot, path); err != nil {
 			return err
 		}
-		list, err := f.file(dirCPUAcct, "cgroup.controllers\x00")
+		list, err := readFile(int(f.dir[0]), "cgroup.controllers\x00", s.buf, true)
 		if err != nil {
-			return err
+			return gone(err)
 		}
 		list, _, _ = nextLine(list)
 		for {
@@ -182,9 +255,11 @@ func (f *cgroupFeed) open(t *task.Task, c *task.Container) error {
 			return err
 		}
 	}
-	// A kernel without CONFIG_CFS_BANDWIDTH has no such file.
-	_, err = f.file(dirCPU, "cpu.stat\x00")
-	f.cpuStat = err == nil
+	if f.dir[dirCPU] >= 0 {
+		// A kernel without CONFIG_CFS_BANDWIDTH has no such file.
+		_, err = f.file(fileCPUStat)
+		f.cpuStat = err == nil
+	}
 	return nil
 }
 
@@ -194,9 +269,10 @@ func (f *cgroupFeed) openCgroup(i int, root string, path []byte) error {
 	return err
 }
 
-// Close lets go of the directories.
+// Close lets go of the directories and files.
 func (f *cgroupFeed) Close() {
 	f.net.close()
+	f.cool()
 	for i, fd := range f.dir {
 		if fd >= 0 {
 			unix.Close(int(fd))
@@ -205,13 +281,41 @@ func (f *cgroupFeed) Close() {
 	}
 }
 
+// cool closes the files.
+func (f *cgroupFeed) cool() {
+	for i, fd := range f.kept {
+		if fd >= 0 {
+			unix.Close(int(fd))
+			f.kept[i] = -1
+			f.src.kept--
+		}
+	}
+}
+
 // file reads a cgroup file into the source's buffer. The bytes are valid until the next one.
-func (f *cgroupFeed) file(i int, name string) ([]byte, error) {
-	dir := int(f.dir[i])
-	b, err := readFile(dir, name, f.src.buf, true)
+func (f *cgroupFeed) file(i int) ([]byte, error) {
+	at := f.src.files[i]
+	dir := int(f.dir[at.dir])
+	fd, err := int(f.kept[i]), error(nil)
+	if fd < 0 {
+		fd, err = openat(dir, at.name)
+	}
+	var b []byte
+	if err == nil {
+		b, err = readAll(fd, f.src.buf, true)
+		switch {
+		case f.kept[i] >= 0:
+		case err == nil && f.hot && f.src.kept < f.src.maxKept:
+			f.kept[i] = int32(fd)
+			f.src.kept++
+		default:
+			unix.Close(fd)
+		}
+	}
 	if err == nil {
 		return b, nil
 	}
+	f.cool() // to find the file that may have taken its place
 	// The files of a removed cgroup are not there, or give ENODEV while they are read. Where the
 	// cgroup lives on, a file that is missing is damage.
 	fd, err2 := openat(dir, "cgroup.procs\x00")
@@ -225,22 +329,29 @@ func (f *cgroupFeed) file(i int, name string) ([]byte, error) {
 	if !errors.Is(err, errDamaged) {
 		err = fmt.Errorf("%w: %w", errDamaged, err)
 	}
-	return nil, fmt.Errorf("%s: %w", name[:len(name)-1], err)
+	return nil, f.wrong(i, err)
 }
 
-func (f *cgroupFeed) value(i int, name string, dst *uint64) error {
-	b, err := f.file(i, name)
-	if err != nil {
-		return err
+// wrong says which file an error is about.
+func (f *cgroupFeed) wrong(i int, err error) error {
+	if err == nil {
+		return nil
 	}
-	if *dst, err = parseValue(b); err != nil {
-		return fmt.Errorf("%s: %w", name[:len(name)-1], err)
+	name := f.src.files[i].name
+	return fmt.Errorf("%s: %w", name[:len(name)-1], err)
+}
+
+func (f *cgroupFeed) value(i int, dst *uint64) error {
+	b, err := f.file(i)
+	if err == nil {
+		*dst, err = parseValue(b)
+		err = f.wrong(i, err)
 	}
-	return nil
+	return err
 }
 
 // Sample reads everything now. The counters are valid until the next call on any feed of the source.
-func (f *cgroupFeed) Sample(bool) (*Counters, error) {
+func (f *cgroupFeed) Sample(hot bool) (*Counters, error) {
 	s := f.src
 	c := &s.c
 	*c = Counters{
@@ -248,6 +359,9 @@ func (f *cgroupFeed) Sample(bool) (*Counters, error) {
 		CPU:      CPU{PerCPU: c.CPU.PerCPU[:0]},
 		Memory:   Memory{Stats: c.Memory.Stats[:0]},
 		Networks: c.Networks[:0],
+	}
+	if f.hot = hot; !hot {
+		f.cool()
 	}
 	var err error
 	if s.v2 {
@@ -293,61 +407,61 @@ func (s *CgroupSource) readSystem(c *Counters) error {
 }
 
 func (f *cgroupFeed) readV1(c *Counters) error {
-	b, err := f.file(dirCPUAcct, "cpuacct.usage_percpu\x00")
+	s := f.src
+	b, err := f.file(filePerCPU)
 	if err != nil {
 		return err
 	}
 	if c.CPU.PerCPU, c.CPU.Total, err = parsePerCPU(b, c.CPU.PerCPU); err != nil {
-		return fmt.Errorf("cpuacct.usage_percpu: %w", err)
+		return f.wrong(filePerCPU, err)
 	}
-	if b, err = f.file(dirCPUAcct, "cpuacct.stat\x00"); err != nil {
+	if b, err = f.file(fileCPUAcct); err != nil {
 		return err
 	}
 	if err := parseCPUAcctStat(b, &c.CPU); err != nil {
-		return fmt.Errorf("cpuacct.stat: %w", err)
+		return f.wrong(fileCPUAcct, err)
 	}
 	if f.cpuStat {
-		if b, err = f.file(dirCPU, "cpu.stat\x00"); err != nil {
+		if b, err = f.file(fileCPUStat); err != nil {
 			return err
 		}
 		if err := parseCPUStatV1(b, &c.CPU); err != nil {
-			return fmt.Errorf("cpu.stat: %w", err)
+			return f.wrong(fileCPUStat, err)
 		}
 	}
 	if f.dir[dirMemory] >= 0 {
-		if b, err = f.file(dirMemory, "memory.stat\x00"); err != nil {
+		if b, err = f.file(fileMemoryStat); err != nil {
 			return err
 		}
 		if c.Memory.Stats, err = parseMemoryStat(b, c.Memory.Stats, memoryKeysV1, memoryIndexV1); err != nil {
-			return fmt.Errorf("memory.stat: %w", err)
+			return f.wrong(fileMemoryStat, err)
 		}
 		if err := errors.Join(
-			f.value(dirMemory, "memory.usage_in_bytes\x00", &c.Memory.Usage),
-			f.value(dirMemory, "memory.max_usage_in_bytes\x00", &c.Memory.MaxUsage),
-			f.value(dirMemory, "memory.failcnt\x00", &c.Memory.Failcnt),
-			f.value(dirMemory, "memory.limit_in_bytes\x00", &c.Memory.Limit),
+			f.value(fileMemoryUsage, &c.Memory.Usage),
+			f.value(fileMemoryPeak, &c.Memory.MaxUsage),
+			f.value(fileMemoryFailures, &c.Memory.Failcnt),
+			f.value(fileMemoryLimit, &c.Memory.Limit),
 		); err != nil {
 			return err
 		}
 	}
 	if f.dir[dirBlkio] >= 0 {
-		// Of blkio only the throttle files exist on the kernels we run on: CFQ's went with Linux 5.0.
-		for i, name := range [2]string{"blkio.throttle.io_service_bytes\x00", "blkio.throttle.io_serviced\x00"} {
-			if b, err = f.file(dirBlkio, name); err != nil {
+		for i, file := range [2]int{fileIOBytes, fileIOs} {
+			if b, err = f.file(file); err != nil {
 				return err
 			}
-			if f.src.blkio[i], err = parseBlkio(b, f.src.blkio[i]); err != nil {
-				return fmt.Errorf("%s: %w", name[:len(name)-1], err)
+			if s.blkio[i], err = parseBlkio(b, s.blkio[i]); err != nil {
+				return f.wrong(file, err)
 			}
 		}
 		none := []BlkioEntry{}
 		c.Blkio = Blkio{
-			ServiceBytes: f.src.blkio[0], Serviced: f.src.blkio[1], Queue: none, ServiceTime: none,
+			ServiceBytes: s.blkio[0], Serviced: s.blkio[1], Queue: none, ServiceTime: none,
 			WaitTime: none, Merged: none, Time: none, Sectors: none,
 		}
 	}
 	if f.dir[dirPids] >= 0 {
-		if err := f.readPids(dirPids, c); err != nil {
+		if err := f.readPids(c); err != nil {
 			return err
 		}
 		if c.Pids.Limit == math.MaxUint64 {
@@ -357,54 +471,49 @@ func (f *cgroupFeed) readV1(c *Counters) error {
 	return nil
 }
 
-func (f *cgroupFeed) readPids(i int, c *Counters) error {
-	return errors.Join(
-		f.value(i, "pids.current\x00", &c.Pids.Current),
-		f.value(i, "pids.max\x00", &c.Pids.Limit))
+func (f *cgroupFeed) readPids(c *Counters) error {
+	return errors.Join(f.value(filePids, &c.Pids.Current), f.value(filePidsLimit, &c.Pids.Limit))
 }
 
 func (f *cgroupFeed) readV2(c *Counters) error {
-	const dir = dirCPUAcct
-	b, err := f.file(dir, "cpu.stat\x00")
+	s := f.src
+	b, err := f.file(fileCPUStat)
 	if err != nil {
 		return err
 	}
 	if err := parseCPUStatV2(b, &c.CPU); err != nil {
-		return fmt.Errorf("cpu.stat: %w", err)
+		return f.wrong(fileCPUStat, err)
 	}
 	if f.memory {
-		if b, err = f.file(dir, "memory.stat\x00"); err != nil {
+		if b, err = f.file(fileMemoryStat); err != nil {
 			return err
 		}
 		if c.Memory.Stats, err = parseMemoryStat(b, c.Memory.Stats, memoryKeysV2, memoryIndexV2); err != nil {
-			return fmt.Errorf("memory.stat: %w", err)
+			return f.wrong(fileMemoryStat, err)
 		}
-		if err := errors.Join(
-			f.value(dir, "memory.current\x00", &c.Memory.Usage),
-			f.value(dir, "memory.max\x00", &c.Memory.Limit),
-		); err != nil {
+		if err := errors.Join(f.value(fileMemoryUsage, &c.Memory.Usage), f.value(fileMemoryLimit, &c.Memory.Limit)); err != nil {
 			return err
 		}
-		if b, err = f.file(dir, "memory.events\x00"); err != nil {
+		if b, err = f.file(fileMemoryFailures); err != nil {
 			return err
 		}
 		if c.Memory.Failcnt, err = parseOOM(b); err != nil {
-			return fmt.Errorf("memory.events: %w", err)
+			return f.wrong(fileMemoryFailures, err)
 		}
 	}
 	if f.io {
-		if b, err = f.file(dir, "io.stat\x00"); err != nil {
+		if b, err = f.file(fileIOBytes); err != nil {
 			return err
 		}
-		if f.src.blkio[0], err = parseIOStat(b, f.src.blkio[0]); err != nil {
-			return fmt.Errorf("io.stat: %w", err)
+		if s.blkio[0], err = parseIOStat(b, s.blkio[0]); err != nil {
+			return f.wrong(fileIOBytes, err)
 		}
-		if len(f.src.blkio[0]) > 0 {
-			c.Blkio.ServiceBytes = f.src.blkio[0]
+		if len(s.blkio[0]) > 0 {
+			c.Blkio.ServiceBytes = s.blkio[0]
 		}
 	}
 	if f.pids {
-		return f.readPids(dir, c)
+		return f.readPids(c)
 	}
 	return nil
 }

@@ -22,6 +22,8 @@ import (
 	"github.com/docker/docker/api/types/blkiodev"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/network"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 	"golang.org/x/tools/txtar"
 )
@@ -155,6 +157,205 @@ func TestRootCgroupMatchesEngine(t *testing.T) {
 					t.Errorf("busy: %s: got %q, want a busy container's", path, v)
 				}
 			}
+		}
+	}
+}
+
+// sampling runs a sampler on a real host until the test ends.
+func sampling(t testing.TB, src Source) *Sampler {
+	t.Helper()
+	s := New(Config{}, src)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); s.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	return s
+}
+
+// next returns a container's next sample.
+func next(t testing.TB, sub *Subscription) document {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	sample, err := sub.Next(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return decode(t, sample)
+}
+
+func newCgroupSource(t testing.TB) *CgroupSource {
+	t.Helper()
+	src, err := NewCgroupSource(CgroupConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return src
+}
+
+// A container's life: started, sampled, killed while it is sampled, started again. S05, S07, S18.
+func TestRootContainerLife(t *testing.T) {
+	h := testdocker.Start(t)
+	id := h.Run(t, testdocker.Container{Cmd: []string{"sh", "-c", "while :; do :; done"}})
+	s := sampling(t, newCgroupSource(t))
+	tk := follow(t, h, id)
+	c := tk.Containers[0]
+	s.Apply([]*task.Task{tk})
+	sub := s.Subscribe(id)
+	first := next(t, sub)
+	if first.PreCPU.Usage.Total == 0 || !first.PreRead.Before(first.Read) {
+		t.Errorf("first sample: got %+v, want one with a past", first)
+	}
+	last := first
+	for range 3 {
+		d := next(t, sub)
+		if d.CPU.Usage.Total <= last.CPU.Usage.Total || d.PreCPU.Usage.Total != last.CPU.Usage.Total || !d.PreRead.Equal(last.Read) {
+			t.Errorf("got %+v after %+v", d, last)
+		}
+		last = d
+	}
+
+	// metad starts anew: the counters go on from where they were.
+	other := sampling(t, newCgroupSource(t))
+	again := follow(t, h, id)
+	other.Apply([]*task.Task{again})
+	otherSub := other.Subscribe(id)
+	if d := next(t, otherSub); d.CPU.Usage.Total < last.CPU.Usage.Total {
+		t.Errorf("after a restart of metad: got %d, want at least %d", d.CPU.Usage.Total, last.CPU.Usage.Total)
+	}
+	otherSub.Close()
+
+	// Killed, and nobody has told the sampler: no numbers, and no damage either.
+	if err := h.Client.ContainerKill(t.Context(), id, "KILL"); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); c.Stats.Load() != nil; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("killed: still has %s", c.Stats.Load().JSON)
+		}
+	}
+	if n := s.Metrics().Damaged.Load(); n != 0 {
+		t.Errorf("got %d damaged samples of a container that ended", n)
+	}
+	s.Apply(nil)
+	if _, err := sub.Next(t.Context()); !errors.Is(err, io.EOF) {
+		t.Errorf("subscription of a stopped container: got %v, want EOF", err)
+	}
+
+	h.StartContainer(t, id)
+	tk = follow(t, h, id)
+	s.Apply([]*task.Task{tk})
+	sub = s.Subscribe(id)
+	defer sub.Close()
+	if d := next(t, sub); d.CPU.Usage.Total >= last.CPU.Usage.Total && d.PreRead.Before(last.Read) {
+		t.Errorf("restarted: got %+v, want counters that began anew", d)
+	}
+}
+
+// S15, S16: an awsvpc task's containers, pause included, have the same networks: the task's eth0.
+func TestRootNetworksOfAnAWSVPCTask(t *testing.T) {
+	h := testdocker.Start(t)
+	r := h.RunTask(t, testdocker.Task{
+		ENI:        []netip.Prefix{netip.MustParsePrefix("10.0.0.7/24")},
+		Containers: []testdocker.Container{{Name: "a"}, {Name: "b"}},
+	})
+	// Something has to go through ecs-eth0, to see that it is not shown.
+	_, _, _ = h.TryExec(r.Containers[0], "ping", "-c", "1", "-W", "1", "169.254.172.1")
+	src := newCgroupSource(t)
+	tk := follow(t, h, append([]string{r.Pause}, r.Containers...)...)
+	if tk.Pause() == nil {
+		t.Fatal("the task has no pause container")
+	}
+	for _, c := range tk.Containers {
+		for name, source := range map[string]Source{"cgroup": src, "docker": NewDockerSource(engine(h), CgroupConfig{})} {
+			delivered := make(chan *Counters, 1)
+			feed, err := source.Open(tk, c, func(c *Counters) { delivered <- c })
+			if err != nil {
+				t.Fatal(err)
+			}
+			counters, err := feed.Sample(false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if counters == nil {
+				counters = <-delivered
+			}
+			if len(counters.Networks) != 1 || counters.Networks[0].Name != "eth0" {
+				t.Errorf("%s, %s source: got networks %+v, want eth0", c.DockerName, name, counters.Networks)
+			}
+			feed.Close()
+		}
+	}
+}
+
+// net/dev of a namespace with more interfaces than the kernel lists in one piece.
+func TestRootManyInterfaces(t *testing.T) {
+	h := testdocker.Start(t)
+	id := h.Run(t, testdocker.Container{Network: "none"})
+	tk := follow(t, h, id)
+	ns, err := netns.GetFromPid(tk.Containers[0].PID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	handle, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer handle.Close()
+	const pairs = 50
+	for i := range pairs {
+		veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprintf("left%d", i)}, PeerName: fmt.Sprintf("right%d", i)}
+		if err := handle.LinkAdd(veth); err != nil {
+			t.Fatal(err)
+		}
+	}
+	feed, err := newCgroupSource(t).Open(tk, tk.Containers[0], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer feed.Close()
+	s, err := feed.Sample(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s.Networks) != 2*pairs {
+		t.Errorf("got %d interfaces, want %d", len(s.Networks), 2*pairs)
+	}
+}
+
+// The docker source passes on what the Engine says: both sources' documents have the same fields and,
+// in the same second, the same numbers.
+func TestRootDockerSource(t *testing.T) {
+	h := testdocker.Start(t)
+	id := h.Run(t, testdocker.Container{Cmd: []string{"sh", "-c", "while :; do :; done"}})
+	dsrc := NewDockerSource(engine(h), CgroupConfig{})
+	t.Cleanup(dsrc.Close)
+	ours, theirs := sampling(t, newCgroupSource(t)), sampling(t, dsrc)
+	var docs [2][]byte
+	for i, s := range []*Sampler{ours, theirs} {
+		tk := follow(t, h, id)
+		s.Apply([]*task.Task{tk})
+		sub := s.Subscribe(id)
+		defer sub.Close()
+		next(t, sub)
+		next(t, sub)
+		docs[i] = tk.Containers[0].Stats.Load().JSON
+	}
+	a, b := flatten(t, docs[0]), flatten(t, docs[1])
+	for path := range a {
+		if _, ok := b[path]; !ok {
+			t.Errorf("%s: only the cgroup source has it", path)
+		}
+	}
+	for path := range b {
+		if _, ok := a[path]; !ok {
+			t.Errorf("%s: only the docker source has it", path)
+		}
+	}
+	for _, path := range []string{".name", ".id", ".memory_stats.limit", ".cpu_stats.online_cpus"} {
+		if a[path] != b[path] {
+			t.Errorf("%s: got %s and %s", path, a[path], b[path])
 		}
 	}
 }

@@ -16,6 +16,10 @@ var errGone = errors.New("gone")
 // hundreds of disks, is a tenth of it.
 const maxFileBytes = 256 << 10
 
+// listBytes is what a piece of a list has at least if another one follows: less than a page (4096, or
+// more) by one line, and a line of net/dev is less than 300 bytes.
+const listBytes = 3796
+
 // openDir opens a directory as a handle for others' openat: it pins neither a network namespace nor
 // the cgroup, and once the thing is removed it never leads to another one, whatever number or name is
 // used again.
@@ -32,17 +36,23 @@ func openDir(path string) (int, error) {
 
 // readFile reads the file called name, which must end in a NUL, in the directory dir into buf and
 // returns the part of buf it fills. It does not allocate unless it fails. A file that does not fit is
-// errDamaged. whole tells that the kernel hands the file out in one read: the files of cgroupfs
-// are, those that list objects are not.
+// errDamaged. whole: see readAll.
 func readFile(dir int, name string, buf []byte, whole bool) ([]byte, error) {
 	fd, err := openat(dir, name)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(fd)
+	return readAll(fd, buf, whole)
+}
+
+// readAll reads an open file from its start, which has the kernel make its text anew. whole tells that
+// the kernel hands the text out in one piece: the files of cgroupfs are so, those that list objects come in
+// pieces of as many whole lines as fit into a page (fs/seq_file.c).
+func readAll(fd int, buf []byte, whole bool) ([]byte, error) {
 	n := 0
 	for {
-		m, err := unix.Read(fd, buf[n:])
+		m, err := unix.Pread(fd, buf[n:], int64(n))
 		if err == unix.EINTR {
 			continue
 		}
@@ -53,7 +63,7 @@ func readFile(dir int, name string, buf []byte, whole bool) ([]byte, error) {
 		if n == len(buf) {
 			return nil, fmt.Errorf("%w: more than %d bytes", errDamaged, len(buf))
 		}
-		if m == 0 || whole {
+		if m == 0 || whole || n < listBytes {
 			return buf[:n], nil
 		}
 	}

@@ -126,6 +126,7 @@ func TestFirstSampleHasAPast(t *testing.T) {
 	})
 }
 
+// S17: a second between samples while somebody asks.
 func TestHotAndCold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		src := newFakeSource()

@@ -131,7 +131,7 @@ func TestVisible(t *testing.T) {
 	})
 }
 
-// goldens are the bytes of one sample, complete.
+// goldens are the bytes of one sample, complete; S14: id and name with them.
 func TestGolden(t *testing.T) {
 	versions(t, func(t *testing.T, tr *tree) {
 		c := tr.add(0)
@@ -208,8 +208,10 @@ func TestDamagedFiles(t *testing.T) {
 						t.Fatal(err)
 					}
 					defer func() { _ = os.RemoveAll(path); writeFile(t, path, good) }()
-					if _, err := fa.Sample(false); !errors.Is(err, want) {
-						t.Errorf("%s %s: got error %v, want %v", e.Name(), how, err, want)
+					for range 2 { // the second time without the file kept open
+						if _, err := fa.Sample(true); !errors.Is(err, want) {
+							t.Errorf("%s %s: got error %v, want %v", e.Name(), how, err, want)
+						}
 					}
 					if got := withoutRead(string(render(t, fb, b))); got != withoutRead(neighbour) {
 						t.Errorf("%s %s: the neighbour has\n%s\nwant\n%s", e.Name(), how, got, neighbour)
@@ -230,7 +232,9 @@ func TestDamagedFiles(t *testing.T) {
 				if e.Name() == "dev" {
 					missing = errGone // a process without its network files has ended
 				}
+				fa.(*cgroupFeed).cool() // an open file is there as long as its cgroup
 				try("missing", func() error { return os.Remove(path) }, missing)
+				fa.(*cgroupFeed).cool()
 				try("a directory", func() error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o755)) }, missing)
 			}
 		}
@@ -238,7 +242,7 @@ func TestDamagedFiles(t *testing.T) {
 		if want := map[bool]int{false: 13, true: 9}[tr.v2]; read != want {
 			t.Errorf("damaged %d files, want %d", read, want)
 		}
-		if _, err := fa.Sample(false); err != nil {
+		if _, err := fa.Sample(true); err != nil {
 			t.Errorf("mended: %v", err)
 		}
 	})
@@ -292,6 +296,54 @@ func TestProcessNumberUsedAgain(t *testing.T) {
 		a.PID = 78
 		if _, err := src.Open(aTask(a), a, nil); !errors.Is(err, errGone) {
 			t.Errorf("nobody's: got %v, want gone", err)
+		}
+	})
+}
+
+// The files stay open while the container is hot and only then, and no more of them than the process can
+// spare. What is read is new each time.
+func TestFilesKeptOpen(t *testing.T) {
+	versions(t, func(t *testing.T, tr *tree) {
+		a, b := tr.add(0), tr.add(1)
+		src := treeSource(t, tr.dir)
+		files := map[bool]int{false: 12, true: 8}[tr.v2]
+		src.maxKept = files + 3
+		var feeds []Feed
+		for _, c := range []*task.Container{a, b} {
+			feed, err := src.Open(aTask(c), c, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			feeds = append(feeds, feed)
+		}
+		sample := func(i int, hot bool, kept int) {
+			t.Helper()
+			s, err := feeds[i].Sample(hot)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if src.kept != kept {
+				t.Errorf("got %d files kept open, want %d", src.kept, kept)
+			}
+			if s.Pids.Current != 3 {
+				t.Errorf("got %d processes, want 3", s.Pids.Current)
+			}
+		}
+		sample(0, false, 0)
+		sample(0, true, files)
+		sample(1, true, files+3)
+		sample(0, true, files+3)
+		tr.write(tr.file(0, "pids.current"), "17\n")
+		if s, err := feeds[0].Sample(true); err != nil || s.Pids.Current != 17 {
+			t.Errorf("got %d processes, %v; want the file's new 17", s.Pids.Current, err)
+		}
+		tr.write(tr.file(0, "pids.current"), "3\n")
+		sample(0, false, 3)
+		sample(1, true, files)
+		feeds[0].Close()
+		feeds[1].Close()
+		if src.kept != 0 {
+			t.Errorf("closed: %d files kept open", src.kept)
 		}
 	})
 }

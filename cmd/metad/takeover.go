@@ -1,0 +1,115 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"metad/pkg/handover"
+	"metad/pkg/loader"
+	"metad/pkg/lookup"
+	"metad/pkg/snapshot"
+)
+
+// handoverLayout is the version of handoverMeta and of what is in it. A metad with another one is refused,
+// and started after this one has stopped.
+const handoverLayout = 1
+
+// handoverMeta goes with the files that are handed over.
+type handoverMeta struct {
+	Loader []byte // loader.Handover's
+	Tasks  []byte // snapshot.Encode's
+}
+
+// give is what a successor gets. From then on this process changes nothing in the kernel.
+func (d *daemon) give() (handover.State, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.frozen = true
+	files, kernel, err := d.loader.Handover()
+	if err != nil {
+		return handover.State{}, err
+	}
+	var s handover.State
+	for _, f := range files {
+		// A File closes its descriptor when it is collected: what is sent must be nobody else's.
+		fd, e := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		f.Close()
+		if e != nil {
+			err = fmt.Errorf("hand over: %w", e)
+			continue
+		}
+		s.FDs = append(s.FDs, fd)
+	}
+	tasks, e := snapshot.Encode(d.table.Views())
+	if err == nil {
+		err = e
+	}
+	if err == nil {
+		s.Meta, err = json.Marshal(handoverMeta{kernel, tasks})
+	}
+	if err != nil {
+		for _, fd := range s.FDs {
+			unix.Close(fd)
+		}
+		return handover.State{}, err
+	}
+	return s, nil
+}
+
+// resume goes on after a takeover that did not happen.
+func (d *daemon) resume() error {
+	err := d.loader.Resume()
+	d.thaw()
+	return err
+}
+
+// adopt is the other side of give.
+func (d *daemon) adopt(pred *handover.Predecessor) (*loader.Loader, net.Listener, []lookup.Saved, error) {
+	files := make([]*os.File, len(pred.FDs))
+	for i, fd := range pred.FDs {
+		files[i] = os.NewFile(uintptr(fd), "handover")
+	}
+	var meta handoverMeta
+	if err := json.Unmarshal(pred.Meta, &meta); err != nil {
+		return nil, nil, nil, fmt.Errorf("take over: %w", err)
+	}
+	saved, err := snapshot.Parse(meta.Tasks)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("take over: %w", err)
+	}
+	ld, ln, err := loader.Adopt(d.loaderConfig(), files, meta.Loader)
+	return ld, ln, saved, err
+}
+
+// keepSnapshot writes what the next process begins with, until ctx ends.
+func (d *daemon) keepSnapshot(ctx context.Context) error {
+	w, err := snapshot.NewWriter(d.cfg.runDir)
+	if err != nil {
+		return err
+	}
+	w.Run(ctx, 0, func() ([]*lookup.View, bool) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return d.table.Views(), !d.frozen
+	}, d.log.Named("snapshot"))
+	return nil
+}
+
+func (d *daemon) loaderConfig() loader.Config {
+	c := d.cfg
+	return loader.Config{
+		Bridges:     c.bridges,
+		PinDir:      c.pinDir,
+		Attach:      loader.AttachMode(c.attach),
+		TrustBridge: c.trustBridge,
+		OnExit:      loader.OnExit(c.onExit),
+		MaxEntries:  c.maxAddresses,
+		Log:         d.log.Named("loader"),
+		OnPortGone:  d.portGone,
+	}
+}
