@@ -105,8 +105,7 @@ enum verdict {
 	VERDICT_BRIDGE_TRUSTED, /* to the server, with the task's tag: --trust-bridge */
 	VERDICT_BRIDGE_UNKNOWN, /* to the server, without a tag: no task has the address */
 	VERDICT_BRIDGE_WRONG_MAC, /* dropped: a task's address, not its MAC */
-	VERDICT_BRIDGE_CLAIMED, /* dropped: no task has the address, somebody else uses it just now
-				 */
+	VERDICT_BRIDGE_CLAIMED, /* dropped: no task has the address, another uses it now */
 
 	VERDICT_CARRIED, /* metad_carry: on to metad_reply */
 	VERDICT_REPLY_TASK, /* by the port of the task that has the address */
@@ -114,8 +113,7 @@ enum verdict {
 	VERDICT_REPLY_BRIDGE, /* by the bridge device the unknown address was seen on */
 	VERDICT_REPLY_NOT_OURS, /* dropped: not TCP from 169.254.170.2 */
 	VERDICT_REPLY_NOWHERE, /* dropped: nobody has the address */
-	VERDICT_REPLY_NOT_THEIRS, /* dropped: the address has changed hands since the connection
-				     began */
+	VERDICT_REPLY_NOT_THEIRS, /* dropped: the address has another owner since */
 
 	VERDICT_COUNT,
 };
@@ -135,7 +133,8 @@ struct event {
 	__u8 pad[2];
 };
 
-/* In the order in which the kernel empties them: what a port lets pass must not be caught at its bridge. */
+/* In the order in which the kernel empties them: what a port lets pass must not be caught at its
+ * bridge. */
 enum slot {
 	SLOT_BRIDGE,
 	SLOT_PORT,
@@ -300,9 +299,10 @@ static __always_inline int filter(struct __sk_buff *skb, enum slot slot)
 		return verdict(VERDICT_NOT_META, TC_ACT_UNSPEC);
 	if (skb->vlan_present)
 		return verdict(VERDICT_VLAN, TC_ACT_UNSPEC);
-	/* The length adds nothing; that is for us to know and not for the verifier. A slot that it knew would
-	 * be patched into the code, and emptying it would take a grace period for each program: time in
-	 * which the one still sends what the other leaves alone to a server that is no more. */
+	/* The length adds nothing; that is for us to know and not for the verifier. A slot that it
+	 * knew would be patched into the code, and emptying it would take a grace period for each
+	 * program: time in which the one still sends what the other leaves alone to a server that
+	 * is no more. */
 	bpf_tail_call(skb, &slots, slot + (skb->len >> 31));
 	/* Nobody serves. The port is looked at only after the call, so that with exit_drop the
 	 * address's other ports lose nothing. */

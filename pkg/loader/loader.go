@@ -471,6 +471,10 @@ func (l *Loader) portGone(ifindex int) error {
 		}
 	}
 	for _, k := range gone {
+		// The address may just have been seen again, on another port: look once more, as late as possible.
+		if l.objs.Neighbours.Lookup(&k, &n) != nil || n.Ifindex != uint32(ifindex) {
+			continue
+		}
 		if err := l.objs.Neighbours.Delete(&k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			errs = append(errs, err)
 		}
