@@ -55,7 +55,7 @@ const (
 	slot  = hotInterval / slots
 	group = 128
 	// idle is how soon a question is noticed when no container is hot.
-	idle = 250 * time.Millisecond
+	idle = 500 * time.Millisecond
 	// together is how much later than due a container may be sampled, to be so with others.
 	together = slot / 5
 	// prime is the time from a container's first sample, which is not shown, to the second, which has a
