@@ -309,8 +309,11 @@ func (d *daemon) build(engine *client.Client) (err error) {
 			return err
 		}
 	}
-	d.files, err = mdfile.NewWriter(c.fileConfig(), log.Named("mdfile"))
-	return err
+	if d.files, err = mdfile.NewWriter(c.fileConfig(), log.Named("mdfile")); err != nil {
+		return err
+	}
+	d.files.SetHost(mdfile.LocalHost(c.cluster, c.availabilityZone()))
+	return nil
 }
 
 // closing joins the error of x's Close to *err.

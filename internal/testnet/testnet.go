@@ -171,7 +171,9 @@ func (h *Host) AddBridge(name, gateway string) *Bridge {
 	}
 	b := &Bridge{Host: h, Name: name, Ifindex: l.Attrs().Index, Gateway: prefix}
 	copy(b.MAC[:], h.Link(name).Attrs().HardwareAddr)
-	// Without an address of its own a bridge takes the lowest of its ports': keep it from changing.
+	// Without an address of its own a bridge takes the lowest of its ports': keep it from changing. Not
+	// by setting the one it has: Linux 5.10 would then not know it as its own, and deliver nothing.
+	b.MAC[5] ^= 1
 	if err := h.NL.LinkSetHardwareAddr(l, b.MAC[:]); err != nil {
 		h.t.Fatalf("bridge %s address: %v", name, err)
 	}

@@ -47,7 +47,7 @@ type Config struct {
 	// may change the containers too. Called from one goroutine; must be quick. May be nil.
 	Enrich func(*task.Task)
 
-	// HostNetns is the path of the network namespace that the bridges are in; "": the process's own.
+	// HostNetns is the path of the network namespace that the bridges are in; "": that of New's thread.
 	HostNetns string
 	// ProcRoot is where the host's processes are seen; "": /proc.
 	ProcRoot string
@@ -176,7 +176,7 @@ func New(cfg Config) (*Follower, error) {
 	if err != nil {
 		return nil, err
 	}
-	f.ns, err = openNamespaces(orDefault(cfg.ProcRoot, "/proc"), orDefault(cfg.HostNetns, "/proc/self/ns/net"))
+	f.ns, err = openNamespaces(orDefault(cfg.ProcRoot, "/proc"), orDefault(cfg.HostNetns, "/proc/thread-self/ns/net"))
 	if err != nil {
 		return nil, err
 	}

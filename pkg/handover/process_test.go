@@ -108,7 +108,7 @@ func serveAs(ctx context.Context, name, dir, die string) error {
 		if err := os.Rename(tmp, filepath.Join(dir, "addr")); err != nil {
 			return err
 		}
-	} else if ln, err = Listener(p.FDs[0]); err != nil {
+	} else if ln, err = net.FileListener(p.Files[0]); err != nil {
 		return err
 	}
 	s := &lineServer{name: name, ln: ln.(*net.TCPListener)}
@@ -121,8 +121,8 @@ func serveAs(ctx context.Context, name, dir, die string) error {
 		}
 	}
 	give := func() (State, error) {
-		fd, err := ListenerFD(ln)
-		return State{Meta: make([]byte, 2*partMeta), FDs: []int{fd}}, err
+		f, err := ln.(*net.TCPListener).File()
+		return State{Meta: make([]byte, 2*partMeta), Files: []*os.File{f}}, err
 	}
 	for {
 		successor, err := sock.Wait(ctx, give, func() {})

@@ -184,27 +184,40 @@ func TestAskedOnceAMinute(t *testing.T) {
 	})
 }
 
+// Each second has its containers in groups, one after the other, however they came and went.
 func TestHotContainersAreSpread(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		src := newFakeSource()
 		s := running(t, Config{}, src)
 		var cs []*task.Container
-		for i := range 100 {
+		for i := range 8 * group {
 			cs = append(cs, aContainer(fmt.Sprint(i)))
 			cs[i].Stats.Ask(time.Now().UnixNano())
 		}
-		s.Apply([]*task.Task{aTask(cs...)})
-		sleep(5 * time.Second)
-		per := map[time.Duration]int{}
-		for _, f := range src.feeds {
-			last := f.reads[len(f.reads)-1]
-			per[last.Sub(s.epoch)%hotInterval/slot]++
-		}
-		for i := range time.Duration(slots) {
-			if per[i] != 10 {
-				t.Errorf("slot %d: got %d of 100 containers, want 10", i, per[i])
+		check := func(cs []*task.Container) {
+			t.Helper()
+			s.Apply([]*task.Task{aTask(cs...)})
+			sleep(5 * time.Second)
+			per := map[time.Duration]int{}
+			for _, c := range cs {
+				reads := src.feeds[c.ID].reads
+				per[reads[len(reads)-1].Sub(s.epoch)%hotInterval/slot]++
+			}
+			if len(per) != len(cs)/group {
+				t.Errorf("%d containers: sampled in %d slots, want %d", len(cs), len(per), len(cs)/group)
+			}
+			for slot, n := range per {
+				if n != group {
+					t.Errorf("%d containers: %d in slot %d, want %d", len(cs), n, slot, group)
+				}
 			}
 		}
+		check(cs)
+		var every4th []*task.Container
+		for i := 0; i < len(cs); i += 4 {
+			every4th = append(every4th, cs[i])
+		}
+		check(every4th)
 	})
 }
 

@@ -41,6 +41,7 @@ func BenchmarkSample(b *testing.B) {
 func BenchmarkThousandContainers(b *testing.B) {
 	for _, v2 := range []bool{false, true} {
 		b.Run(map[bool]string{false: "v1", true: "v2"}[v2], func(b *testing.B) {
+			defer debug.SetGCPercent(debug.SetGCPercent(50)) // as metad has it
 			const count = 1000
 			one := newHotHost(b, v2, 1)
 			time.Sleep(4 * time.Second)
