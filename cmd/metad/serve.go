@@ -474,6 +474,15 @@ func (d *daemon) retry(ctx context.Context) error {
 	}
 }
 
+// port: a container starts.
+func (d *daemon) port(ifindex int) {
+	select {
+	case <-d.wired:
+		d.follower.Poke(ifindex)
+	default: // the first list is still to come
+	}
+}
+
 func (d *daemon) portGone(ifindex int) {
 	<-d.wired
 	if err := d.table.PortGone(ifindex); err != nil {

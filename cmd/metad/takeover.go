@@ -1,10 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"net"
+	"net/netip"
+	"net/url"
+	"strconv"
 
 	"metad/pkg/handover"
 	"metad/pkg/loader"
@@ -90,6 +94,29 @@ func (d *daemon) loaderConfig() loader.Config {
 		OnExit:      loader.OnExit(c.onExit),
 		MaxEntries:  c.maxAddresses,
 		Log:         d.log.Named("loader"),
+		AgentAddr:   agentAddr(c.agentURL),
+		OnPort:      d.port,
 		OnPortGone:  d.portGone,
 	}
+}
+
+// agentAddr returns where the agent listens. A host name is not resolved: rules name addresses.
+func agentAddr(agentURL string) netip.AddrPort {
+	u, err := url.Parse(agentURL)
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	port, err := strconv.ParseUint(cmp.Or(u.Port(), "80"), 10, 16)
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	host := u.Hostname()
+	if host == "localhost" {
+		host = "127.0.0.1"
+	}
+	addr, err := netip.ParseAddr(host)
+	if err != nil || !addr.Is4() {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(addr, uint16(port))
 }
