@@ -100,13 +100,14 @@ enum verdict {
 	VERDICT_PORT_WRONG_PORT, /* dropped: the address is a task's behind another port */
 	VERDICT_PORT_WRONG_MAC, /* dropped: the task's address and port, not its MAC */
 	VERDICT_PORT_CLAIMED, /* dropped: no task has the address, another port uses it just now */
+	VERDICT_PORT_AGENT, /* left alone: of a connection that the ECS agent has */
 
 	VERDICT_BRIDGE_TASK, /* to the server, without a tag */
 	VERDICT_BRIDGE_TRUSTED, /* to the server, with the task's tag: --trust-bridge */
 	VERDICT_BRIDGE_UNKNOWN, /* to the server, without a tag: no task has the address */
 	VERDICT_BRIDGE_WRONG_MAC, /* dropped: a task's address, not its MAC */
-	VERDICT_BRIDGE_CLAIMED, /* dropped: no task has the address, somebody else uses it just now
-				 */
+	VERDICT_BRIDGE_CLAIMED, /* dropped: no task has the address, another uses it now */
+	VERDICT_BRIDGE_AGENT, /* left alone: of a connection that the ECS agent has */
 
 	VERDICT_CARRIED, /* metad_carry: on to metad_reply */
 	VERDICT_REPLY_TASK, /* by the port of the task that has the address */
@@ -114,8 +115,7 @@ enum verdict {
 	VERDICT_REPLY_BRIDGE, /* by the bridge device the unknown address was seen on */
 	VERDICT_REPLY_NOT_OURS, /* dropped: not TCP from 169.254.170.2 */
 	VERDICT_REPLY_NOWHERE, /* dropped: nobody has the address */
-	VERDICT_REPLY_NOT_THEIRS, /* dropped: the address has changed hands since the connection
-				     began */
+	VERDICT_REPLY_NOT_THEIRS, /* dropped: the address has another owner since */
 
 	VERDICT_COUNT,
 };
@@ -135,7 +135,8 @@ struct event {
 	__u8 pad[2];
 };
 
-/* In the order in which the kernel empties them: what a port lets pass must not be caught at its bridge. */
+/* In the order in which the kernel empties them: what a port lets pass must not be caught at its
+ * bridge. */
 enum slot {
 	SLOT_BRIDGE,
 	SLOT_PORT,
@@ -147,6 +148,8 @@ volatile const __u32 layout_version = 1; /* of the pinned maps; a part of their 
 volatile const __u32 metad0_ifindex;
 volatile const __u8 trust_bridge; /* address and MAC are enough for a tag at a bridge device */
 volatile const __u8 exit_drop; /* what metad leaves behind drops what it would have taken */
+volatile const __be32 agent_addr; /* where the ECS agent's rule sends what is for the endpoint */
+volatile const __be16 agent_port; /* 0: there is no agent */
 
 /* Tasks by address. Only user space writes. Sized for several times the 1,021 tasks that one ECS
  * host can have addresses for; full: the next task is refused, those in it stay. */
@@ -217,6 +220,7 @@ struct {
 struct sender {
 	__be32 addr;
 	__u8 mac[ETH_ALEN];
+	__be16 port; /* 0: a fragment */
 	__u8 syn;
 };
 
@@ -300,9 +304,10 @@ static __always_inline int filter(struct __sk_buff *skb, enum slot slot)
 		return verdict(VERDICT_NOT_META, TC_ACT_UNSPEC);
 	if (skb->vlan_present)
 		return verdict(VERDICT_VLAN, TC_ACT_UNSPEC);
-	/* The length adds nothing; that is for us to know and not for the verifier. A slot that it knew would
-	 * be patched into the code, and emptying it would take a grace period for each program: time in
-	 * which the one still sends what the other leaves alone to a server that is no more. */
+	/* The length adds nothing; that is for us to know and not for the verifier. A slot that it
+	 * knew would be patched into the code, and emptying it would take a grace period for each
+	 * program: time in which the one still sends what the other leaves alone to a server that
+	 * is no more. */
 	bpf_tail_call(skb, &slots, slot + (skb->len >> 31));
 	/* Nobody serves. The port is looked at only after the call, so that with exit_drop the
 	 * address's other ports lose nothing. */
@@ -325,6 +330,7 @@ static __always_inline enum verdict parse(struct __sk_buff *skb, struct sender *
 		return VERDICT_MALFORMED;
 	s->addr = ip->saddr;
 	__builtin_memcpy(s->mac, eth->h_source, ETH_ALEN);
+	s->port = 0;
 	s->syn = 0;
 	if (ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
 		return VERDICT_COUNT;
@@ -332,8 +338,29 @@ static __always_inline enum verdict parse(struct __sk_buff *skb, struct sender *
 		return VERDICT_MALFORMED;
 	if (tcp.dest != META_PORT)
 		return VERDICT_OTHER_PORT;
+	s->port = tcp.source;
 	s->syn = (tcp.rest[TCP_FLAGS_OFFSET - 4] & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 	return VERDICT_COUNT;
+}
+
+/* Connections that the agent accepted while metad was away stay the agent's: the server would answer
+ * their next packet with a reset. One that nobody has any more is given that reset. */
+static __always_inline int is_agents(struct __sk_buff *skb, const struct sender *s)
+{
+	struct bpf_sock_tuple tuple = {
+	    .ipv4 = {.saddr = s->addr, .sport = s->port, .daddr = agent_addr, .dport = agent_port},
+	};
+	struct bpf_sock *sk;
+	int has;
+
+	if (s->syn || !s->port || !agent_port)
+		return 0;
+	sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return 0;
+	has = sk->state != BPF_TCP_LISTEN;
+	bpf_sk_release(sk);
+	return has;
 }
 
 static __always_inline int deliver(struct __sk_buff *skb, __u32 tag, enum verdict v)
@@ -408,12 +435,16 @@ int from_port(struct __sk_buff *skb)
 			return refuse(skb, &s, VERDICT_PORT_WRONG_PORT);
 		if (!same_mac(t->mac, s.mac))
 			return refuse(skb, &s, VERDICT_PORT_WRONG_MAC);
+		if (is_agents(skb, &s))
+			return verdict(VERDICT_PORT_AGENT, TC_ACT_UNSPEC);
 		count(skb, &s);
 		return deliver(skb, t->tag, VERDICT_PORT_TASK);
 	}
 	tag = TAG_PORT | skb->ifindex;
 	if (learn(skb, &s, tag))
 		return refuse(skb, &s, VERDICT_PORT_CLAIMED);
+	if (is_agents(skb, &s))
+		return verdict(VERDICT_PORT_AGENT, TC_ACT_UNSPEC);
 	tell(skb, &s, VERDICT_PORT_UNKNOWN);
 	return deliver(skb, tag, VERDICT_PORT_UNKNOWN);
 }
@@ -431,6 +462,8 @@ int from_bridge(struct __sk_buff *skb)
 	if (t) {
 		if (!same_mac(t->mac, s.mac))
 			return refuse(skb, &s, VERDICT_BRIDGE_WRONG_MAC);
+		if (is_agents(skb, &s))
+			return verdict(VERDICT_BRIDGE_AGENT, TC_ACT_UNSPEC);
 		count(skb, &s);
 		if (trust_bridge)
 			return deliver(skb, t->tag, VERDICT_BRIDGE_TRUSTED);
@@ -438,6 +471,8 @@ int from_bridge(struct __sk_buff *skb)
 	}
 	if (learn(skb, &s, TAG_NONE))
 		return refuse(skb, &s, VERDICT_BRIDGE_CLAIMED);
+	if (is_agents(skb, &s))
+		return verdict(VERDICT_BRIDGE_AGENT, TC_ACT_UNSPEC);
 	tell(skb, &s, VERDICT_BRIDGE_UNKNOWN);
 	return deliver(skb, TAG_NONE, VERDICT_BRIDGE_UNKNOWN);
 }

@@ -97,19 +97,21 @@ const (
 	MetadVerdictVERDICT_PORT_WRONG_PORT  MetadVerdict = 9
 	MetadVerdictVERDICT_PORT_WRONG_MAC   MetadVerdict = 10
 	MetadVerdictVERDICT_PORT_CLAIMED     MetadVerdict = 11
-	MetadVerdictVERDICT_BRIDGE_TASK      MetadVerdict = 12
-	MetadVerdictVERDICT_BRIDGE_TRUSTED   MetadVerdict = 13
-	MetadVerdictVERDICT_BRIDGE_UNKNOWN   MetadVerdict = 14
-	MetadVerdictVERDICT_BRIDGE_WRONG_MAC MetadVerdict = 15
-	MetadVerdictVERDICT_BRIDGE_CLAIMED   MetadVerdict = 16
-	MetadVerdictVERDICT_CARRIED          MetadVerdict = 17
-	MetadVerdictVERDICT_REPLY_TASK       MetadVerdict = 18
-	MetadVerdictVERDICT_REPLY_PORT       MetadVerdict = 19
-	MetadVerdictVERDICT_REPLY_BRIDGE     MetadVerdict = 20
-	MetadVerdictVERDICT_REPLY_NOT_OURS   MetadVerdict = 21
-	MetadVerdictVERDICT_REPLY_NOWHERE    MetadVerdict = 22
-	MetadVerdictVERDICT_REPLY_NOT_THEIRS MetadVerdict = 23
-	MetadVerdictVERDICT_COUNT            MetadVerdict = 24
+	MetadVerdictVERDICT_PORT_AGENT       MetadVerdict = 12
+	MetadVerdictVERDICT_BRIDGE_TASK      MetadVerdict = 13
+	MetadVerdictVERDICT_BRIDGE_TRUSTED   MetadVerdict = 14
+	MetadVerdictVERDICT_BRIDGE_UNKNOWN   MetadVerdict = 15
+	MetadVerdictVERDICT_BRIDGE_WRONG_MAC MetadVerdict = 16
+	MetadVerdictVERDICT_BRIDGE_CLAIMED   MetadVerdict = 17
+	MetadVerdictVERDICT_BRIDGE_AGENT     MetadVerdict = 18
+	MetadVerdictVERDICT_CARRIED          MetadVerdict = 19
+	MetadVerdictVERDICT_REPLY_TASK       MetadVerdict = 20
+	MetadVerdictVERDICT_REPLY_PORT       MetadVerdict = 21
+	MetadVerdictVERDICT_REPLY_BRIDGE     MetadVerdict = 22
+	MetadVerdictVERDICT_REPLY_NOT_OURS   MetadVerdict = 23
+	MetadVerdictVERDICT_REPLY_NOWHERE    MetadVerdict = 24
+	MetadVerdictVERDICT_REPLY_NOT_THEIRS MetadVerdict = 25
+	MetadVerdictVERDICT_COUNT            MetadVerdict = 26
 )
 
 type MetadVerdictCount struct {
@@ -134,6 +136,8 @@ const (
 	MetadProgMetadCarry   = "metad_carry"
 	MetadProgMetadPort    = "metad_port"
 	MetadProgMetadReply   = "metad_reply"
+	MetadVarAgentAddr     = "agent_addr"
+	MetadVarAgentPort     = "agent_port"
 	MetadVarExitDrop      = "exit_drop"
 	MetadVarLayoutVersion = "layout_version"
 	MetadVarMetad0Ifindex = "metad0_ifindex"
@@ -207,6 +211,8 @@ type MetadMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type MetadVariableSpecs struct {
+	AgentAddr     *ebpf.VariableSpec `ebpf:"agent_addr"`
+	AgentPort     *ebpf.VariableSpec `ebpf:"agent_port"`
 	ExitDrop      *ebpf.VariableSpec `ebpf:"exit_drop"`
 	LayoutVersion *ebpf.VariableSpec `ebpf:"layout_version"`
 	Metad0Ifindex *ebpf.VariableSpec `ebpf:"metad0_ifindex"`
@@ -258,6 +264,8 @@ func (m *MetadMaps) Close() error {
 //
 // It can be passed to LoadMetadObjects or ebpf.CollectionSpec.LoadAndAssign.
 type MetadVariables struct {
+	AgentAddr     *ebpf.Variable `ebpf:"agent_addr"`
+	AgentPort     *ebpf.Variable `ebpf:"agent_port"`
 	ExitDrop      *ebpf.Variable `ebpf:"exit_drop"`
 	LayoutVersion *ebpf.Variable `ebpf:"layout_version"`
 	Metad0Ifindex *ebpf.Variable `ebpf:"metad0_ifindex"`

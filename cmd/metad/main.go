@@ -3,10 +3,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"syscall"
 
@@ -15,6 +17,11 @@ import (
 
 // version is set by the linker; see the Makefile.
 var version = "unknown"
+
+// The process's first thread must never enter another network namespace: it could not be ended afterwards like
+// the others that do, and /proc/self would show the wrong namespace from then on. Locked to main, it is
+// not lent to any other goroutine.
+func init() { runtime.LockOSThread() }
 
 func main() {
 	// Nearly all that is allocated are samples, each thrown away after a second. Collecting them
@@ -35,7 +42,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 0
 	}
 	code := 1
-	if e, ok := err.(exitError); ok { //nolint:errorlint // made by our own commands, never wrapped
+	var e exitError
+	if errors.As(err, &e) {
 		code, err = e.code, e.error
 	}
 	if err != nil {
@@ -48,6 +56,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 type exitError struct {
 	error
 	code int
+}
+
+func (e exitError) Error() string {
+	if e.error == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.error.Error()
 }
 
 func app(stdout, stderr io.Writer) *cli.Command {

@@ -309,8 +309,11 @@ func (d *daemon) build(engine *client.Client) (err error) {
 			return err
 		}
 	}
-	d.files, err = mdfile.NewWriter(c.fileConfig(), log.Named("mdfile"))
-	return err
+	if d.files, err = mdfile.NewWriter(c.fileConfig(), log.Named("mdfile")); err != nil {
+		return err
+	}
+	d.files.SetHost(mdfile.LocalHost(c.cluster, c.availabilityZone()))
+	return nil
 }
 
 // closing joins the error of x's Close to *err.
@@ -468,6 +471,15 @@ func (d *daemon) retry(ctx context.Context) error {
 			}
 			d.mu.Unlock()
 		}
+	}
+}
+
+// port: a container starts.
+func (d *daemon) port(ifindex int) {
+	select {
+	case <-d.wired:
+		d.follower.Poke(ifindex)
+	default: // the first list is still to come
 	}
 }
 

@@ -1,13 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"net"
-	"os"
-
-	"golang.org/x/sys/unix"
+	"net/netip"
+	"net/url"
+	"strconv"
 
 	"metad/pkg/handover"
 	"metad/pkg/loader"
@@ -34,27 +35,14 @@ func (d *daemon) give() (handover.State, error) {
 	if err != nil {
 		return handover.State{}, err
 	}
-	var s handover.State
-	for _, f := range files {
-		// A File closes its descriptor when it is collected: what is sent must be nobody else's.
-		fd, e := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-		f.Close()
-		if e != nil {
-			err = fmt.Errorf("hand over: %w", e)
-			continue
-		}
-		s.FDs = append(s.FDs, fd)
-	}
-	tasks, e := snapshot.Encode(d.table.Views())
-	if err == nil {
-		err = e
-	}
+	s := handover.State{Files: files}
+	tasks, err := snapshot.Encode(d.table.Views())
 	if err == nil {
 		s.Meta, err = json.Marshal(handoverMeta{kernel, tasks})
 	}
 	if err != nil {
-		for _, fd := range s.FDs {
-			unix.Close(fd)
+		for _, f := range files {
+			f.Close()
 		}
 		return handover.State{}, err
 	}
@@ -70,10 +58,6 @@ func (d *daemon) resume() error {
 
 // adopt is the other side of give.
 func (d *daemon) adopt(pred *handover.Predecessor) (*loader.Loader, net.Listener, []lookup.Saved, error) {
-	files := make([]*os.File, len(pred.FDs))
-	for i, fd := range pred.FDs {
-		files[i] = os.NewFile(uintptr(fd), "handover")
-	}
 	var meta handoverMeta
 	if err := json.Unmarshal(pred.Meta, &meta); err != nil {
 		return nil, nil, nil, fmt.Errorf("take over: %w", err)
@@ -82,7 +66,7 @@ func (d *daemon) adopt(pred *handover.Predecessor) (*loader.Loader, net.Listener
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("take over: %w", err)
 	}
-	ld, ln, err := loader.Adopt(d.loaderConfig(), files, meta.Loader)
+	ld, ln, err := loader.Adopt(d.loaderConfig(), pred.Files, meta.Loader)
 	return ld, ln, saved, err
 }
 
@@ -110,6 +94,29 @@ func (d *daemon) loaderConfig() loader.Config {
 		OnExit:      loader.OnExit(c.onExit),
 		MaxEntries:  c.maxAddresses,
 		Log:         d.log.Named("loader"),
+		AgentAddr:   agentAddr(c.agentURL),
+		OnPort:      d.port,
 		OnPortGone:  d.portGone,
 	}
+}
+
+// agentAddr returns where the agent listens. A host name is not resolved: rules name addresses.
+func agentAddr(agentURL string) netip.AddrPort {
+	u, err := url.Parse(agentURL)
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	port, err := strconv.ParseUint(cmp.Or(u.Port(), "80"), 10, 16)
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	host := u.Hostname()
+	if host == "localhost" {
+		host = "127.0.0.1"
+	}
+	addr, err := netip.ParseAddr(host)
+	if err != nil || !addr.Is4() {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(addr, uint16(port))
 }

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -170,7 +171,9 @@ func (h *Host) AddBridge(name, gateway string) *Bridge {
 	}
 	b := &Bridge{Host: h, Name: name, Ifindex: l.Attrs().Index, Gateway: prefix}
 	copy(b.MAC[:], h.Link(name).Attrs().HardwareAddr)
-	// Without an address of its own a bridge takes the lowest of its ports': keep it from changing.
+	// Without an address of its own a bridge takes the lowest of its ports': keep it from changing. Not
+	// by setting the one it has: Linux 5.10 would then not know it as its own, and deliver nothing.
+	b.MAC[5] ^= 1
 	if err := h.NL.LinkSetHardwareAddr(l, b.MAC[:]); err != nil {
 		h.t.Fatalf("bridge %s address: %v", name, err)
 	}
@@ -365,6 +368,14 @@ func (k *Task) addVeth(mac net.HardwareAddr) {
 			k.t.Fatalf("set up task %s: %v", k.Addr, err)
 		}
 	}
+	// Until the kernel has noticed the carrier at both ends, the sender's queue and the bridge drop what
+	// is sent: a client would lose its first SYN.
+	Until(k.t, "the task's link is up", func() bool {
+		inside, err := h.LinkByName("eth0")
+		outside, err2 := nl.LinkByIndex(k.Ifindex)
+		return err == nil && err2 == nil && inside.Attrs().OperState == netlink.OperUp &&
+			outside.Attrs().OperState == netlink.OperUp
+	})
 }
 
 // Dial connects from the namespace; local may be "" or an address to connect from.
@@ -474,7 +485,18 @@ func Mark(c net.Conn) (uint32, error) {
 	return uint32(mark), errors.Join(err, serr)
 }
 
-// PinDir returns a directory of the test's own on a BPF file system, which it mounts if there is none.
+// RequireTool skips the test where the command is not installed: a bare guest has none.
+func RequireTool(t testing.TB, name string) {
+	t.Helper()
+	if _, err := exec.LookPath(name); err != nil {
+		t.Skipf("needs %s: %v", name, err)
+	}
+}
+
+var pinDirs atomic.Int64
+
+// PinDir returns another directory of the test's own on a BPF file system at each call. It mounts the
+// file system if there is none.
 func PinDir(t testing.TB) string {
 	t.Helper()
 	const bpffs = "/sys/fs/bpf"
@@ -484,7 +506,7 @@ func PinDir(t testing.TB) string {
 			t.Fatalf("mount bpf: %v", err)
 		}
 	}
-	dir := filepath.Join(bpffs, fmt.Sprintf("metad-test-%d-%s", os.Getpid(), sanitize(t.Name())))
+	dir := filepath.Join(bpffs, fmt.Sprintf("metad-test-%d-%d-%s", os.Getpid(), pinDirs.Add(1), sanitize(t.Name())))
 	t.Cleanup(func() {
 		if err := os.RemoveAll(dir); err != nil {
 			t.Errorf("remove pins: %v", err)

@@ -515,7 +515,7 @@ func TestRootF01F03Nothing(t *testing.T) {
 		"--label", "com.amazonaws.ecs.task-arn=arn:aws:ecs:x:1:task/default/pause"))
 }
 
-// 100 creations at a time, started too: every container has a file of its own, which becomes READY.
+// 100 creations at a time: every container has a file of its own.
 func TestRootParallelCreates(t *testing.T) {
 	g := newRootGround(t, options{})
 	c := g.client()

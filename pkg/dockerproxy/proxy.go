@@ -11,7 +11,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	stdlog "log"
@@ -137,8 +136,6 @@ func New(cfg Config, w *mdfile.Writer, log *zap.Logger) (*Proxy, error) {
 		DisableCompression:  true, // bodies pass as they are
 		MaxIdleConnsPerHost: 64,
 		IdleConnTimeout:     time.Minute,
-		ReadBufferSize:      copyBuffer,
-		WriteBufferSize:     copyBuffer,
 	}
 	p.forward = &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
@@ -148,7 +145,6 @@ func New(cfg Config, w *mdfile.Writer, log *zap.Logger) (*Proxy, error) {
 		},
 		// What has no length (logs, events, progress) it flushes as it comes.
 		Transport:    roundTripper(p.roundTrip),
-		BufferPool:   &bufferPool{},
 		ErrorLog:     stdlog.New(io.Discard, "", 0), // clients that leave
 		ErrorHandler: p.fail,
 	}
@@ -284,6 +280,7 @@ type createKey struct{}
 // create is a creation with a metadata file.
 type create struct {
 	entry    *mdfile.Entry
+	log      *zap.Logger
 	original []byte // bodies
 	edited   []byte
 	settled  bool // entry knows what became of the container
@@ -344,7 +341,7 @@ func (p *Proxy) prepare(r *http.Request) *create {
 	}
 	bind := entry.HostDir + ":" + entry.ContainerDir + ":ro" + p.relabel(r.Context())
 	edited := body.with(mdfile.EnvVar+"="+entry.File, bind)
-	return &create{entry: entry, original: raw, edited: edited}
+	return &create{entry: entry, log: log, original: raw, edited: edited}
 }
 
 // internalPrefix begins the names of the containers that the ECS agent adds to a task: pause, empty
@@ -493,15 +490,11 @@ func (p *Proxy) create(r *http.Request, c *create) (*http.Response, error) {
 	if resp.StatusCode == http.StatusCreated {
 		c.settled = true
 		var created struct{ ID string } // "Id"
-		if err := json.Unmarshal(answer, &created); err == nil && created.ID != "" {
-			err = c.entry.Created(created.ID)
-		} else {
-			c.entry.Unsure()
-			err = errors.Join(err, errors.New("no id in the Engine's answer"))
-		}
-		if err != nil {
+		if err := json.Unmarshal(answer, &created); err != nil || created.ID == "" {
+			c.entry.Unsure() // Apply will find the container by its mount
+		} else if err := c.entry.Created(created.ID); err != nil {
 			if ok, held := p.warn.allow(); ok {
-				p.log.Warn("metadata file not written at creation", zap.String("dir", c.entry.HostDir), zap.Error(err), zap.Int("held_back", held))
+				c.log.Warn("metadata file not written at creation", zap.String("dir", c.entry.HostDir), zap.Error(err), zap.Int("held_back", held))
 			}
 		}
 		return resp, nil
@@ -515,7 +508,7 @@ func (p *Proxy) create(r *http.Request, c *create) (*http.Response, error) {
 	}
 	// It may be the mount: a plug-in forbids it, or the Engine cannot see the directory.
 	if resp, err = p.send(r, c.original); err == nil && resp.StatusCode == http.StatusCreated {
-		p.without(p.log, fmt.Errorf("the Docker Engine refuses it with the file: %.500s", bytes.TrimSpace(answer)))
+		p.without(c.log, fmt.Errorf("the Docker Engine refuses it with the file: %.500s", bytes.TrimSpace(answer)))
 	}
 	return resp, err
 }
@@ -539,20 +532,6 @@ func readAll(resp *http.Response) ([]byte, error) {
 	resp.TransferEncoding = nil
 	return b, err
 }
-
-// copyBuffer is the size of buffers between client and Engine.
-const copyBuffer = 64 << 10
-
-type bufferPool struct{ pool sync.Pool }
-
-func (p *bufferPool) Get() []byte {
-	if b, ok := p.pool.Get().(*[]byte); ok {
-		return *b
-	}
-	return make([]byte, copyBuffer)
-}
-
-func (p *bufferPool) Put(b []byte) { p.pool.Put(&b) }
 
 // limiter lets ten warnings through in ten seconds and counts the others.
 type limiter struct {

@@ -461,6 +461,39 @@ func TestRefusedWithFile(t *testing.T) {
 	}
 }
 
+// The basic facts cannot be written after the creation, or the Engine's answer has no id: the client
+// gets its answer, and the file is made up for later.
+func TestCreatedButNotWritten(t *testing.T) {
+	g := newGround(t, Config{Enabled: true}, mdfile.Layout{})
+	answer := `{"Id":"x"}`
+	g.handle = func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/containers/create" {
+			_ = os.RemoveAll(filepath.Join(g.dataDir, "metadata", "default"))
+			w.WriteHeader(http.StatusCreated)
+			fmt.Fprint(w, answer)
+		}
+	}
+	if status := g.post("/containers/create", ecsBody); status != http.StatusCreated {
+		t.Errorf("got %d", status)
+	}
+	if w := g.warnings(); len(w) != 1 || !strings.HasPrefix(w[0], "metadata file not written at creation") {
+		t.Errorf("got warnings %q", w)
+	}
+	c := &task.Container{ID: "x", Name: "app", State: "running", PID: 1}
+	g.files.Apply([]*task.Task{{ARN: "arn:aws:ecs:us-west-2:111122223333:task/default/158d", Containers: []*task.Container{c}}})
+	if got := g.dirs(); !slices.Equal(got, []string{"default/158d/app"}) {
+		t.Errorf("got %v", got)
+	}
+
+	answer = `{}`
+	if status := g.post("/containers/create", ecsBody); status != http.StatusCreated {
+		t.Errorf("got %d", status)
+	}
+	if w := g.warnings(); len(w) != 1 {
+		t.Errorf("got warnings %q", w)
+	}
+}
+
 // The Engine is not there: an error in its own form, and the directory is kept only as long as the
 // container might have been created.
 func TestEngineGone(t *testing.T) {

@@ -87,16 +87,13 @@ func (c *Config) path() string { return filepath.Join(c.Dir, socketName) }
 // State is what is handed over. Its meaning is the caller's, and so is its version, Config.Layout.
 type State struct {
 	Meta []byte
-	// FDs are open file descriptors. Given to Wait by its give they are closed once they are sent; got
-	// from Take they are the caller's.
-	FDs []int
+	// Files given to Wait by its give are closed once they are sent; those got from Take are the caller's.
+	Files []*os.File
 }
 
 func (s *State) close() {
-	for _, fd := range s.FDs {
-		unix.Close(fd)
-	}
-	s.FDs = nil
+	closeAll(s.Files)
+	s.Files = nil
 }
 
 // Start takes over from the holder of cfg.Dir, or becomes the holder if there is none; the Predecessor
@@ -180,7 +177,7 @@ func (s *Socket) Close() error {
 
 // Wait serves one successor after the other until one has taken over, and returns that one. give
 // returns what to hand over and is called when a successor is there; the caller goes on serving meanwhile.
-// If the takeover fails after that, resume is called and Wait goes on; the log says why.
+// If give or the takeover fails after that, resume is called and Wait goes on; the log says why.
 //
 // With a Successor returned the caller stops accepting connections, waits until those it has are
 // done, and exits: it takes nothing out of the kernel, the Successor has it. Should the Successor die
@@ -247,9 +244,9 @@ func (s *Socket) hand(ctx context.Context, k *conn, give func() (State, error), 
 	defer stop()
 	state, err := give()
 	if err != nil {
+		resume()
 		return nil, refuse("cannot hand over: " + err.Error())
 	}
-	// From here on the caller has to be told if nothing comes of it.
 	if err := s.giveTo(k, state); err != nil {
 		k.deadline(time.Now().Add(helloWithin))
 		_ = k.send(message{Type: typeAbort, Reason: err.Error()}) // a dead one need not be told
@@ -268,12 +265,12 @@ func (s *Socket) hand(ctx context.Context, k *conn, give func() (State, error), 
 
 // giveTo sends the state and returns once the successor serves and has been told that it may.
 func (s *Socket) giveTo(k *conn, state State) error {
-	fd, err := s.dup()
+	socket, err := s.ln.File()
 	if err != nil {
 		state.close()
-		return err
+		return fmt.Errorf("hand over: socket: %w", err)
 	}
-	state.FDs = append([]int{fd}, state.FDs...)
+	state.Files = append([]*os.File{socket}, state.Files...)
 	err = k.sendState(state, func() { s.cfg.at("part") })
 	state.close()
 	if err != nil {
@@ -296,14 +293,6 @@ func (s *Socket) giveTo(k *conn, state State) error {
 		return fmt.Errorf("the successor died: %w", err)
 	}
 	return nil
-}
-
-func (s *Socket) dup() (int, error) {
-	raw, err := s.ln.SyscallConn()
-	if err != nil {
-		return -1, fmt.Errorf("takeover socket: %w", err)
-	}
-	return dupRaw(raw)
 }
 
 // Successor is the process that has taken over.
@@ -376,11 +365,12 @@ func take(k *conn, cfg Config) (*Predecessor, error) {
 		}
 		return nil, fmt.Errorf("take over: %w", err)
 	}
-	if len(state.FDs) == 0 {
+	if len(state.Files) == 0 {
 		return nil, errors.New("take over: got no socket")
 	}
-	ln, err := listener(state.FDs[0])
-	state.FDs = state.FDs[1:]
+	ln, err := net.FileListener(state.Files[0])
+	state.Files[0].Close()
+	state.Files = state.Files[1:]
 	if err != nil {
 		state.close()
 		return nil, fmt.Errorf("take over: socket: %w", err)

@@ -85,7 +85,7 @@ func openFDs(t *testing.T) int {
 func TestState(t *testing.T) {
 	ctx, cfg := testContext(t), testConfig(t)
 	meta := bytes.Repeat([]byte("0123456789abcdef"), 3*partMeta/16)
-	const n = 4*partFDs + 7
+	const n = 4*partFiles + 7
 	var inodes []uint64
 	give := func() (State, error) {
 		s := State{Meta: meta}
@@ -95,7 +95,7 @@ func TestState(t *testing.T) {
 				return State{}, err
 			}
 			inodes = append(inodes, inode(t, fd))
-			s.FDs = append(s.FDs, fd)
+			s.Files = append(s.Files, os.NewFile(uintptr(fd), "state"))
 		}
 		return s, nil
 	}
@@ -109,7 +109,8 @@ func TestState(t *testing.T) {
 		t.Errorf("got %d bytes that differ from the %d given", len(p.Meta), len(meta))
 	}
 	var got []uint64
-	for _, fd := range p.FDs {
+	for _, file := range p.Files {
+		fd := int(file.Fd())
 		got = append(got, inode(t, fd))
 		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
 			t.Fatalf("descriptor %d: got flags %#x, %v, want close-on-exec", fd, flags, err)
@@ -140,7 +141,7 @@ func TestState(t *testing.T) {
 	if _, err := Listen(cfg); !errors.Is(err, ErrHeld) {
 		t.Errorf("listen: got %v, want %v", err, ErrHeld)
 	}
-	closeAll(p.FDs)
+	closeAll(p.Files)
 	p.Socket.Close()
 	if got := openFDs(t); got != before {
 		t.Errorf("got %d open files, want %d as before", got, before)
@@ -148,6 +149,36 @@ func TestState(t *testing.T) {
 	if _, err := Take(ctx, cfg); !errors.Is(err, ErrNobody) {
 		t.Errorf("take: got %v, want %v", err, ErrNobody)
 	}
+}
+
+// TestListenerStaysNonBlocking: the holder goes on accepting with deadlines while its listener is on the
+// way, which it could not if the way made the socket, which both share, block.
+func TestListenerStaysNonBlocking(t *testing.T) {
+	ctx, cfg := testContext(t), testConfig(t)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	newHolder(t, ctx, cfg, func() (State, error) {
+		f, err := ln.(*net.TCPListener).File()
+		return State{Files: []*os.File{f}}, err
+	})
+	p, err := Take(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	defer closeAll(p.Files)
+	raw, err := ln.(*net.TCPListener).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Control(func(fd uintptr) {
+		if flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK == 0 {
+			t.Errorf("got flags %#x, %v, want O_NONBLOCK", flags, err)
+		}
+	})
 }
 
 func inode(t *testing.T, fd int) uint64 {
@@ -161,7 +192,7 @@ func inode(t *testing.T, fd int) uint64 {
 
 // TestRefused: whoever may not take over hears why, and the holder goes on.
 func TestRefused(t *testing.T) {
-	f := func(name string, change func(*Config), give func() (State, error), wantGiven int32, want string) {
+	f := func(name string, change func(*Config), give func() (State, error), wantGiven, wantResumed int32, want string) {
 		t.Helper()
 		ctx, cfg := testContext(t), testConfig(t)
 		h := newHolder(t, ctx, cfg, func() (State, error) {
@@ -189,14 +220,14 @@ func TestRefused(t *testing.T) {
 			return
 		}
 		p.Close()
-		if w := <-h.result; w.err != nil || h.resumed.Load() != 0 {
-			t.Errorf("%s: holder: got %v, resumed %d times", name, w.err, h.resumed.Load())
+		if w := <-h.result; w.err != nil || h.resumed.Load() != wantResumed {
+			t.Errorf("%s: holder: got %v, resumed %d times, want %d", name, w.err, h.resumed.Load(), wantResumed)
 		}
 	}
-	f("older layout", func(c *Config) { c.Layout = 2; c.Build = "v0.9" }, nil, 0,
+	f("older layout", func(c *Config) { c.Layout = 2; c.Build = "v0.9" }, nil, 0, 0,
 		"metad test hands over with protocol 1 and layout 3, metad v0.9 takes over with 1 and 2")
-	f("newer layout", func(c *Config) { c.Layout = 4 }, nil, 0, "with 1 and 4")
-	f("nothing to give", func(*Config) {}, func() (State, error) { return State{}, errors.New("links are moving") }, 1,
+	f("newer layout", func(c *Config) { c.Layout = 4 }, nil, 0, 0, "with 1 and 4")
+	f("nothing to give", func(*Config) {}, func() (State, error) { return State{}, errors.New("links are moving") }, 1, 1,
 		"cannot hand over: links are moving")
 }
 
@@ -404,11 +435,11 @@ func TestListen(t *testing.T) {
 
 func FuzzParsePacket(f *testing.F) {
 	f.Add([]byte(`{"Type":"hello","Protocol":1,"Layout":3,"Build":"v1"}`), 0)
-	f.Add([]byte(`{"Type":"state","Meta":"AAAA","FDs":2,"Last":true}`), 0)
+	f.Add([]byte(`{"Type":"state","Meta":"AAAA","Files":2,"Last":true}`), 0)
 	f.Add([]byte(`{"Type":"state"}`), unix.MSG_CTRUNC)
 	f.Fuzz(func(t *testing.T, b []byte, flags int) {
 		m, fds, err := parsePacket(b, nil, flags)
-		if err == nil && (m.FDs != 0 || len(fds) != 0 || flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0) {
+		if err == nil && (m.Files != 0 || len(fds) != 0 || flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0) {
 			t.Errorf("got %+v with files %v and flags %#x of a packet without files", m, fds, flags)
 		}
 	})

@@ -7,14 +7,14 @@ import (
 	"io"
 	"net"
 	"os"
-	"syscall"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // message is one packet: {"Type": "hello", "Protocol": 1, "Layout": 3, "Build": "v1.2"},
-// {"Type": "state", "Meta": base64, "FDs": how many come with the packet, "Last": true}, …
+// {"Type": "state", "Meta": base64, "Files": how many come with the packet, "Last": true}, …
 type message struct {
 	Type     string
 	Protocol uint32 `json:",omitempty"`
@@ -22,7 +22,7 @@ type message struct {
 	Build    string `json:",omitempty"`
 	Reason   string `json:",omitempty"`
 	Meta     []byte `json:",omitempty"`
-	FDs      int    `json:",omitempty"`
+	Files    int    `json:",omitempty"`
 	Last     bool   `json:",omitempty"`
 }
 
@@ -38,11 +38,11 @@ const (
 const (
 	maxPacket = 64 << 10 // well below net.core.wmem_default
 	partMeta  = 32 << 10
-	partFDs   = 253 // SCM_MAX_FD, include/net/scm.h
+	partFiles = 253 // SCM_MAX_FD, include/net/scm.h
 
 	// What a state can be at most: the size of the port table and more.
-	maxMeta = 16 << 20
-	maxFDs  = 16 << 10
+	maxMeta  = 16 << 20
+	maxFiles = 16 << 10
 )
 
 // conn is a connection of packets. One goroutine sends, one receives.
@@ -74,23 +74,41 @@ func (k *conn) checkPeer(uid int) error {
 	return nil
 }
 
-func (k *conn) send(m message, fds ...int) error {
-	m.FDs = len(fds)
+func (k *conn) send(m message, files ...*os.File) error {
+	m.Files = len(files)
 	b, err := json.Marshal(m)
 	if err != nil {
 		return err
 	}
 	var oob []byte
-	if len(fds) > 0 {
+	if len(files) > 0 {
+		fds := make([]int, len(files))
+		for i, f := range files {
+			if fds[i], err = number(f); err != nil {
+				return err
+			}
+		}
 		oob = unix.UnixRights(fds...)
+		defer runtime.KeepAlive(files)
 	}
 	_, _, err = k.c.WriteMsgUnix(b, oob, nil)
 	return err
 }
 
+// number returns f's descriptor. f.Fd would make the file block, also for everybody who shares it.
+func number(f *os.File) (int, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	var n int
+	err = raw.Control(func(fd uintptr) { n = int(fd) })
+	return n, err
+}
+
 // receive returns the next packet with its files. It returns io.EOF if the peer is gone.
-func (k *conn) receive() (message, []int, error) {
-	b, oob := make([]byte, maxPacket), make([]byte, unix.CmsgSpace(partFDs*4))
+func (k *conn) receive() (message, []*os.File, error) {
+	b, oob := make([]byte, maxPacket), make([]byte, unix.CmsgSpace(partFiles*4))
 	n, oobn, flags, _, err := k.c.ReadMsgUnix(b, oob)
 	if errors.Is(err, unix.ECONNRESET) {
 		// The peer closed without having read all that we sent; what it sent is still there.
@@ -103,14 +121,18 @@ func (k *conn) receive() (message, []int, error) {
 		return message{}, nil, err
 	}
 	m, fds, err := parsePacket(b[:n], oob[:oobn], flags)
+	files := make([]*os.File, len(fds))
+	for i, fd := range fds {
+		files[i] = os.NewFile(uintptr(fd), "handover")
+	}
 	if err != nil {
-		closeAll(fds)
+		closeAll(files)
 		return message{}, nil, err
 	}
-	return m, fds, nil
+	return m, files, nil
 }
 
-// parsePacket returns the files also when it fails.
+// parsePacket returns the descriptors also when it fails.
 func parsePacket(b, oob []byte, flags int) (m message, fds []int, err error) {
 	controls, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
@@ -136,23 +158,23 @@ func parsePacket(b, oob []byte, flags int) (m message, fds []int, err error) {
 	if err := json.Unmarshal(b, &m); err != nil {
 		return m, fds, fmt.Errorf("packet: %w", err)
 	}
-	if m.FDs != len(fds) {
-		return m, fds, fmt.Errorf("packet with %d files: got %d", m.FDs, len(fds))
+	if m.Files != len(fds) {
+		return m, fds, fmt.Errorf("packet with %d files: got %d", m.Files, len(fds))
 	}
 	return m, fds, nil
 }
 
 // sendState sends s in as many packets as it takes; between calls each after the first.
 func (k *conn) sendState(s State, between func()) error {
-	meta, fds := s.Meta, s.FDs
+	meta, files := s.Meta, s.Files
 	for first := true; ; first = false {
 		if !first {
 			between()
 		}
 		m := message{Type: typeState, Meta: meta[:min(len(meta), partMeta)]}
-		part := fds[:min(len(fds), partFDs)]
-		meta, fds = meta[len(m.Meta):], fds[len(part):]
-		m.Last = len(meta) == 0 && len(fds) == 0
+		part := files[:min(len(files), partFiles)]
+		meta, files = meta[len(m.Meta):], files[len(part):]
+		m.Last = len(meta) == 0 && len(files) == 0
 		if err := k.send(m, part...); err != nil {
 			return err
 		}
@@ -171,11 +193,11 @@ func (k *conn) receiveState() (s State, err error) {
 		}
 	}()
 	for {
-		m, fds, err := k.receive()
+		m, files, err := k.receive()
 		if err != nil {
 			return s, err
 		}
-		s.FDs = append(s.FDs, fds...)
+		s.Files = append(s.Files, files...)
 		s.Meta = append(s.Meta, m.Meta...)
 		switch {
 		case m.Type == typeRefuse:
@@ -184,8 +206,8 @@ func (k *conn) receiveState() (s State, err error) {
 			return s, fmt.Errorf("%w: %s", ErrAborted, m.Reason)
 		case m.Type != typeState:
 			return s, fmt.Errorf("want %s, got %s", typeState, m.Type)
-		case len(s.Meta) > maxMeta || len(s.FDs) > maxFDs:
-			return s, fmt.Errorf("state of more than %d bytes or %d files", maxMeta, maxFDs)
+		case len(s.Meta) > maxMeta || len(s.Files) > maxFiles:
+			return s, fmt.Errorf("state of more than %d bytes or %d files", maxMeta, maxFiles)
 		case m.Last:
 			return s, nil
 		}
@@ -195,54 +217,16 @@ func (k *conn) receiveState() (s State, err error) {
 // untilEOF returns when the peer is gone, or the connection is closed here.
 func (k *conn) untilEOF() {
 	for {
-		_, fds, err := k.receive()
-		closeAll(fds)
+		_, files, err := k.receive()
+		closeAll(files)
 		if err != nil {
 			return
 		}
 	}
 }
 
-func closeAll(fds []int) {
-	for _, fd := range fds {
-		unix.Close(fd)
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
 	}
-}
-
-// ListenerFD returns a file descriptor of ln's socket for State.FDs. ln stays open and as it is.
-func ListenerFD(ln net.Listener) (int, error) {
-	sc, ok := ln.(syscall.Conn)
-	if !ok {
-		return -1, fmt.Errorf("listener %T has no file descriptor", ln)
-	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return -1, fmt.Errorf("listener: %w", err)
-	}
-	return dupRaw(raw)
-}
-
-// Listener returns the listener that was handed over as fd, which it closes.
-func Listener(fd int) (net.Listener, error) { return listener(fd) }
-
-func listener(fd int) (net.Listener, error) {
-	f := os.NewFile(uintptr(fd), "listener")
-	defer f.Close()
-	return net.FileListener(f)
-}
-
-// dupRaw copies a descriptor by number: os.File.Fd would make the socket block, for the process that
-// shares it too.
-func dupRaw(raw syscall.RawConn) (int, error) {
-	var fd int
-	var derr error
-	if err := raw.Control(func(old uintptr) {
-		fd, derr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0)
-	}); err != nil {
-		return -1, fmt.Errorf("copy file descriptor: %w", err)
-	}
-	if derr != nil {
-		return -1, fmt.Errorf("copy file descriptor: %w", derr)
-	}
-	return fd, nil
 }

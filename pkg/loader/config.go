@@ -3,6 +3,7 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"path"
 	"path/filepath"
 	"slices"
@@ -89,6 +90,12 @@ type Config struct {
 	MaxEntries int
 	// Log receives changes of state; nil: none.
 	Log *zap.Logger
+	// AgentAddr is where the ECS agent's rule sends connections to the endpoint: one that the agent has
+	// accepted there, while metad was not running, stays the agent's. Zero: there is no agent.
+	AgentAddr netip.AddrPort
+	// OnPort is called when a port has been hooked that was not there at Open or Adopt: a container
+	// starts. One call at a time, no lock held; nil: none.
+	OnPort func(ifindex int)
 	// OnPortGone is called when a device that carried task addresses or a hook no longer exists, after
 	// the addresses behind it have left the kernel. One call at a time, no lock held; nil: none.
 	OnPortGone func(ifindex int)
@@ -143,6 +150,12 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Log == nil {
 		c.Log = zap.NewNop()
+	}
+	if c.AgentAddr != (netip.AddrPort{}) && (!c.AgentAddr.Addr().Is4() || c.AgentAddr.Port() == 0) {
+		return c, fmt.Errorf("AgentAddr: %s is not an IPv4 address and a port", c.AgentAddr)
+	}
+	if c.OnPort == nil {
+		c.OnPort = func(int) {}
 	}
 	if c.OnPortGone == nil {
 		c.OnPortGone = func(int) {}

@@ -247,7 +247,8 @@ func (l *Loader) linkGone(ifindex int) {
 	l.cfg.OnPortGone(ifindex)
 }
 
-// rehook attaches to or detaches from a device, as it should be. Called with mu held.
+// rehook attaches to or detaches from a device, as it should be. Called with mu held; lets go of it
+// for OnPort.
 func (l *Loader) rehook(ifindex int) {
 	d := l.links[ifindex]
 	want, bridge := false, 0
@@ -284,6 +285,11 @@ func (l *Loader) rehook(ifindex int) {
 			return
 		}
 		l.log.Info("attached", zap.String("device", d.name), zap.Int("ifindex", ifindex), zap.Bool("port", bridge != 0))
+		if bridge != 0 && l.follower != nil { // else: Open is not done
+			l.mu.Unlock()
+			defer l.mu.Lock()
+			l.cfg.OnPort(ifindex)
+		}
 	}
 }
 

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
@@ -232,13 +231,3 @@ func (l *Loader) Status() Status {
 
 // HardwareAddr returns the MAC for printing.
 func (e Event) HardwareAddr() net.HardwareAddr { return e.MAC[:] }
-
-// Programs returns the attached programs by name, for benchmarks and inspection. They stay the loader's.
-func (l *Loader) Programs() map[string]*ebpf.Program {
-	return map[string]*ebpf.Program{
-		bpf.MetadProgMetadPort:   l.objs.MetadPort,
-		bpf.MetadProgMetadBridge: l.objs.MetadBridge,
-		bpf.MetadProgMetadReply:  l.objs.MetadReply,
-		bpf.MetadProgMetadCarry:  l.objs.MetadCarry,
-	}
-}

@@ -140,7 +140,10 @@ func (l *Loader) load(given map[string]*ebpf.Map) error {
 	if err := spec.Variables[bpf.MetadVarLayoutVersion].Get(&l.layout); err != nil {
 		return fmt.Errorf("layout version: %w", err)
 	}
+	agent := l.cfg.AgentAddr
 	for name, value := range map[string]any{
+		bpf.MetadVarAgentAddr:     be32(agent.Addr()),
+		bpf.MetadVarAgentPort:     be16(agent.Port()),
 		bpf.MetadVarMetad0Ifindex: uint32(l.metad0),
 		bpf.MetadVarTrustBridge:   boolByte(l.cfg.TrustBridge),
 		bpf.MetadVarExitDrop:      boolByte(l.cfg.OnExit == OnExitDrop),
@@ -471,6 +474,10 @@ func (l *Loader) portGone(ifindex int) error {
 		}
 	}
 	for _, k := range gone {
+		// The address may just have been seen again, on another port: look once more, as late as possible.
+		if l.objs.Neighbours.Lookup(&k, &n) != nil || n.Ifindex != uint32(ifindex) {
+			continue
+		}
 		if err := l.objs.Neighbours.Delete(&k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			errs = append(errs, err)
 		}
@@ -557,6 +564,22 @@ func isOurs(id ebpf.ProgramID) bool {
 	defer p.Close()
 	info, err := p.Info()
 	return err == nil && filterNames[info.Name]
+}
+
+// be32 is addr as the kernel keeps it in a __be32; 0 if it is not IPv4.
+func be32(addr netip.Addr) uint32 {
+	if !addr.Is4() {
+		return 0
+	}
+	b := addr.As4()
+	return binary.NativeEndian.Uint32(b[:])
+}
+
+// be16 is port as the kernel keeps it in a __be16.
+func be16(port uint16) uint16 {
+	var b [2]byte
+	binary.BigEndian.PutUint16(b[:], port)
+	return binary.NativeEndian.Uint16(b[:])
 }
 
 // addr4 reads an address as the kernel keeps it in a __be32, which the generated types show as uint32.

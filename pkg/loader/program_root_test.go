@@ -80,8 +80,8 @@ func TestRootVerdicts(t *testing.T) {
 	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
 	known, other, unknown := b.AddTask(""), b.AddTask(""), b.AddTask("")
 	l := open(t, h, Config{})
-	trusting := open(t, testnet.NewHost(t), Config{TrustBridge: true, PinDir: testnet.PinDir(t) + "-trust"})
-	dropping := open(t, testnet.NewHost(t), Config{OnExit: OnExitDrop, PinDir: testnet.PinDir(t) + "-drop"})
+	trusting := open(t, testnet.NewHost(t), Config{TrustBridge: true, PinDir: testnet.PinDir(t)})
+	dropping := open(t, testnet.NewHost(t), Config{OnExit: OnExitDrop, PinDir: testnet.PinDir(t)})
 	trustedTask := *known
 	for _, x := range []*Loader{l, dropping, trusting} {
 		x.mu.Lock() // the entries' ports are in another namespace: let them in

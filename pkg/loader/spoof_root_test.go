@@ -9,12 +9,14 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"metad/bpf"
@@ -274,6 +276,7 @@ func TestRootCounters(t *testing.T) {
 // The host's firewall has no say: br_netfilter on, the agent's DNAT rule (row 2.3) in place, INPUT and
 // FORWARD closed. Needs iptables and br_netfilter.
 func TestRootFirewall(t *testing.T) {
+	testnet.RequireTool(t, "iptables")
 	bothModes(t, func(t *testing.T, mode AttachMode) {
 		h := testnet.NewHost(t)
 		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
@@ -310,6 +313,7 @@ func TestRootFirewall(t *testing.T) {
 
 // What bpftool shows: field names, and the task's id as text. Needs bpftool.
 func TestRootBpftool(t *testing.T) {
+	testnet.RequireTool(t, "bpftool")
 	h := testnet.NewHost(t)
 	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
 	k := b.AddTask("")
@@ -390,5 +394,47 @@ func TestRootThousandPorts(t *testing.T) {
 	wantAnswer(t, last, portTag(last))
 	if s := l.Status(); s.NotAttached != 0 {
 		t.Errorf("%d not attached", s.NotAttached)
+	}
+}
+
+// One address, one container after another, milliseconds apart: nobody is ever taken for the one before.
+// METAD_TEST_REUSES sets how many.
+func TestRootReuse(t *testing.T) {
+	n := 60
+	if s := os.Getenv("METAD_TEST_REUSES"); s != "" {
+		var err error
+		if n, err = strconv.Atoi(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := testnet.NewHost(t)
+	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+	l := open(t, h, Config{Log: zap.NewNop()})
+	serve(t, l)
+	unanswered := 0
+	for i := range n {
+		k := b.AddTask("169.254.172.77")
+		tag := uint32(i + 1)
+		early := i%2 == 0 // known before it asks
+		if early {
+			put(t, l, k, tag)
+		}
+		_, body, err := k.Get("/", timeout)
+		switch own := fmt.Sprintf("metad %#x", tag); {
+		case err != nil:
+			unanswered++
+			t.Logf("reuse %d: %v", i, err)
+		case early && body == own, body == portTag(k), body == "metad 0x0": // the last: its port was not hooked yet
+		default:
+			t.Fatalf("reuse %d: got %q, want %q or %q", i, body, own, portTag(k))
+		}
+		if !early {
+			put(t, l, k, tag)
+			untilAnswer(t, k, fmt.Sprintf("metad %#x", tag))
+		}
+		k.Remove()
+	}
+	if unanswered > 0 {
+		t.Errorf("%d of %d were not answered", unanswered, n)
 	}
 }

@@ -2,6 +2,7 @@ package mdfile
 
 import (
 	"encoding/json"
+	"net"
 	"strconv"
 	"strings"
 	"time"
@@ -213,4 +214,25 @@ func list(s string) []string {
 		return nil
 	}
 	return []string{s}
+}
+
+// LocalHost returns what can be said about the host that metad runs on: the address it uses towards
+// the world, which on EC2 is the instance's private one. No packet is sent for it.
+func LocalHost(cluster, availabilityZone string) Host {
+	h := Host{Cluster: cluster, AvailabilityZone: availabilityZone}
+	h.PrivateIPv4Address = sourceAddr("udp4", "192.0.2.1:9") // TEST-NET-1: nobody's
+	if h.PrivateIPv4Address == "" {
+		h.IPv6Address = sourceAddr("udp6", "[2001:db8::1]:9")
+	}
+	return h
+}
+
+func sourceAddr(network, to string) string {
+	conn, err := net.Dial(network, to)
+	if err != nil {
+		return "" // no route
+	}
+	defer conn.Close()
+	host, _, _ := net.SplitHostPort(conn.LocalAddr().String())
+	return host
 }

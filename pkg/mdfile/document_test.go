@@ -3,6 +3,7 @@ package mdfile
 import (
 	"encoding/json"
 	"flag"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -284,5 +285,27 @@ func TestDocumentBare(t *testing.T) {
 	d := newDocument(&task.Task{ARN: testARN, Cluster: "arn:aws:ecs:x:1:cluster/c"}, &task.Container{}, Host{Cluster: "other"})
 	if d.ClusterARN != "arn:aws:ecs:x:1:cluster/c" || d.Cluster != d.ClusterARN {
 		t.Errorf("cluster configured by ARN: got %q, %q", d.Cluster, d.ClusterARN)
+	}
+}
+
+// The host's address is one of its own, and of one family only.
+func TestLocalHost(t *testing.T) {
+	h := LocalHost("blue", "us-west-2a")
+	if h.Cluster != "blue" || h.AvailabilityZone != "us-west-2a" {
+		t.Errorf("got %+v", h)
+	}
+	if h.PrivateIPv4Address != "" && h.IPv6Address != "" {
+		t.Errorf("both families: %+v", h)
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := map[string]bool{"": true} // no route to anywhere
+	for _, a := range addrs {
+		own[a.(*net.IPNet).IP.String()] = true
+	}
+	if !own[h.PrivateIPv4Address] || !own[h.IPv6Address] {
+		t.Errorf("not the host's: %+v", h)
 	}
 }

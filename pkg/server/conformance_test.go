@@ -357,6 +357,11 @@ var rows = []row{
 		if d := time.Since(time.Unix(0, tk.Containers[0].Stats.Asked())); d < 0 || d > time.Minute {
 			t.Errorf("asked %v ago, want just now", d)
 		}
+		// Departure: nor is it known that A was started. Who else would ask for it?
+		created := newTask()
+		created.Containers[0].PID, created.Containers[0].State, created.Containers[0].KnownStatus = 0, "created", task.StatusCreated
+		h = newHost(t, testConfig(), created)
+		want(t, h.get(t, addrT, "/v2/stats/"+idA), 200, typeJSON, "null")
 	}},
 	{id: "S06", test: func(t *testing.T) {
 		tk := sampled()
@@ -600,7 +605,11 @@ var rows = []row{
 		with(newAgent(t).config(), "")
 		with(newAgent(t).config(), "unknown")
 		with(newAgent(t).config(), endpointB) // another task's
-		with(newAgent(t).config(), "../v2/x y")
+		unasked := newAgent(t)
+		with(unasked.config(), "../v2/x y")
+		if got := unasked.requests(); len(got) != 0 {
+			t.Errorf("the agent got %q", got)
+		}
 		gone := testConfig()
 		gone.AgentURL = "http://" + refusing(t)
 		with(gone, endpointA)

@@ -165,23 +165,27 @@ func (cs *conns) remove(c *conn) {
 	if c.peer.conns == 0 && cs.rate == (RateLimit{}) {
 		delete(cs.peers, c.src)
 	}
+	cs.leave()
+}
+
+// drained returns a channel that is closed once no connection is open.
+func (cs *conns) drained() <-chan struct{} {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	if cs.empty == nil {
+		cs.empty = make(chan struct{})
+	}
+	ch := cs.empty
+	cs.leave()
+	return ch
+}
+
+// leave tells who waits for it that no connection is open, if that is so.
+func (cs *conns) leave() {
 	if len(cs.open) == 0 && cs.empty != nil {
 		close(cs.empty)
 		cs.empty = nil
 	}
-}
-
-// drained returns a channel that is closed once no connection is open. One caller at a time.
-func (cs *conns) drained() <-chan struct{} {
-	cs.mu.Lock()
-	defer cs.mu.Unlock()
-	ch := make(chan struct{})
-	if len(cs.open) == 0 {
-		close(ch)
-	} else {
-		cs.empty = ch
-	}
-	return ch
 }
 
 // closeAll closes every connection.

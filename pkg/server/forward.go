@@ -289,22 +289,57 @@ func (x *exchange) fault(f failure) {
 	_ = x.agent.Close()
 }
 
+// maxHeld is how many bytes of an answer's body are waited for before any of it is sent. An answer of
+// no more than that which breaks off becomes a 502, not half an answer.
+const maxHeld = 64 << 10
+
 // download sends the answer and reports whether any of it has been sent.
 func (x *exchange) download() (begun bool, err error) {
 	r := bufio.NewReaderSize(x.agent, 16<<10)
-	head, length, err := answerHead(r, x.bodiless)
+	answer, length, err := answerHead(r, x.bodiless)
 	if err != nil {
 		return false, err
 	}
-	if _, err := x.client.Write(head); err != nil {
+	body, whole, err := hold(r, length)
+	if err != nil {
+		return false, err
+	}
+	if _, err := x.client.Write(append(answer, body...)); err != nil || whole {
 		return true, err
 	}
 	if length >= 0 {
-		_, err = io.CopyN(x.client, r, length)
+		_, err = io.CopyN(x.client, r, length-int64(len(body)))
 	} else {
 		_, err = io.Copy(x.client, r) // chunked as it came, or up to the end of the connection
 	}
 	return true, err
+}
+
+// hold reads the first maxHeld bytes of a body, as they come, or the whole of it if it is no longer.
+func hold(r *bufio.Reader, length int64) (body []byte, whole bool, err error) {
+	if length >= 0 {
+		body = make([]byte, min(length, maxHeld))
+		_, err = io.ReadFull(r, body)
+		return body, length <= maxHeld, err
+	}
+	var raw bytes.Buffer
+	from := io.TeeReader(io.LimitReader(r, maxHeld), &raw)
+	if length == toEnd {
+		_, err = io.Copy(io.Discard, from)
+		return raw.Bytes(), err == nil && raw.Len() < maxHeld, err
+	}
+	chunks := bufio.NewReader(from)
+	_, err = io.Copy(io.Discard, httputil.NewChunkedReader(chunks))
+	for err == nil { // trailers, up to an empty line
+		var line []byte
+		if line, err = chunks.ReadSlice('\n'); len(bytes.TrimRight(line, "\r\n")) == 0 {
+			break
+		}
+	}
+	if err != nil && raw.Len() == maxHeld {
+		return raw.Bytes(), false, nil
+	}
+	return raw.Bytes()[:raw.Len()-chunks.Buffered()], true, err
 }
 
 // maxAnswerHead bounds the status line and header of an answer of the agent.
@@ -312,8 +347,14 @@ const maxAnswerHead = 64 << 10
 
 var errAnswer = errors.New("malformed answer")
 
+// Lengths of a body that has none.
+const (
+	toEnd    = -1 // of the connection
+	inChunks = -2
+)
+
 // answerHead reads an answer of the agent up to its body and returns it as the client is to get it,
-// with the number of bytes that follow, -1 if only the end of the connection tells.
+// with the number of bytes that follow, toEnd or inChunks.
 func answerHead(r *bufio.Reader, bodiless bool) (head []byte, length int64, err error) {
 	for {
 		raw, err := readHead(r)
@@ -335,7 +376,7 @@ func answerHead(r *bufio.Reader, bodiless bool) (head []byte, length int64, err 
 			bodiless = true
 		}
 		head = append(append(head, line...), "\r\n"...)
-		length = -1
+		length = toEnd
 		framings := 0
 		ok := eachLine(rest, func(line, name, value []byte) {
 			switch {
@@ -343,6 +384,10 @@ func answerHead(r *bufio.Reader, bodiless bool) (head []byte, length int64, err 
 				return
 			case isName(name, "Transfer-Encoding"):
 				framings++
+				length = inChunks
+				if !isName(value, "chunked") {
+					framings++
+				}
 			case isName(name, "Content-Length"):
 				framings++
 				if n, err := fasthttp.ParseUint(value); err == nil {

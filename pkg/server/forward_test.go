@@ -84,9 +84,31 @@ func TestForwardBytes(t *testing.T) {
 		ok+"HTTP/1.1 200 OK\r\n\r\nsmuggled", okGot)
 	f("end of connection", "GET /v4/x HTTP/1.1\r\nHost: h\r\n\r\n", "GET /v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
 		"HTTP/1.1 200\r\n\r\nuntil the end", "HTTP/1.1 200\r\nConnection: close\r\n\r\nuntil the end")
-	f("closing mid-answer", "GET /v4/x HTTP/1.1\r\nHost: h\r\n\r\n", "GET /v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
-		"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nok", "HTTP/1.1 200 OK\r\nContent-Length: 99\r\nConnection: close\r\n\r\nok")
 	failed := string(rawAnswer(agentFailed))
+	const get, getGot = "GET /v4/x HTTP/1.1\r\nHost: h\r\n\r\n", "GET /v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+	for _, body := range []string{"Content-Length: 99\r\n\r\nok", "Transfer-Encoding: chunked\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n5\r\nok",
+		"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n", "Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n", "Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+		"Transfer-Encoding: gzip\r\n\r\nzz\r\n"} {
+		f("closing mid-answer", get, getGot, "HTTP/1.1 200 OK\r\n"+body, failed)
+	}
+	// Of an answer that is too long to be held, the client gets what there is.
+	long := strings.Repeat("x", 2*maxHeld)
+	for _, h := range []string{"Content-Length: 999999\r\n", "", "Transfer-Encoding: chunked\r\n"} {
+		body := long
+		if strings.HasPrefix(h, "T") {
+			body = fmt.Sprintf("%x\r\n%s", maxHeld+9, long)
+		}
+		f("closing mid-answer, long", get, getGot, "HTTP/1.1 200 OK\r\n"+h+"\r\n"+body, "HTTP/1.1 200 OK\r\n"+h+"Connection: close\r\n\r\n"+body)
+	}
+	for _, n := range []int{maxHeld - 1, maxHeld, maxHeld + 1} {
+		body := long[:n]
+		h := fmt.Sprintf("Content-Length: %d\r\n", n)
+		f("as long as is held", get, getGot, "HTTP/1.1 200 OK\r\n"+h+"\r\n"+body, "HTTP/1.1 200 OK\r\n"+h+"Connection: close\r\n\r\n"+body)
+		f("as long as is held, no length", get, getGot, "HTTP/1.1 200 OK\r\n\r\n"+body, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"+body)
+		body = fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", n-15, body[15:])
+		h = "Transfer-Encoding: chunked\r\n"
+		f("as long as is held, chunks", get, getGot, "HTTP/1.1 200 OK\r\n"+h+"\r\n"+body, "HTTP/1.1 200 OK\r\n"+h+"Connection: close\r\n\r\n"+body)
+	}
 	f("no answer", "GET /v4/x HTTP/1.1\r\nHost: h\r\n\r\n", "GET /v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", "", failed)
 	for _, garbage := range []string{"hello\r\n\r\n", "HTTP/1.1 101 Switching Protocols\r\n\r\n", "HTTP/2.0 200 OK\r\n\r\n", "HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
 		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n2\r\nok\r\n0\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
@@ -195,7 +217,9 @@ func TestForwardEarlyAnswer(t *testing.T) {
 		_, _ = http.ReadRequest(bufio.NewReader(c))
 		_, _ = io.WriteString(c, "HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
 	})
-	h := newHost(t, a.config(), newTask())
+	cfg := a.config()
+	cfg.AgentTimeout = time.Hour // not what ends it
+	h := newHost(t, cfg, newTask())
 	c := h.dial(t, addrT)
 	fmt.Fprintf(c, "POST /api/e HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%s", 4<<20, strings.Repeat("x", 20<<10))
 	want(t, read(t, bufio.NewReader(c), "POST"), 413, "", "no")
@@ -209,9 +233,14 @@ func TestForwardAnswerEnds(t *testing.T) {
 		"PUT":  "HTTP/1.1 204 No Content\r\n",
 		"HEAD": "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n",
 		"POST": "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n",
+		"SEND": "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n",
 	} {
+		body := ""
+		if method == "SEND" {
+			body = "2\r\nok\r\n0\r\nX: y\r\n\r\n"
+		}
 		a := rawAgent(t, func(c net.Conn) {
-			_, _ = io.WriteString(c, answer+"\r\n")
+			_, _ = io.WriteString(c, answer+"\r\n"+body)
 			_, _ = io.Copy(io.Discard, c)
 		})
 		cfg := a.config()
@@ -219,7 +248,7 @@ func TestForwardAnswerEnds(t *testing.T) {
 		h := newHost(t, cfg, newTask())
 		c := h.dial(t, addrT)
 		_, _ = io.WriteString(c, method+" /v4/x HTTP/1.1\r\nHost: h\r\n\r\n")
-		if got := readAll(t, c); got != answer+"Connection: close\r\n\r\n" {
+		if got := readAll(t, c); got != answer+"Connection: close\r\n\r\n"+body {
 			t.Errorf("%s: got %q", method, got)
 		}
 		h.quiet(t)
@@ -301,10 +330,20 @@ func TestForwardFailures(t *testing.T) {
 	slow.AgentTimeout = 50 * time.Millisecond
 	f("slow", slow, get, 504, typeJSON, `"code":"AgentTimeout"`)
 	f("slow, body", slow, put, 504, typeJSON, `"code":"AgentTimeout"`)
+	half := at(rawAgent(t, func(c net.Conn) {
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+		_, _ = io.Copy(io.Discard, c)
+	}).addr)
+	half.AgentTimeout = 50 * time.Millisecond
+	f("stalls in its answer", half, get, 504, typeJSON, `"code":"AgentTimeout"`)
 	f("closes", at(rawAgent(t, func(net.Conn) {}).addr), get, 502, typeJSON, `"code":"AgentFailed"`)
-	big := at(mute(t))
+	unasked := newAgent(t)
+	big := unasked.config()
 	big.MaxBodyBytes = 4
 	f("too long", big, put, 413, typeText, "413 Request Entity Too Large")
+	if n := len(unasked.requests()); n != 0 {
+		t.Errorf("the agent got %d requests", n)
+	}
 	f("too long in the end", big, "PUT /v4/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", 413, typeText, "413")
 	f("bad chunk", at(mute(t)), "PUT /v4/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", 400, typeText, "400 Bad Request")
 	stalled := at(mute(t))

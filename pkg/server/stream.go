@@ -61,31 +61,27 @@ func (s *Server) stream(ctx *fasthttp.RequestCtx, c *conn, id string) failure {
 	return served
 }
 
+// writeSamples writes buf and then a line for each sample.
 func (s *Server) writeSamples(c *conn, buf []byte, samples <-chan *task.Sample, chunked bool, gone <-chan struct{}) {
 	for {
-		if len(buf) > 0 {
-			_ = c.SetWriteDeadline(time.Now().Add(s.cfg.WriteTimeout))
-			if _, err := c.Write(buf); err != nil {
-				return
-			}
+		_ = c.SetWriteDeadline(time.Now().Add(s.cfg.WriteTimeout))
+		if _, err := c.Write(buf); err != nil {
+			return
 		}
 		select {
 		case sample, ok := <-samples:
-			if !ok {
-				if chunked {
-					_, _ = c.Write([]byte("0\r\n\r\n"))
-				}
-				return
+			if ok {
+				buf = appendLine(buf[:0], sample.JSON, chunked)
+				continue
 			}
-			buf = appendLine(buf[:0], sample.JSON, chunked)
+		case <-s.stopped:
 		case <-gone:
 			return
-		case <-s.stopped:
-			if chunked {
-				_, _ = c.Write([]byte("0\r\n\r\n"))
-			}
-			return
 		}
+		if chunked {
+			_, _ = c.Write([]byte("0\r\n\r\n"))
+		}
+		return
 	}
 }
 

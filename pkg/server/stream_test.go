@@ -17,6 +17,7 @@ import (
 // fakeSamples lets a test hand out samples.
 type fakeSamples struct {
 	mu   sync.Mutex
+	sent int
 	subs map[string]map[chan *task.Sample]bool
 }
 
@@ -45,6 +46,7 @@ func (f *fakeSamples) send(id, json string) int {
 	for ch := range f.subs[id] {
 		select {
 		case ch <- &task.Sample{JSON: []byte(json)}:
+			f.sent++
 		default:
 		}
 	}
@@ -118,6 +120,9 @@ func TestStreamBounded(t *testing.T) {
 	c := h.dial(t, addrT)
 	_, _ = c.Write(request(streamTarget))
 	eventually(t, "subscribed", func() bool { return f.send(idA, "{}") == 1 })
+	if _, err := bufio.NewReader(head(t, bufio.NewReader(c)).Body).ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
 	if r := h.get(t, addrT, streamTarget); r.StatusCode != 503 || r.Header.Get("Retry-After") != "1" {
 		t.Errorf("got %d", r.StatusCode)
 	}
@@ -128,7 +133,7 @@ func TestStreamBounded(t *testing.T) {
 	}
 }
 
-// A client that does not read is dropped; samples are not kept for it.
+// A client that does not read is dropped; samples are not kept for it, nor many by the kernel.
 func TestStreamSlowReader(t *testing.T) {
 	h, f := streaming(t, func(c *Config) { c.WriteTimeout = 100 * time.Millisecond })
 	c := h.dial(t, addrT)
@@ -145,6 +150,9 @@ func TestStreamSlowReader(t *testing.T) {
 	h.quiet(t)
 	if n := f.send(idA, "{}"); n != 0 {
 		t.Errorf("%d subscriptions left", n)
+	}
+	if f.sent > 100 {
+		t.Errorf("%d samples taken for it", f.sent)
 	}
 }
 

@@ -22,8 +22,9 @@ import (
 func main() {
 	tests := flag.String("tests", "", "folder with the test binaries that ran, named as their package with _ for /")
 	run := flag.String("run", "^TestRoot", "pattern that the guests were given")
+	skip := flag.String("skip", "", "pattern of tests that the guests left out")
 	flag.Parse()
-	ok, err := report(os.Stdout, *tests, *run, flag.Args())
+	ok, err := report(os.Stdout, *tests, *run, *skip, flag.Args())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "kernels:", err)
 	}
@@ -33,8 +34,8 @@ func main() {
 }
 
 // report writes the table of the guests whose results are at guest+".results".
-func report(w io.Writer, tests, run string, guests []string) (ok bool, err error) {
-	want, err := list(tests, run)
+func report(w io.Writer, tests, run, skip string, guests []string) (ok bool, err error) {
+	want, err := list(tests, run, skip)
 	if err != nil {
 		return false, err
 	}
@@ -52,8 +53,12 @@ func report(w io.Writer, tests, run string, guests []string) (ok bool, err error
 	return table(w, want, results), nil
 }
 
-// list returns the tests, as "package test", that the binaries in dir have.
-func list(dir, run string) ([]string, error) {
+// list returns the tests, as "package test", that the binaries in dir have and the guests ran.
+func list(dir, run, skip string) ([]string, error) {
+	left, err := regexp.Compile(skip)
+	if err != nil {
+		return nil, err
+	}
 	binaries, err := filepath.Glob(filepath.Join(dir, "*"))
 	if err != nil {
 		return nil, err
@@ -66,7 +71,9 @@ func list(dir, run string) ([]string, error) {
 			return nil, fmt.Errorf("list tests of %s: %w", pkg, err)
 		}
 		for name := range strings.FieldsSeq(string(out)) {
-			all = append(all, pkg+" "+name)
+			if skip == "" || !left.MatchString(name) {
+				all = append(all, pkg+" "+name)
+			}
 		}
 	}
 	if len(all) == 0 {
