@@ -193,7 +193,7 @@ func (w *Writer) Run(ctx context.Context, every time.Duration, views func() (v [
 // old file or the new one.
 func (w *Writer) Write(views []*lookup.View) error {
 	now := identity(views)
-	if w.last != nil && slices.Equal(now, w.last) {
+	if slices.Equal(now, w.last) {
 		return nil
 	}
 	b, err := w.enc.encode(views)
