@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -155,8 +156,13 @@ func (e *engine) events(w http.ResponseWriter, r *http.Request) {
 func (e *engine) emit(action events.Action, id string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	attributes := map[string]string{}
+	if c := e.containers[id]; c != nil { // as the Engine has it: the labels, and these
+		maps.Copy(attributes, c.Config.Labels)
+		attributes["name"], attributes["image"] = strings.TrimPrefix(c.Name, "/"), c.Config.Image
+	}
 	for ch := range e.streams {
-		ch <- events.Message{Type: events.ContainerEventType, Action: action, Actor: events.Actor{ID: id}, TimeNano: time.Now().UnixNano()}
+		ch <- events.Message{Type: events.ContainerEventType, Action: action, Actor: events.Actor{ID: id, Attributes: attributes}, TimeNano: time.Now().UnixNano()}
 	}
 }
 

@@ -334,6 +334,43 @@ func TestFollowSlowInspect(t *testing.T) {
 	w.until(t, "the slow ones", up(last))
 }
 
+// TestFollowAnnounced: a task is settling while the Engine does not answer for a container that was created
+// for it, and not when that container is gone or cannot be inspected.
+func TestFollowAnnounced(t *testing.T) {
+	e := startEngine(t)
+	labels := func(c *container.InspectResponse) {
+		c.Config.Labels = map[string]string{task.LabelTaskARN: "arn:aws:ecs:us-west-2:111122223333:task/default/a", task.LabelContainerName: c.Name[1:]}
+	}
+	first := e.run(labels)
+	w := watch(t, e)
+	settling := func(want bool, containers int) func([]*task.Task) bool {
+		return func(tasks []*task.Task) bool {
+			tk, _ := find(tasks, first)
+			return tk.Settling == want && len(tk.Containers) == containers
+		}
+	}
+	release := make(chan struct{})
+	e.mu.Lock()
+	e.onInspect = func(string) { <-release }
+	e.mu.Unlock()
+	second := e.run(labels)
+	e.emit(events.ActionCreate, second)
+	w.until(t, "announced", settling(true, 1))
+	gone := e.run(labels)
+	e.emit(events.ActionCreate, gone)
+	e.remove(gone)
+	e.emit(events.ActionDestroy, gone)
+	close(release)
+	w.until(t, "known", settling(false, 2))
+	third := e.run(labels)
+	e.remove(third) // while it is being inspected
+	e.emit(events.ActionCreate, third)
+	w.until(t, "nothing of the one that is gone", settling(false, 2))
+	if len(w.current()) != 1 {
+		t.Errorf("got %s", show(w.current()))
+	}
+}
+
 // TestFollowChangeDuringInspect: what happens while an inspect is under way is looked at after it.
 func TestFollowChangeDuringInspect(t *testing.T) {
 	e := startEngine(t)

@@ -94,6 +94,7 @@ func fullTask() *task.Task {
 	t := new(task.Task)
 	fill(reflect.ValueOf(t).Elem())
 	t.Containers[0].ID = id1
+	t.Settling = false // of the moment: not kept
 	return t
 }
 
