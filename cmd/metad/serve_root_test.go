@@ -225,6 +225,7 @@ func TestRootFirstInstruction(t *testing.T) {
 			t.Errorf("container %d got another task's answer: %s", i, out)
 		case strings.HasPrefix(out, "400 "):
 			refused++
+			t.Logf("container %d (%.12s): %s", i, id, out)
 		default:
 			failed++
 			t.Logf("container %d: %s", i, out)
