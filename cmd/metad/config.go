@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -152,14 +153,39 @@ func (c *config) validate() error {
 	if len(c.account) != 12 || strings.Trim(c.account, "0123456789") != "" {
 		account = fmt.Errorf("account %q: want 12 digits", c.account)
 	}
+	_, proxy := c.engineSocket()
 	return errors.Join(
 		oneOf("attach", c.attach, "auto", "tcx", "clsact"),
 		oneOf("on-exit", c.onExit, "open", "drop"),
 		oneOf("host-route", c.hostRoute, "auto", "on", "off"),
 		oneOf("stats-source", c.statsSource, "auto", "cgroup", "docker"),
 		oneOf("log-format", c.logFormat, "console", "json"),
-		region, account,
+		region, account, proxy,
 	)
+}
+
+// engineSocket returns the Docker Engine's socket, if there is to be a proxy in front of it. To have DOCKER_HOST
+// name the proxy is what its clients are told to do: metad itself would ask itself without end.
+func (c *config) engineSocket() (string, error) {
+	if c.proxySocket == "" {
+		return "", nil
+	}
+	socket, ok := strings.CutPrefix(c.dockerHost, "unix://")
+	if !ok {
+		return "", fmt.Errorf("docker-proxy %q: needs a unix socket to stand in front of; docker-host is %q", c.proxySocket, c.dockerHost)
+	}
+	if resolved(socket) == resolved(c.proxySocket) {
+		return "", fmt.Errorf("docker-host %q is metad's own proxy: want the Docker Engine's socket (is DOCKER_HOST set?)", c.dockerHost)
+	}
+	return socket, nil
+}
+
+// resolved returns path without symbolic links among its directories: /var/run is one to /run.
+func resolved(path string) string {
+	if dir, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
+		return filepath.Join(dir, filepath.Base(path))
+	}
+	return filepath.Clean(path)
 }
 
 func (c *config) logger() (*zap.Logger, error) {

@@ -78,6 +78,15 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 	f("", []string{"--region", "a:b"}, `region "a:b"`)
 	f("", []string{"--stats-source", "guess"}, `stats-source "guess"`)
 	f("unknown-wait: soon", nil, "unknown-wait")
+	f("", []string{"--docker-host", "tcp://127.0.0.1:2375"}, `docker-proxy "/run/metad/docker.sock": needs a unix socket`)
+	if _, err := parse(t, "--docker-host", "tcp://127.0.0.1:2375", "--docker-proxy", ""); err != nil {
+		t.Errorf("without a proxy: got %v", err)
+	}
+	dir, link := t.TempDir(), filepath.Join(t.TempDir(), "run")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	f("", []string{"--docker-host", "unix://" + link + "/docker.sock", "--docker-proxy", dir + "/docker.sock"}, "is metad's own proxy")
 	if _, err := parse(t, "--config", filepath.Join(t.TempDir(), "none")); err == nil {
 		t.Error("a file asked for by name that is not there: got no error")
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -174,12 +173,14 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 	if d.agent != nil {
 		run(func(ctx context.Context) error { d.agent.Run(ctx); return nil })
 	}
+	succeed := func() {} // waits until a successor's proxy has taken this one's place
 	if c.proxySocket != "" {
-		proxy, ln, err := d.listenProxy()
+		proxy, socket, err := d.listenProxy()
 		if err != nil {
 			return err
 		}
-		run(func(ctx context.Context) error { return proxy.Serve(ctx, ln) })
+		succeed = socket.Succeed
+		run(func(ctx context.Context) error { return proxy.Serve(ctx, socket) })
 	}
 	if c.adminAddr != "" {
 		run(func(ctx context.Context) error {
@@ -235,6 +236,7 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 		case <-drained:
 			owner = false
 			err := context.Cause(parts)
+			succeed()
 			cancel(nil) // the other waits for the admin address
 			running.Wait()
 			return errors.Join(err, succ.Close())
@@ -424,10 +426,10 @@ func (c *config) fileConfig() mdfile.Config {
 }
 
 // listenProxy makes the Docker API proxy and its socket.
-func (d *daemon) listenProxy() (*dockerproxy.Proxy, net.Listener, error) {
-	socket, ok := strings.CutPrefix(d.cfg.dockerHost, "unix://")
-	if !ok {
-		return nil, nil, fmt.Errorf("docker-proxy %q: needs a unix socket to stand in front of; docker-host is %q", d.cfg.proxySocket, d.cfg.dockerHost)
+func (d *daemon) listenProxy() (*dockerproxy.Proxy, *dockerproxy.Socket, error) {
+	socket, err := d.cfg.engineSocket()
+	if err != nil {
+		return nil, nil, err
 	}
 	cfg := dockerproxy.Config{Engine: socket, Enabled: d.cfg.fileEnabled, Identify: d.follower.Identify}
 	if d.cfg.selinux {
