@@ -15,6 +15,7 @@ import (
 	"github.com/docker/docker/client"
 	"github.com/urfave/cli/v3"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"metad/pkg/admin"
 	"metad/pkg/agent"
@@ -191,6 +192,15 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 				}
 			}
 			adm, err := admin.Listen(d.adminConfig())
+			// One that was killed may have the address for a moment longer than the takeover's connection.
+			for end := time.Now().Add(drainTime); pred != nil && errors.Is(err, unix.EADDRINUSE) && time.Now().Before(end); {
+				select {
+				case <-time.After(20 * time.Millisecond):
+				case <-ctx.Done():
+					return nil
+				}
+				adm, err = admin.Listen(d.adminConfig())
+			}
 			if err != nil {
 				return err
 			}
