@@ -15,6 +15,7 @@ import (
 	"github.com/docker/docker/client"
 	"github.com/urfave/cli/v3"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"metad/pkg/admin"
 	"metad/pkg/agent"
@@ -134,6 +135,7 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 		}
 	}
 	defer closing(ln, &err)
+	var accepting chan struct{} // closed when the last server that was started accepts no more
 	serving := func() error {
 		srv, err := server.New(d.serverConfig(), d.table)
 		if err != nil {
@@ -146,7 +148,10 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 				return err
 			}
 		}
+		done := make(chan struct{})
+		accepting = done
 		run(func(context.Context) error {
+			defer close(done)
 			if err := srv.Serve(ln); !errors.Is(err, server.ErrStopped) {
 				return fmt.Errorf("serve: %w", err)
 			}
@@ -191,6 +196,15 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 				}
 			}
 			adm, err := admin.Listen(d.adminConfig())
+			// One that was killed may have the address for a moment longer than the takeover's connection.
+			for end := time.Now().Add(drainTime); pred != nil && errors.Is(err, unix.EADDRINUSE) && time.Now().Before(end); {
+				select {
+				case <-time.After(20 * time.Millisecond):
+				case <-ctx.Done():
+					return nil
+				}
+				adm, err = admin.Listen(d.adminConfig())
+			}
 			if err != nil {
 				return err
 			}
@@ -227,10 +241,11 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 		// The other has all that is in the kernel, and accepts. What was accepted here is answered here.
 		log.Info("another metad takes over")
 		drained := make(chan struct{})
-		go func() {
-			d.shutdown()
+		srv := d.server.Load()
+		running.Go(func() {
+			d.shutdown(srv)
 			close(drained)
-		}()
+		})
 		select {
 		case <-drained:
 			owner = false
@@ -240,7 +255,7 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 			return errors.Join(err, succ.Close())
 		case <-succ.Died():
 			log.Warn("the other metad is gone: going on")
-			<-drained
+			<-accepting // at once, not after the last open connection
 			if err := errors.Join(serving(), d.resume()); err != nil {
 				return err
 			}
@@ -250,7 +265,7 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 	log.Info("stopping")
 	// No new packets first: who asks from now on is answered by whoever is behind us.
 	err = errors.Join(context.Cause(parts), d.loader.Disarm())
-	d.shutdown()
+	d.shutdown(d.server.Load())
 	return err
 }
 
@@ -271,11 +286,11 @@ func (d *daemon) untilReplaced(ctx, parts context.Context, socket *handover.Sock
 	return succ
 }
 
-// shutdown answers what was asked, within drainTime.
-func (d *daemon) shutdown() {
+// shutdown answers what srv was asked, within drainTime.
+func (d *daemon) shutdown(srv *server.Server) {
 	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
-	if err := d.server.Load().Shutdown(ctx); err != nil {
+	if err := srv.Shutdown(ctx); err != nil {
 		d.log.Warn("connections were cut off", zap.Error(err))
 	}
 }
