@@ -42,7 +42,7 @@ bench: ## the request path and the Docker API proxy against a floor, as ratios; 
 	go test -tags bench -count 1 -timeout 15m -v -run '^TestBench' ./internal/bench
 	go test -tags root -count 1 -run '^$$' -bench 'Program' ./pkg/loader
 	go test -count 1 -run '^$$' -bench . -benchtime 200x ./pkg/mdfile
-	go test -tags root -count 1 -run '^$$' -bench . -benchtime 20x ./pkg/dockerproxy
+	go test -tags root -count 1 -run '^$$' -bench . -benchtime 15x ./pkg/dockerproxy
 
 bench-stats: ## what statistics cost, against Docker's stream; needs root
 	@scripts/install build test
