@@ -379,12 +379,9 @@ func TestRootSystemCallsPerRequest(t *testing.T) {
 	}
 }
 
-// The metadata file, end to end: created by the docker command through the proxy, READY once it runs.
-func TestRootMetadataFile(t *testing.T) {
-	h := testdocker.Shared(t)
-	socket := filepath.Join(t.TempDir(), "docker.sock")
-	startMetad(t, h, "--docker-proxy", socket, "--container-metadata")
-	docker := func(args ...string) string {
+// dockerAt returns a function that runs the docker command against socket and returns what it prints.
+func dockerAt(t *testing.T, h *testdocker.Host, socket string) func(args ...string) string {
+	return func(args ...string) string {
 		t.Helper()
 		cmd := h.CLICommand(args...)
 		cmd.Env = append(cmd.Env, "DOCKER_HOST=unix://"+socket)
@@ -394,6 +391,14 @@ func TestRootMetadataFile(t *testing.T) {
 		}
 		return strings.TrimSpace(string(out))
 	}
+}
+
+// The metadata file, end to end: created by the docker command through the proxy, READY once it runs.
+func TestRootMetadataFile(t *testing.T) {
+	h := testdocker.Shared(t)
+	socket := filepath.Join(t.TempDir(), "docker.sock")
+	startMetad(t, h, "--docker-proxy", socket, "--container-metadata")
+	docker := dockerAt(t, h, socket)
 	id := docker("run", "-d", "--name", "with-file", "--network", h.ECSNetwork(t), testdocker.BusyboxImage)
 	t.Cleanup(func() { h.Remove(t, id) })
 	var file string
@@ -421,16 +426,7 @@ func TestRootMetadataFileSwitches(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build metad: %v: %s", err, out)
 	}
-	docker := func(args ...string) string {
-		t.Helper()
-		cmd := h.CLICommand(args...)
-		cmd.Env = append(cmd.Env, "DOCKER_HOST=unix://"+socket)
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			t.Fatalf("docker %q: %v: %s", args, err, out)
-		}
-		return strings.TrimSpace(string(out))
-	}
+	docker := dockerAt(t, h, socket)
 	variable := func(want string, args ...string) {
 		t.Helper()
 		args = append(append([]string{"run", "--rm", "--name", "switch", "--network", "none"}, args...), testdocker.BusyboxImage, "sh", "-c", "echo $ECS_CONTAINER_METADATA_FILE")

@@ -104,6 +104,17 @@ func TestBundles(t *testing.T) {
 	}
 }
 
+// startWithBirths starts w, following the bundles in dir as well.
+func (w *watched) startWithBirths(t testing.TB, dir string) {
+	t.Helper()
+	var err error
+	if w.births, err = openBundles([]string{dir}); err != nil {
+		t.Fatal(err)
+	}
+	w.start(t)
+	<-w.Synced()
+}
+
 // TestFollowNewborn: a container has its address before the Engine says that it runs, whether or
 // not it has been inspected before; and loses it again if it never comes to run.
 func TestFollowNewborn(t *testing.T) {
@@ -115,12 +126,7 @@ func TestFollowNewborn(t *testing.T) {
 			e := startEngine(t)
 			dir := t.TempDir()
 			w := newWatched(t, e)
-			var err error
-			if w.births, err = openBundles([]string{dir}); err != nil {
-				t.Fatal(err)
-			}
-			w.start(t)
-			<-w.Synced()
+			w.startWithBirths(t, dir)
 			before := created
 			if name == "was stopped" {
 				before = stopped
@@ -180,12 +186,7 @@ func TestFollowNewbornWaitsForNobody(t *testing.T) {
 	}
 	id := e.run(func(c *container.InspectResponse) { *c.State = container.State{Status: "created"} })
 	w := newWatched(t, e)
-	var err error
-	if w.births, err = openBundles([]string{dir}); err != nil {
-		t.Fatal(err)
-	}
-	w.start(t)
-	<-w.Synced()
+	w.startWithBirths(t, dir)
 	release := make(chan struct{})
 	e.mu.Lock()
 	e.onInspect = func(string) { <-release }
