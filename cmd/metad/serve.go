@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/client"
 	"github.com/urfave/cli/v3"
 	"go.uber.org/zap"
@@ -172,7 +171,11 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 	d.thaw()
 
 	run(d.follower.Run)
-	run(func(ctx context.Context) error { d.sampler.Run(ctx); return nil })
+	run(func(ctx context.Context) error {
+		d.sampler.Run(ctx)
+		d.closeStats()
+		return nil
+	})
 	run(func(ctx context.Context) error { return d.loader.Events(ctx, d.event) })
 	run(d.retry)
 	run(d.keepSnapshot)
@@ -299,7 +302,7 @@ func (d *daemon) shutdown(srv *server.Server) {
 func (d *daemon) build(engine *client.Client) (err error) {
 	c, log := d.cfg, d.log
 	d.table = lookup.New(d.loader, log.Named("lookup"))
-	if d.sampler, err = newSampler(c, engine, log.Named("stats")); err != nil {
+	if d.sampler, d.closeStats, err = newSampler(c, engine, log.Named("stats")); err != nil {
 		return err
 	}
 	d.follower, err = docker.New(docker.Config{
@@ -341,48 +344,19 @@ func (c *config) availabilityZone() string {
 	return c.az
 }
 
-// newSampler returns the sampler with the sources that --stats-source names, nil for none.
-func newSampler(c *config, engine *client.Client, log *zap.Logger) (*stats.Sampler, error) {
-	ask := func(ctx context.Context, id string, stream bool) (io.ReadCloser, error) {
-		get := engine.ContainerStats
-		if !stream {
-			get = func(ctx context.Context, id string, _ bool) (container.StatsResponseReader, error) {
-				return engine.ContainerStatsOneShot(ctx, id)
-			}
-		}
-		r, err := get(ctx, id, stream)
-		return r.Body, err
-	}
-	source := c.statsSource
-	if source == "auto" {
-		source = "docker"
-		if stats.Visible(stats.CgroupConfig{}) {
-			source = "cgroup"
-		}
-	}
-	log.Info("statistics", zap.String("source", source))
-	if source == "docker" {
-		return stats.New(stats.Config{Log: log}, stats.NewDockerSource(ask, stats.CgroupConfig{})), nil
-	}
-	cg, err := stats.NewCgroupSource(stats.CgroupConfig{})
-	if err != nil {
-		return nil, fmt.Errorf("stats-source %s: %w", c.statsSource, err)
-	}
-	return stats.New(stats.Config{Log: log}, cg), nil
-}
-
 // daemon is the parts of a running metad that speak of each other.
 type daemon struct {
 	cfg *config
 	log *zap.Logger
 
-	loader   *loader.Loader
-	table    *lookup.Table
-	sampler  *stats.Sampler
-	follower *docker.Follower
-	server   atomic.Pointer[server.Server] // another one after a takeover that failed late
-	agent    *agent.Client                 // nil: none
-	files    *mdfile.Writer
+	loader     *loader.Loader
+	table      *lookup.Table
+	sampler    *stats.Sampler
+	closeStats func() // after the sampler's Run
+	follower   *docker.Follower
+	server     atomic.Pointer[server.Server] // another one after a takeover that failed late
+	agent      *agent.Client                 // nil: none
+	files      *mdfile.Writer
 
 	wired chan struct{} // closed when all of the above are set, but for the server
 	armed atomic.Bool   // packets come here
@@ -515,34 +489,4 @@ func (d *daemon) serverConfig() server.Config {
 	cfg.Rate = server.ParseRateLimit(d.cfg.rpsLimit)
 	cfg.Samples = samples{d.sampler}
 	return cfg
-}
-
-// samples is the sampler as the server wants it.
-type samples struct{ *stats.Sampler }
-
-// Subscribe implements server.Samples.
-func (s samples) Subscribe(id string) (<-chan *task.Sample, func()) {
-	ctx, cancel := context.WithCancel(context.Background())
-	ch := make(chan *task.Sample)
-	sub := s.Sampler.Subscribe(id)
-	if sub == nil {
-		close(ch)
-		return ch, cancel
-	}
-	go func() {
-		defer close(ch)
-		defer sub.Close()
-		for {
-			sample, err := sub.Next(ctx)
-			if err != nil {
-				return
-			}
-			select {
-			case ch <- sample:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	return ch, cancel
 }
