@@ -34,8 +34,9 @@
 #define IP_MF 0x2000
 #define IP_OFFSET 0x1fff
 
-/* RFC 9293, 3.1: the byte with the flags, and two of them. */
+/* RFC 9293, 3.1: the byte with the flags, and some of them. */
 #define TCP_FLAGS_OFFSET 13
+#define TCP_FIN 0x01
 #define TCP_SYN 0x02
 #define TCP_ACK 0x10
 
@@ -224,6 +225,7 @@ struct sender {
 	__u8 mac[ETH_ALEN];
 	__be16 port; /* 0: a fragment */
 	__u8 syn;
+	__u8 fin;
 };
 
 static __always_inline int verdict(enum verdict v, int ret)
@@ -333,7 +335,7 @@ static __always_inline enum verdict parse(struct __sk_buff *skb, struct sender *
 	s->addr = ip->saddr;
 	__builtin_memcpy(s->mac, eth->h_source, ETH_ALEN);
 	s->port = 0;
-	s->syn = 0;
+	s->syn = s->fin = 0;
 	if (ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
 		return VERDICT_COUNT;
 	if (bpf_skb_load_bytes(skb, sizeof(*eth) + ip->ihl * 4, &tcp, sizeof(tcp)))
@@ -342,35 +344,40 @@ static __always_inline enum verdict parse(struct __sk_buff *skb, struct sender *
 		return VERDICT_OTHER_PORT;
 	s->port = tcp.source;
 	s->syn = (tcp.rest[TCP_FLAGS_OFFSET - 4] & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	s->fin = tcp.rest[TCP_FLAGS_OFFSET - 4] & TCP_FIN;
 	return VERDICT_COUNT;
 }
 
-/* has_socket: a connection of s's at addr:port in the namespace, open, opening or lingering. */
-static __always_inline int has_socket(struct __sk_buff *skb, const struct sender *s, __be32 addr,
+/* connection returns the state of s's connection to addr:port in the namespace, 0 if there is none. */
+static __always_inline int connection(struct __sk_buff *skb, const struct sender *s, __be32 addr,
 				      __be16 port, __u64 netns)
 {
 	struct bpf_sock_tuple tuple = {
 	    .ipv4 = {.saddr = s->addr, .sport = s->port, .daddr = addr, .dport = port},
 	};
 	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
-	int has;
+	int state;
 
 	if (!sk)
 		return 0;
-	has = sk->state != BPF_TCP_LISTEN;
+	state = sk->state;
 	bpf_sk_release(sk);
-	return has;
+	return state == BPF_TCP_LISTEN ? 0 : state;
 }
 
 /* Connections that the agent accepted while metad was away stay the agent's: the server would answer
- * their next packet with a reset. One that nobody has any more is given that reset. The
- * agent may still have an older one than the server, of the same port. */
+ * their next packet with a reset. One that nobody has any more is given that reset. What lingers
+ * at the agent is a connection for its last FIN only, its port may be in use again. */
 static __always_inline int is_agents(struct __sk_buff *skb, const struct sender *s)
 {
+	int state;
+
 	if (s->syn || !s->port || !agent_port)
 		return 0;
-	return has_socket(skb, s, agent_addr, agent_port, BPF_F_CURRENT_NETNS) &&
-	       !has_socket(skb, s, META_ADDR, META_PORT, server_netns);
+	state = connection(skb, s, agent_addr, agent_port, BPF_F_CURRENT_NETNS);
+	if (!state || (state == BPF_TCP_TIME_WAIT && !s->fin))
+		return 0;
+	return !connection(skb, s, META_ADDR, META_PORT, server_netns);
 }
 
 static __always_inline int deliver(struct __sk_buff *skb, __u32 tag, enum verdict v)

@@ -4,8 +4,12 @@ package loader
 
 import (
 	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -82,14 +86,23 @@ func TestRootVerdicts(t *testing.T) {
 	// The agent's connections are accepted before metad takes any packet.
 	h.AddAddr("ecs-bridge", "169.254.170.2/32")
 	h.StandInAgent(testnet.Endpoint)
-	const agentPort = 40001
-	for _, k := range []*testnet.Task{known, unknown} {
-		c, err := testnet.Dial(k.NS, netip.AddrPortFrom(k.Addr, agentPort).String(), testnet.Endpoint, timeout)
+	const agentPort, lingerPort = 40001, 40002
+	dial := func(k *testnet.Task, port uint16) net.Conn {
+		c, err := testnet.Dial(k.NS, netip.AddrPortFrom(k.Addr, port).String(), testnet.Endpoint, timeout)
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { c.Close() })
+		return c
 	}
+	dial(known, agentPort)
+	dial(unknown, agentPort)
+	lingers := dial(known, lingerPort) // the agent closes first
+	fmt.Fprint(lingers, "GET / HTTP/1.0\r\n\r\n")
+	if b, err := io.ReadAll(lingers); err != nil || !strings.HasSuffix(string(b), "agent") {
+		t.Fatalf("got %q, %v", b, err)
+	}
+	lingers.Close()
 	l := open(t, h, Config{AgentAddr: Endpoint})
 	trusting := open(t, testnet.NewHost(t), Config{TrustBridge: true, PinDir: testnet.PinDir(t)})
 	dropping := open(t, testnet.NewHost(t), Config{OnExit: OnExitDrop, PinDir: testnet.PinDir(t)})
@@ -151,6 +164,8 @@ func TestRootVerdicts(t *testing.T) {
 		{"unknown, bridge against port", l, metadBridge, stranger.Bytes(), bridge, actShot, 0, "bridge_claimed"},
 		{"agent's connection", l, metadPort, with(own, agents), port, actUnspec, 0, "port_agent"},
 		{"a new connection from the same port", l, metadPort, with(own, func(f *testnet.Frame) { f.SrcPort = agentPort }), port, actRedirect, 7, "port_task"},
+		{"a connection that the agent has closed", l, metadPort, with(own, func(f *testnet.Frame) { f.SrcPort, f.Flags = lingerPort, testnet.ACK }), port, actRedirect, 7, "port_task"},
+		{"a connection that the agent has closed, FIN", l, metadPort, with(own, func(f *testnet.Frame) { f.SrcPort, f.Flags = lingerPort, testnet.ACK|testnet.FIN }), port, actUnspec, 0, "port_agent"},
 		{"agent's connection, another mac", l, metadPort, with(own, func(f *testnet.Frame) { agents(f); f.SrcMAC = other.MAC }), port, actShot, 0, "port_wrong_mac"},
 		{"bridge: agent's connection, unknown", l, metadBridge, with(stranger, agents), bridge, actUnspec, 0, "bridge_agent"},
 		{"bridge: agent's connection", l, metadBridge, with(own, agents), bridge, actUnspec, 0, "bridge_agent"},
