@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -41,7 +42,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 0
 	}
 	code := 1
-	if e, ok := err.(exitError); ok { //nolint:errorlint // made by our own commands, never wrapped
+	var e exitError
+	if errors.As(err, &e) {
 		code, err = e.code, e.error
 	}
 	if err != nil {
@@ -54,6 +56,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 type exitError struct {
 	error
 	code int
+}
+
+func (e exitError) Error() string {
+	if e.error == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.error.Error()
 }
 
 func app(stdout, stderr io.Writer) *cli.Command {

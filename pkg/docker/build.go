@@ -49,7 +49,7 @@ func (f *Follower) build(group map[string]*tracked) *task.Task {
 	})
 	who := members[0].desc.identity
 	t := &task.Task{ID: who.id, ARN: who.arn, Cluster: who.cluster, Family: who.family, Revision: who.revision,
-		AvailabilityZone: f.cfg.AvailabilityZone}
+		AvailabilityZone: f.cfg.AvailabilityZone, Settling: f.announced[who.arn] > 0}
 	var eni *namespace
 	for _, m := range members {
 		c := m.desc.container

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -155,8 +156,13 @@ func (e *engine) events(w http.ResponseWriter, r *http.Request) {
 func (e *engine) emit(action events.Action, id string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	attributes := map[string]string{}
+	if c := e.containers[id]; c != nil { // as the Engine has it: the labels, and these
+		maps.Copy(attributes, c.Config.Labels)
+		attributes["name"], attributes["image"] = strings.TrimPrefix(c.Name, "/"), c.Config.Image
+	}
 	for ch := range e.streams {
-		ch <- events.Message{Type: events.ContainerEventType, Action: action, Actor: events.Actor{ID: id}, TimeNano: time.Now().UnixNano()}
+		ch <- events.Message{Type: events.ContainerEventType, Action: action, Actor: events.Actor{ID: id, Attributes: attributes}, TimeNano: time.Now().UnixNano()}
 	}
 }
 
@@ -166,7 +172,7 @@ func (e *engine) run(change ...func(*container.InspectResponse)) string {
 	defer e.mu.Unlock()
 	e.created++
 	n := e.created
-	id := fmt.Sprintf("%x", sha256.Sum256([]byte{byte(n >> 8), byte(n)}))
+	id := fmt.Sprintf("%x", sha256.Sum256([]byte{byte(n >> 16), byte(n >> 8), byte(n)}))
 	started := time.Now().UTC()
 	c := &container.InspectResponse{
 		ContainerJSONBase: &container.ContainerJSONBase{ID: id, Name: fmt.Sprintf("/c%d", n), Created: started.Format(time.RFC3339Nano),

@@ -123,6 +123,7 @@ type Follower struct {
 	finished   chan *look
 	retries    chan string
 	groups     map[string]map[string]*tracked // by ARN, then container id
+	announced  map[string]int                 // by ARN: containers created of which no more is known
 	dirty      map[string]bool                // ARNs to build again
 	tasks      map[string]*task.Task
 	first      map[string]bool // ids of the first list that were not looked at yet
@@ -136,7 +137,9 @@ type tracked struct {
 	id    string
 	stats *task.StatsCell
 	desc  *description // nil before the first inspect
-	ns    *namespace   // nil unless it runs in a namespace of its own
+	// announced is the ARN of the task that it will belong to, until desc says so.
+	announced string
+	ns        *namespace // nil unless it runs in a namespace of its own
 
 	newborn  int    // process of a container that is being started; 0 once the Engine has spoken
 	queued   *queue // that it waits in, or will when the present look is done
@@ -211,6 +214,7 @@ func newFollower(cfg Config) (*Follower, error) {
 		finished:   make(chan *look, maxUrgent+maxFresh+maxLazy),
 		retries:    make(chan string, 1024),
 		groups:     map[string]map[string]*tracked{},
+		announced:  map[string]int{},
 		dirty:      map[string]bool{},
 		tasks:      map[string]*task.Task{},
 	}
@@ -486,6 +490,7 @@ func (f *Follower) event(m events.Message) {
 		f.forget(id)
 	case events.ActionCreate:
 		f.look(&f.fresh, id)
+		f.announce(f.containers[id], m.Actor.Attributes)
 	case events.ActionDie:
 		// Its addresses may be another's before an inspect is answered. An old event that is told
 		// again says nothing about a container that has been started since.
@@ -498,6 +503,31 @@ func (f *Follower) event(m events.Message) {
 	default:
 		f.look(&f.urgent, id)
 	}
+}
+
+// announce takes note that a container of a task was created, by the labels that the event carries. An
+// inspect of it may have to wait until its program runs already.
+func (f *Follower) announce(c *tracked, attributes map[string]string) {
+	if c.desc != nil || c.announced != "" { // told again
+		return
+	}
+	if t, _ := f.Identify(attributes, attributes["name"]); t != nil {
+		c.announced = t.ARN
+		f.announced[t.ARN]++
+		f.dirty[t.ARN] = true
+	}
+}
+
+// arrived ends what announce began: what c is is known, or will not be soon.
+func (f *Follower) arrived(c *tracked) {
+	if c.announced == "" {
+		return
+	}
+	if f.announced[c.announced]--; f.announced[c.announced] == 0 {
+		delete(f.announced, c.announced)
+	}
+	f.dirty[c.announced] = true
+	c.announced = ""
 }
 
 // list compares what the Engine lists with what is known.
@@ -657,7 +687,7 @@ func (f *Follower) dispatch(ctx context.Context) {
 			if !c.inspect {
 				l.newborn = c.newborn
 			}
-			c.queued, c.looking, c.inspect = nil, true, false
+			c.queued, c.looking, c.inspect, c.died = nil, true, false, false
 			q.busy++
 			f.wait.Go(func() {
 				f.take(ctx, l)
@@ -733,7 +763,7 @@ func (f *Follower) found(l *look) {
 	}
 	c.ns = l.ns
 	if c.died {
-		c.died, c.ns = false, nil
+		c.ns = nil
 		return
 	}
 	if l.newborn != 0 {
@@ -758,6 +788,7 @@ func (f *Follower) found(l *look) {
 
 // place gives c its new description and its place in the description's task.
 func (f *Follower) place(c *tracked, d *description) {
+	f.arrived(c)
 	if c.desc != nil && c.desc.arn != d.arn {
 		f.leaveGroup(c)
 	}
@@ -771,6 +802,7 @@ func (f *Follower) place(c *tracked, d *description) {
 
 // failed has c looked at again later. A container that has just ended fails once in the usual course of things.
 func (f *Follower) failed(c *tracked, message string, err error) {
+	f.arrived(c)
 	f.failures.Add(1)
 	c.tries++
 	if c.tries == 3 {
@@ -806,6 +838,7 @@ func (f *Follower) forget(id string) {
 	}
 	c.gone = true
 	c.stopRetry()
+	f.arrived(c)
 	if c.desc != nil {
 		f.leaveGroup(c)
 	}

@@ -136,8 +136,6 @@ func New(cfg Config, w *mdfile.Writer, log *zap.Logger) (*Proxy, error) {
 		DisableCompression:  true, // bodies pass as they are
 		MaxIdleConnsPerHost: 64,
 		IdleConnTimeout:     time.Minute,
-		ReadBufferSize:      copyBuffer,
-		WriteBufferSize:     copyBuffer,
 	}
 	p.forward = &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
@@ -147,7 +145,6 @@ func New(cfg Config, w *mdfile.Writer, log *zap.Logger) (*Proxy, error) {
 		},
 		// What has no length (logs, events, progress) it flushes as it comes.
 		Transport:    roundTripper(p.roundTrip),
-		BufferPool:   &bufferPool{},
 		ErrorLog:     stdlog.New(io.Discard, "", 0), // clients that leave
 		ErrorHandler: p.fail,
 	}
@@ -535,20 +532,6 @@ func readAll(resp *http.Response) ([]byte, error) {
 	resp.TransferEncoding = nil
 	return b, err
 }
-
-// copyBuffer is the size of buffers between client and Engine.
-const copyBuffer = 64 << 10
-
-type bufferPool struct{ pool sync.Pool }
-
-func (p *bufferPool) Get() []byte {
-	if b, ok := p.pool.Get().(*[]byte); ok {
-		return *b
-	}
-	return make([]byte, copyBuffer)
-}
-
-func (p *bufferPool) Put(b []byte) { p.pool.Put(&b) }
 
 // limiter lets ten warnings through in ten seconds and counts the others.
 type limiter struct {

@@ -4,11 +4,13 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/http"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -18,6 +20,9 @@ import (
 	"github.com/cilium/ebpf/rlimit"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"metad/internal/testnet"
+	"metad/pkg/loader"
 )
 
 // newNamespace puts the calling goroutine into a network namespace of its own, which goes with it.
@@ -184,6 +189,74 @@ func TestRootDoctor(t *testing.T) {
 	if got := r.Status(); got != Warn {
 		t.Errorf("got status %v, want %v", got, Warn)
 	}
+}
+
+// TestRootBesideMetad: a host on which metad runs has every port's program and nobody before it, and a port
+// that loses it is named.
+func TestRootBesideMetad(t *testing.T) {
+	f := func(t *testing.T, mode loader.AttachMode) {
+		h := testnet.NewHost(t)
+		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+		one, two := b.AddTask(""), b.AddTask("")
+		pins := testnet.PinDir(t)
+		l, err := loader.Open(loader.Config{Netns: h.NS, Attach: mode, PinDir: pins})
+		if err != nil {
+			t.Fatalf("%+v", err)
+		}
+		defer l.Close()
+		t.Log("attach mode:", l.Status().Attach)
+		find := func(want Status, found string) {
+			t.Helper()
+			var r Report
+			testnet.In(h.NS, func() error {
+				r = Run(context.Background(), Config{Bridges: []string{"ecs-*"}, PinDir: pins, DockerHost: "unix:///nowhere"})
+				return nil
+			})
+			for _, c := range r {
+				if c.Name == "bridge ecs-bridge" {
+					if c.Status != want || c.Found != found {
+						t.Errorf("got %v, %q, want %v, %q", c.Status, c.Found, want, found)
+					}
+					return
+				}
+			}
+			t.Errorf("got nothing of the bridge: %v", r)
+		}
+		find(OK, "2 ports, all with metad's program")
+		if err := testnet.In(h.NS, func() error { return takeOff(two.Ifindex) }); err != nil {
+			t.Fatal(err)
+		}
+		find(Warn, "1 of 2 ports without metad's program: "+two.Port)
+		one.Remove()
+		testnet.Until(t, "the port to go", func() bool { return !slices.Contains(h.LinkNames(), one.Port) })
+		find(Warn, "1 of 1 ports without metad's program: "+two.Port)
+	}
+	t.Run("clsact", func(t *testing.T) { f(t, loader.AttachClsact) })
+	t.Run("tcx", func(t *testing.T) { testnet.SkipBefore(t, "6.6"); f(t, loader.AttachTCX) })
+}
+
+// takeOff does to a port's programs what somebody else's clean-up might.
+func takeOff(ifindex int) error {
+	l, err := netlink.LinkByIndex(ifindex)
+	if err != nil {
+		return err
+	}
+	filters, err := netlink.FilterList(l, netlink.HANDLE_MIN_INGRESS)
+	for _, f := range filters {
+		err = errors.Join(err, netlink.FilterDel(f))
+	}
+	q, qerr := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: ebpf.AttachTCXIngress})
+	if qerr != nil { // no TCX
+		return err
+	}
+	for _, p := range q.Programs {
+		id, _ := p.LinkID()
+		k, kerr := link.NewFromID(id)
+		if err = errors.Join(err, kerr); kerr == nil {
+			err = errors.Join(err, k.Detach(), k.Close())
+		}
+	}
+	return err
 }
 
 func release(t *testing.T) string {

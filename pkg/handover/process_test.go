@@ -84,31 +84,68 @@ func (s *lineServer) drain() <-chan struct{} {
 	return done
 }
 
-// serveAs is a metad without a kernel: what is handed over is the listener.
+// goods are what a process hands over.
+type goods interface {
+	open() (net.Listener, error)
+	adopt(*Predecessor) (net.Listener, error)
+	give() (State, error)
+	resume()
+	leave(owner bool) error // owner: nobody has taken over
+}
+
+// newGoods returns the goods that the environment asks for.
+var newGoods = func(dir string) goods { return &socketGoods{dir: dir} }
+
+// socketGoods are a listener, whose address is in the file "addr".
+type socketGoods struct {
+	dir string
+	ln  net.Listener
+}
+
+func (g *socketGoods) open() (_ net.Listener, err error) {
+	if g.ln, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		return nil, err
+	}
+	tmp := filepath.Join(g.dir, "tmp")
+	if err := os.WriteFile(tmp, []byte(g.ln.Addr().String()), 0o600); err != nil {
+		return nil, err
+	}
+	return g.ln, os.Rename(tmp, filepath.Join(g.dir, "addr"))
+}
+
+func (g *socketGoods) adopt(p *Predecessor) (_ net.Listener, err error) {
+	g.ln, err = net.FileListener(p.Files[0])
+	return g.ln, err
+}
+
+func (g *socketGoods) give() (State, error) {
+	f, err := g.ln.(*net.TCPListener).File()
+	return State{Meta: make([]byte, 2*partMeta), Files: []*os.File{f}}, err
+}
+
+func (g *socketGoods) resume()          {}
+func (g *socketGoods) leave(bool) error { return g.ln.Close() }
+
+// serveAs is a metad that knows no tasks and answers with its name.
 func serveAs(ctx context.Context, name, dir, die string) error {
-	cfg := Config{Dir: dir, Layout: 3, Build: name, uid: os.Getuid(), at: func(step string) {
+	at := func(step string) {
 		if step == die {
 			syscall.Kill(os.Getpid(), syscall.SIGKILL)
 			select {}
 		}
-	}}
-	sock, p, err := Start(ctx, cfg)
+	}
+	sock, p, err := Start(ctx, Config{Dir: dir, Layout: 3, Build: name, uid: os.Getuid(), at: at})
 	if err != nil {
 		return err
 	}
+	g := newGoods(dir)
 	var ln net.Listener
 	if p == nil {
-		if ln, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
-			return err
-		}
-		tmp := filepath.Join(dir, "tmp")
-		if err := os.WriteFile(tmp, []byte(ln.Addr().String()), 0o600); err != nil {
-			return err
-		}
-		if err := os.Rename(tmp, filepath.Join(dir, "addr")); err != nil {
-			return err
-		}
-	} else if ln, err = net.FileListener(p.Files[0]); err != nil {
+		ln, err = g.open()
+	} else if ln, err = g.adopt(p); err == nil {
+		at("adopted")
+	}
+	if err != nil {
 		return err
 	}
 	s := &lineServer{name: name, ln: ln.(*net.TCPListener)}
@@ -116,30 +153,25 @@ func serveAs(ctx context.Context, name, dir, die string) error {
 	if p != nil {
 		if err := p.Serving(ctx); err != nil {
 			<-s.drain()
-			p.Close()
-			return err
+			return errors.Join(err, p.Close(), g.leave(false))
 		}
 	}
-	give := func() (State, error) {
-		f, err := ln.(*net.TCPListener).File()
-		return State{Meta: make([]byte, 2*partMeta), Files: []*os.File{f}}, err
-	}
 	for {
-		successor, err := sock.Wait(ctx, give, func() {})
+		successor, err := sock.Wait(ctx, g.give, g.resume)
 		if err != nil {
 			<-s.drain()
-			sock.Close()
-			if errors.Is(err, context.Canceled) {
-				return nil
+			err = errors.Join(g.leave(true), sock.Close())
+			if !errors.Is(ctx.Err(), context.Canceled) {
+				err = errors.Join(err, errors.New("not asked to end"))
 			}
 			return err
 		}
 		drained := s.drain()
 		select {
 		case <-drained:
-			return nil
+			return errors.Join(g.leave(false), successor.Close())
 		case <-successor.Died():
-			successor.Close()
+			g.resume()
 			s.accept()
 		}
 	}
@@ -153,7 +185,7 @@ type process struct {
 	err  error // after done
 }
 
-func start(t *testing.T, dir, name, die string) *process {
+func start(t *testing.T, dir, name, die string, more ...func(*exec.Cmd)) *process {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -162,6 +194,9 @@ func start(t *testing.T, dir, name, die string) *process {
 	p := &process{name: name, cmd: exec.Command(self), done: make(chan struct{})}
 	p.cmd.Env = append(os.Environ(), "HANDOVER_NAME="+name, "HANDOVER_DIR="+dir, "HANDOVER_DIE="+die)
 	p.cmd.Stderr = os.Stderr
+	for _, f := range more {
+		f(p.cmd)
+	}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -194,12 +229,17 @@ func address(t *testing.T, dir string) string {
 	return ""
 }
 
-// answers waits until want answers new connections, ten times in a row, at the address that was written last.
-func answers(t *testing.T, dir, want string) {
+// dialer connects to the address that was written last.
+func dialer(t *testing.T, dir string) func() (net.Conn, error) {
+	return func() (net.Conn, error) { return net.Dial("tcp", address(t, dir)) }
+}
+
+// answers waits until want answers new connections, ten times in a row.
+func answers(t *testing.T, dial func() (net.Conn, error), want string) {
 	t.Helper()
 	row, got := 0, ""
 	for end := time.Now().Add(patience); row < 10 && time.Now().Before(end); time.Sleep(time.Millisecond) {
-		c, err := net.Dial("tcp", address(t, dir))
+		c, err := dial()
 		if err == nil {
 			got, err = ask(c)
 			c.Close()
@@ -270,7 +310,7 @@ func TestTakeovers(t *testing.T) {
 			t.Errorf("%s: %v", p.name, err)
 		}
 		p = next
-		answers(t, dir, p.name)
+		answers(t, dialer(t, dir), p.name)
 	}
 	close(stop)
 	wg.Wait()
@@ -284,54 +324,63 @@ func TestTakeovers(t *testing.T) {
 	}
 }
 
-// TestCrash kills one of the two at each step; the other serves, and can be taken over from.
+// crash has one of the two die at a step: the other serves, and can be taken over from.
+func crash(t *testing.T, who, step, survivor string, dial func(dir string) func() (net.Conn, error), more ...func(*exec.Cmd)) {
+	die := map[string]string{who: step}
+	dir := shortDir(t)
+	connect := dial(dir)
+	a := start(t, dir, "old", die["old"], more...)
+	answers(t, connect, "old")
+	// An open connection: the old one is not through with draining when the new one dies.
+	kept, err := connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kept.Close()
+	if _, err := ask(kept); err != nil {
+		t.Fatal(err)
+	}
+	b := start(t, dir, "new", die["new"], more...)
+	dead, alive := a, b
+	if who == "new" {
+		dead, alive = b, a
+	}
+	if err := dead.wait(t); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Fatalf("%s: got %v, want it killed", who, err)
+	}
+	answers(t, connect, survivor)
+	select {
+	case <-alive.done:
+		t.Errorf("%s has ended: %v", alive.name, alive.err)
+	default:
+	}
+	kept.Close()
+	c := start(t, dir, "third", "", more...)
+	answers(t, connect, "third")
+	if err := alive.wait(t); err != nil {
+		t.Errorf("%s: %v", alive.name, err)
+	}
+	c.cmd.Process.Signal(syscall.SIGTERM)
+	if err := c.wait(t); err != nil {
+		t.Errorf("third: %v", err)
+	}
+}
+
+// crashSteps are all steps of a takeover at which one of the two can die.
+var crashSteps = []struct {
+	who, survivor string
+	steps         []string
+}{
+	{"new", "old", []string{"connected", "taken", "adopted", "serving", "accepted"}},
+	{"old", "new", []string{"hello", "part", "given", "serving", "accepted"}},
+}
+
 func TestCrash(t *testing.T) {
-	f := func(who, step, survivor string) {
-		t.Run(who+" at "+step, func(t *testing.T) {
-			die := map[string]string{who: step}
-			dir := shortDir(t)
-			a := start(t, dir, "old", die["old"])
-			addr := address(t, dir)
-			answers(t, dir, "old")
-			// An open connection: the old one is not through with draining when the new one dies.
-			kept, err := net.Dial("tcp", addr)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer kept.Close()
-			if _, err := ask(kept); err != nil {
-				t.Fatal(err)
-			}
-			b := start(t, dir, "new", die["new"])
-			dead, alive := a, b
-			if who == "new" {
-				dead, alive = b, a
-			}
-			if err := dead.wait(t); err == nil || !strings.Contains(err.Error(), "killed") {
-				t.Fatalf("%s: got %v, want it killed", who, err)
-			}
-			answers(t, dir, survivor)
-			select {
-			case <-alive.done:
-				t.Errorf("%s has ended: %v", alive.name, alive.err)
-			default:
-			}
-			kept.Close()
-			c := start(t, dir, "third", "")
-			answers(t, dir, "third")
-			if err := alive.wait(t); err != nil {
-				t.Errorf("%s: %v", alive.name, err)
-			}
-			c.cmd.Process.Signal(syscall.SIGTERM)
-			if err := c.wait(t); err != nil {
-				t.Errorf("third: %v", err)
-			}
-		})
-	}
-	for _, step := range []string{"connected", "taken", "serving", "accepted"} {
-		f("new", step, "old")
-	}
-	for _, step := range []string{"hello", "part", "given", "serving", "accepted"} {
-		f("old", step, "new")
+	for _, c := range crashSteps {
+		for _, step := range c.steps {
+			t.Run(c.who+" at "+step, func(t *testing.T) {
+				crash(t, c.who, step, c.survivor, func(dir string) func() (net.Conn, error) { return dialer(t, dir) })
+			})
+		}
 	}
 }

@@ -129,15 +129,16 @@ func (t *Table) Resolve(tag uint32, addr netip.Addr) *View {
 	}
 }
 
-// Await is Resolve that waits until the task appears or ctx ends; it returns nil then, and at once if
+// Await is Resolve that waits until the task is there and not Settling, or ctx ends. It returns what there
+// is then, nil if nothing, and at once if
 // too many wait already.
 func (t *Table) Await(ctx context.Context, tag uint32, addr netip.Addr) *View {
-	if v := t.Resolve(tag, addr); v != nil {
+	if v := t.Resolve(tag, addr); v.settled() {
 		return v
 	}
 	key := waitKey{tag, addr}
 	t.wmu.Lock()
-	if v := t.Resolve(tag, addr); v != nil { // published since; later publications will find us
+	if v := t.Resolve(tag, addr); v.settled() { // published since; later publications will find us
 		t.wmu.Unlock()
 		return v
 	}
@@ -145,7 +146,7 @@ func (t *Table) Await(ctx context.Context, tag uint32, addr netip.Addr) *View {
 	if t.waiting >= maxWaiters || w != nil && w.n >= maxWaitersPerAddr {
 		t.wmu.Unlock()
 		t.turned.Add(1)
-		return nil
+		return t.Resolve(tag, addr)
 	}
 	if w == nil {
 		w = &wait{done: make(chan struct{})}
@@ -166,6 +167,9 @@ func (t *Table) Await(ctx context.Context, tag uint32, addr netip.Addr) *View {
 	t.waiting--
 	if w.n == 0 && t.waits[key] == w {
 		delete(t.waits, key)
+	}
+	if w.view == nil {
+		return t.Resolve(tag, addr)
 	}
 	return w.view
 }
@@ -266,7 +270,8 @@ func (t *Table) store(s *snapshot) {
 	t.wmu.Lock()
 	defer t.wmu.Unlock()
 	for key, w := range t.waits {
-		if w.view = t.Resolve(key.tag, key.addr); w.view != nil {
+		if v := t.Resolve(key.tag, key.addr); v.settled() {
+			w.view = v
 			close(w.done)
 			delete(t.waits, key)
 		}

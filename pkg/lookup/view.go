@@ -24,6 +24,9 @@ type ContainerView struct {
 	StatsKey []byte
 }
 
+// settled reports whether there is a view and nothing better is to be expected soon.
+func (v *View) settled() bool { return v != nil && !v.Task.Settling }
+
 // Container returns the task's container with the full Docker id, or nil. It does not allocate.
 func (v *View) Container(id []byte) *ContainerView { return v.byID[string(id)] }
 

@@ -27,7 +27,7 @@ import (
 type Tasks interface {
 	// Resolve returns nil if there is none now. It must not wait nor allocate.
 	Resolve(tag uint32, addr netip.Addr) *lookup.View
-	// Await waits until there is one or ctx ends, and not at all when too many wait already.
+	// Await waits until there is one that is not Settling or ctx ends, and not at all when too many wait already.
 	Await(ctx context.Context, tag uint32, addr netip.Addr) *lookup.View
 }
 
@@ -318,13 +318,11 @@ func (s *Server) answer(ctx *fasthttp.RequestCtx, c *conn, a *asked) failure {
 }
 
 // resolve returns the task that c belongs to, nil if it is not known, after a bounded wait if it
-// never was.
+// never was, or if the asker may be a container that the task does not show yet.
 func (s *Server) resolve(c *conn) *lookup.View {
-	if v := s.tasks.Resolve(c.tag, c.remote.Addr()); v != nil || c.arn != "" {
+	v := s.tasks.Resolve(c.tag, c.remote.Addr())
+	if v != nil && !v.Task.Settling || c.arn != "" || s.cfg.UnknownWait == 0 {
 		return v
-	}
-	if s.cfg.UnknownWait == 0 {
-		return nil
 	}
 	s.waiting.Add(1)
 	defer s.waiting.Add(-1)

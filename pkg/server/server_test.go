@@ -162,6 +162,52 @@ func TestUnknownSourceWaits(t *testing.T) {
 	h.quiet(t)
 }
 
+// X01: a container that asks as its first act is in its task's document, although the task was known
+// before it. Who has had an answer on the connection is not that container, and does not wait.
+func TestSettlingTaskWaits(t *testing.T) {
+	cfg := testConfig()
+	cfg.UnknownWait = MaxUnknownWait
+	h := newHost(t, cfg, newTask())
+	old := h.dial(t, addrT)
+	_, _ = old.Write(request("/v2/metadata"))
+	br := bufio.NewReader(old)
+	read(t, br, "GET")
+	h.cfg.UnknownWait = time.Minute
+	settling := newTask()
+	settling.Containers, settling.Settling = settling.Containers[:1], true
+	if err := h.table.Apply([]*task.Task{settling}); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = old.Write(request("/v2/metadata"))
+	if r := read(t, br, "GET"); strings.Count(r.body, "DockerId") != 1 {
+		t.Errorf("on a connection that has had an answer: got %s", r.body)
+	}
+	c := h.dial(t, addrT)
+	_, _ = c.Write(request("/v2/metadata"))
+	eventually(t, "it waits", func() bool { return h.Counters().Waiting == 1 })
+	again := *settling // something else about it has changed
+	for _, tk := range []*task.Task{&again, newTask()} {
+		if err := h.table.Apply([]*task.Task{tk}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r := read(t, bufio.NewReader(c), "GET"); r.StatusCode != 200 || strings.Count(r.body, "DockerId") != 2 {
+		t.Errorf("got %d %s, want both containers", r.StatusCode, r.body)
+	}
+}
+
+// A task that does not settle in time is answered with what is known of it.
+func TestSettlingTaskWaitsNotForEver(t *testing.T) {
+	cfg := testConfig()
+	cfg.UnknownWait = 20 * time.Millisecond
+	settling := newTask()
+	settling.Settling = true
+	h := newHost(t, cfg, settling)
+	if r := h.get(t, addrT, "/v2/metadata"); r.StatusCode != 200 || !strings.Contains(r.body, arnT) {
+		t.Errorf("got %d %s", r.StatusCode, r.body)
+	}
+}
+
 // A task's connections are bounded, and the bound is its own.
 func TestMaxConnsPerTask(t *testing.T) {
 	cfg := testConfig()

@@ -4,6 +4,7 @@
 package snapshot
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -132,25 +133,34 @@ func read(path string) ([]lookup.Saved, error) {
 		return nil, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxBytes+1))
+	st, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
-	if len(b) > maxBytes {
-		return nil, fmt.Errorf("%s: more than %d bytes", path, maxBytes)
+	if st.Size() > maxBytes {
+		return nil, fmt.Errorf("%s: %d bytes, more than %d", path, st.Size(), maxBytes)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxBytes))
+	if err != nil {
+		return nil, err
 	}
 	return Parse(b)
 }
 
 // Encode returns views and their last samples in a form that Parse reads, for a process that takes
 // over.
-func Encode(views []*lookup.View) ([]byte, error) { return new(encoder).encode(views) }
+func Encode(views []*lookup.View) ([]byte, error) {
+	var b bytes.Buffer
+	err := new(encoder).encode(&b, views)
+	return b.Bytes(), err
+}
 
 // Writer keeps the file in a directory up to date. One writer at a time, in one goroutine.
 type Writer struct {
 	dir  string
 	enc  encoder
 	last []any // what the file holds: tags, tasks and samples, by identity
+	max  int64 // bytes
 }
 
 // NewWriter returns a Writer for dir, which it makes if it is missing.
@@ -158,7 +168,7 @@ func NewWriter(dir string) (*Writer, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("snapshot: %w", err)
 	}
-	return &Writer{dir: dir}, nil
+	return &Writer{dir: dir, max: maxBytes}, nil
 }
 
 // Run writes what views returns at every interval (zero: 5s) in which something has changed, and once
@@ -193,14 +203,10 @@ func (w *Writer) Run(ctx context.Context, every time.Duration, views func() (v [
 // old file or the new one.
 func (w *Writer) Write(views []*lookup.View) error {
 	now := identity(views)
-	if w.last != nil && slices.Equal(now, w.last) {
+	if slices.Equal(now, w.last) {
 		return nil
 	}
-	b, err := w.enc.encode(views)
-	if err != nil {
-		return err
-	}
-	if err := w.replace(b); err != nil {
+	if err := w.replace(views); err != nil {
 		return fmt.Errorf("snapshot: %w", err)
 	}
 	w.last = now
@@ -222,35 +228,50 @@ func identity(views []*lookup.View) []any {
 	return all
 }
 
-func (w *Writer) replace(b []byte) error {
+func (w *Writer) replace(views []*lookup.View) (err error) {
 	temp := filepath.Join(w.dir, tempName)
-	if err := os.WriteFile(temp, b, 0o600); err != nil {
-		os.Remove(temp)
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
 		return err
 	}
-	return os.Rename(temp, filepath.Join(w.dir, fileName))
+	// Through a small buffer: the file may be larger than all else that metad holds.
+	b := bufio.NewWriterSize(f, 64<<10)
+	err = errors.Join(w.enc.encode(b, views), b.Flush())
+	if st, e := f.Stat(); err == nil && e == nil && st.Size() > w.max {
+		err = fmt.Errorf("%d bytes, more than %d", st.Size(), w.max)
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(temp, filepath.Join(w.dir, fileName))
+	}
+	if err != nil {
+		os.Remove(temp)
+	}
+	return err
 }
 
 // encoder keeps the text of tasks, which change seldom, while samples change every second.
 type encoder struct{ tasks map[*task.Task][]byte }
 
-func (e *encoder) encode(views []*lookup.View) ([]byte, error) {
+// encode writes views to b, whose errors are b's to keep.
+func (e *encoder) encode(b interface {
+	io.Writer
+	io.StringWriter
+}, views []*lookup.View) error {
 	tasks := make(map[*task.Task][]byte, len(views))
-	var b bytes.Buffer
-	fmt.Fprintf(&b, `{"Version":%d,"Tasks":[`, version)
+	fmt.Fprintf(b, `{"Version":%d,"Tasks":[`, version)
 	for i, v := range views {
 		text, ok := e.tasks[v.Task]
 		if !ok {
 			var err error
 			if text, err = json.Marshal(v.Task); err != nil {
-				return nil, fmt.Errorf("snapshot: task %q: %w", v.Task.ARN, err)
+				return fmt.Errorf("task %q: %w", v.Task.ARN, err)
 			}
 		}
 		tasks[v.Task] = text
 		if i > 0 {
-			b.WriteByte(',')
+			b.WriteString(",")
 		}
-		fmt.Fprintf(&b, `{"Tag":%d,"Task":%s,"Samples":{`, v.Tag, text)
+		fmt.Fprintf(b, `{"Tag":%d,"Task":%s,"Samples":{`, v.Tag, text)
 		sep := ""
 		for _, c := range v.Task.Containers {
 			if c.ID == "" || c.Stats == nil {
@@ -262,17 +283,14 @@ func (e *encoder) encode(views []*lookup.View) ([]byte, error) {
 			}
 			read, err := s.Read.MarshalJSON()
 			if err != nil {
-				return nil, fmt.Errorf("snapshot: sample of %s: %w", c.ID, err)
+				return fmt.Errorf("sample of %s: %w", c.ID, err)
 			}
-			fmt.Fprintf(&b, `%s"%s":{"Read":%s,"JSON":%s}`, sep, c.ID, read, s.JSON)
+			fmt.Fprintf(b, `%s"%s":{"Read":%s,"JSON":%s}`, sep, c.ID, read, s.JSON)
 			sep = ","
 		}
 		b.WriteString("}}")
 	}
 	b.WriteString("]}\n")
 	e.tasks = tasks
-	if b.Len() > maxBytes {
-		return nil, fmt.Errorf("snapshot: %d bytes, more than %d", b.Len(), maxBytes)
-	}
-	return b.Bytes(), nil
+	return nil
 }

@@ -94,6 +94,7 @@ func fullTask() *task.Task {
 	t := new(task.Task)
 	fill(reflect.ValueOf(t).Elem())
 	t.Containers[0].ID = id1
+	t.Settling = false // of the moment: not kept
 	return t
 }
 
@@ -320,6 +321,31 @@ func TestWriteFails(t *testing.T) {
 	}
 }
 
+// TestTooLarge: a file that would not be read is not written, and none is read into memory to find out.
+func TestTooLarge(t *testing.T) {
+	dir := t.TempDir()
+	w, err := NewWriter(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Write(nil); err != nil {
+		t.Fatal(err)
+	}
+	w.max = 100
+	if err := w.Write(views(t, kernel{}, fullTask())); err == nil || !strings.Contains(err.Error(), "more than 100") {
+		t.Errorf("write: got %v, want an error", err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+		t.Errorf("got %v, %v, want the old file alone", entries, err)
+	}
+	if err := os.Truncate(filepath.Join(dir, fileName), maxBytes+1); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := read(filepath.Join(dir, fileName)); err == nil || !strings.Contains(err.Error(), "more than") {
+		t.Errorf("read: got %v, %v, want an error", got, err)
+	}
+}
+
 // TestRun: the last word is written when ctx ends, and a row of errors is one line.
 func TestRun(t *testing.T) {
 	dir := t.TempDir()
@@ -345,7 +371,7 @@ func TestRun(t *testing.T) {
 	core, logs := observer.New(zapcore.DebugLevel)
 	ctx, cancel = context.WithCancel(context.Background())
 	calls := 0
-	w = &Writer{dir: dir}
+	w = &Writer{dir: dir, max: maxBytes}
 	w.Run(ctx, time.Millisecond, func() ([]*lookup.View, bool) {
 		if calls++; calls == 5 {
 			cancel()

@@ -315,7 +315,6 @@ func (f *cgroupFeed) file(i int) ([]byte, error) {
 	if err == nil {
 		return b, nil
 	}
-	f.cool() // to find the file that may have taken its place
 	// The files of a removed cgroup are not there, or give ENODEV while they are read. Where the
 	// cgroup lives on, a file that is missing is damage.
 	fd, err2 := openat(dir, "cgroup.procs\x00")
@@ -323,9 +322,6 @@ func (f *cgroupFeed) file(i int) ([]byte, error) {
 		return nil, errGone
 	}
 	unix.Close(fd)
-	if errors.Is(err, unix.ENODEV) {
-		return nil, errGone
-	}
 	if !errors.Is(err, errDamaged) {
 		err = fmt.Errorf("%w: %w", errDamaged, err)
 	}

@@ -55,7 +55,7 @@ const (
 	slot  = hotInterval / slots
 	group = 128
 	// idle is how soon a question is noticed when no container is hot.
-	idle = 250 * time.Millisecond
+	idle = 500 * time.Millisecond
 	// together is how much later than due a container may be sampled, to be so with others.
 	together = slot / 5
 	// prime is the time from a container's first sample, which is not shown, to the second, which has a
@@ -187,7 +187,7 @@ func (s *Sampler) change(e *entry, t *task.Task, c *task.Container, now time.Dur
 	if restarted {
 		// Its counters begin anew: nothing of the life before may show.
 		e.cell.Store(nil)
-		e.last, e.rendered = nil, 0
+		e.rendered = 0
 	}
 	if restarted || oldNet != newNet {
 		s.closeFeed(e)
@@ -370,13 +370,14 @@ func (s *Sampler) open(e *entry) error {
 	return errors.Join(errs...)
 }
 
-// failed takes e's sample back: the container shows no numbers rather than old or wrong ones.
+// failed takes e's sample back: the container shows no numbers rather than old or wrong ones. What it
+// was read from is found anew the next time.
 func (s *Sampler) failed(e *entry, err error) {
 	e.cell.Store(nil)
+	s.closeFeed(e)
 	switch {
 	case errors.Is(err, errGone):
 		s.metrics.Gone.Add(1)
-		s.closeFeed(e) // it may be found again, if only its task's namespace was gone
 		return
 	case errors.Is(err, errDamaged):
 		s.metrics.Damaged.Add(1)

@@ -17,7 +17,8 @@ import (
 
 // fakeSource hands out feeds whose CPU total is the number of the reading.
 type fakeSource struct {
-	err     error // of Open
+	err     error            // of Open
+	fail    map[string]error // of Sample, by container
 	opened  int
 	closed  int
 	feeds   map[string]*fakeFeed
@@ -25,12 +26,12 @@ type fakeSource struct {
 }
 
 func newFakeSource() *fakeSource {
-	return &fakeSource{feeds: map[string]*fakeFeed{}, deliver: map[string]func(*Counters){}}
+	return &fakeSource{feeds: map[string]*fakeFeed{}, fail: map[string]error{}, deliver: map[string]func(*Counters){}}
 }
 
 type fakeFeed struct {
 	src   *fakeSource
-	err   error
+	id    string
 	reads []time.Time
 	hot   []bool
 }
@@ -42,7 +43,7 @@ func (s *fakeSource) Open(_ *task.Task, c *task.Container, deliver func(*Counter
 		return nil, s.err
 	}
 	s.opened++
-	f := &fakeFeed{src: s}
+	f := &fakeFeed{src: s, id: c.ID}
 	s.feeds[c.ID], s.deliver[c.ID] = f, deliver
 	return f, nil
 }
@@ -52,7 +53,7 @@ func (f *fakeFeed) Sample(hot bool) (*Counters, error) {
 	defer fakes.Unlock()
 	f.hot = append(f.hot, hot)
 	f.reads = append(f.reads, time.Now())
-	return &Counters{Read: time.Now(), CPU: CPU{Total: uint64(len(f.reads))}}, f.err
+	return &Counters{Read: time.Now(), CPU: CPU{Total: uint64(len(f.reads))}}, f.src.fail[f.id]
 }
 
 func (f *fakeFeed) Close() { f.src.closed++ }
@@ -184,6 +185,21 @@ func TestAskedOnceAMinute(t *testing.T) {
 	})
 }
 
+// The clock was an hour ahead when somebody asked, and was then put right.
+func TestQuestionFromTheFuture(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newFakeSource()
+		s := running(t, Config{}, src)
+		c := aContainer("a")
+		c.Stats.Ask(time.Now().Add(time.Hour).UnixNano())
+		s.Apply([]*task.Task{aTask(c)})
+		sleep(50 * time.Second)
+		if n := len(src.feeds["a"].reads); n > 2 {
+			t.Errorf("got %d samples in 50 s, want those of a cold container", n)
+		}
+	})
+}
+
 // Each second has its containers in groups, one after the other, however they came and went.
 func TestHotContainersAreSpread(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -202,6 +218,11 @@ func TestHotContainersAreSpread(t *testing.T) {
 			for _, c := range cs {
 				reads := src.feeds[c.ID].reads
 				per[reads[len(reads)-1].Sub(s.epoch)%hotInterval/slot]++
+				for i := 1; i < len(reads); i++ {
+					if d := reads[i].Sub(reads[i-1]); d > hotInterval+2*together {
+						t.Errorf("container %s: %v between two samples", c.ID, d)
+					}
+				}
 			}
 			if len(per) != len(cs)/group {
 				t.Errorf("%d containers: sampled in %d slots, want %d", len(cs), len(per), len(cs)/group)
@@ -302,7 +323,7 @@ func TestFailureTakesTheSampleBack(t *testing.T) {
 		c.Stats.Ask(time.Now().UnixNano())
 		sleep(3 * time.Second)
 		last := decode(t, c.Stats.Load())
-		src.feeds["a"].err = fmt.Errorf("memory.stat: %w", errDamaged)
+		src.fail["a"] = fmt.Errorf("memory.stat: %w", errDamaged)
 		sleep(5 * time.Second)
 		if got := c.Stats.Load(); got != nil {
 			t.Errorf("got %s, want none", got.JSON)
@@ -311,12 +332,15 @@ func TestFailureTakesTheSampleBack(t *testing.T) {
 			t.Errorf("got %d damaged in 5 s, want about one a second", n)
 		}
 		decode(t, other.Stats.Load())
-		src.feeds["a"].err = nil
+		if src.closed < 5 {
+			t.Errorf("got %d feeds closed, want each one that failed", src.closed)
+		}
+		src.fail["a"] = nil
 		sleep(1100 * time.Millisecond)
 		if d := decode(t, c.Stats.Load()); !d.PreRead.Equal(last.Read) && d.PreRead.Before(last.Read) {
 			t.Errorf("got preread %v, want the last good sample's %v", d.PreRead, last.Read)
 		}
-		src.feeds["a"].err = errGone
+		src.fail["a"] = errGone
 		sleep(2 * time.Second)
 		if n := s.Metrics().Gone.Load(); n == 0 {
 			t.Error("a container that is gone was not counted")

@@ -71,6 +71,10 @@ type Task struct {
 	AvailabilityZone     string // left out when empty
 	ContainerInstanceARN string // metadata file only
 
+	// Settling: a container of the task is being created or started, and what it is is not known yet. Who
+	// asks just now may be that container.
+	Settling bool `json:"-"`
+
 	// Endpoints are the places at which this task's packets enter the host, one per address.
 	// Empty for a task without a network of its own (host network, or stopped).
 	Endpoints []Endpoint
