@@ -6,8 +6,9 @@
  *
  *   metad_port    tc ingress, every veth that is a port of a watched bridge
  *   metad_bridge  tc ingress, the bridge devices: what came in by a port without a hook
- *   metad_carry   tc egress, metad1 (the server's end): puts the socket's mark where the veth does
- * not scrub it metad_reply   tc ingress, metad0 (the host's end): the way back
+ *   metad_carry   tc egress, metad1 (the server's end): keeps the socket's mark from the veth
+ *   metad_reply   tc ingress, metad0 (the host's end): the way back
+ *   metad_host    tc egress, metad0: what the host itself sends there
  *
  * The two that see other people's traffic are filters; their second halves, from_port and
  * from_bridge, are reached through the program array `slots`, which is never pinned: the kernel
@@ -102,6 +103,7 @@ enum verdict {
 	VERDICT_PORT_WRONG_PORT, /* dropped: the address is a task's behind another port */
 	VERDICT_PORT_WRONG_MAC, /* dropped: the task's address and port, not its MAC */
 	VERDICT_PORT_CLAIMED, /* dropped: no task has the address, another port uses it just now */
+	VERDICT_PORT_HOST, /* dropped: the address is that of the host's processes */
 	VERDICT_PORT_AGENT, /* left alone: of a connection that the ECS agent has */
 
 	VERDICT_BRIDGE_TASK, /* to the server, without a tag */
@@ -109,12 +111,17 @@ enum verdict {
 	VERDICT_BRIDGE_UNKNOWN, /* to the server, without a tag: no task has the address */
 	VERDICT_BRIDGE_WRONG_MAC, /* dropped: a task's address, not its MAC */
 	VERDICT_BRIDGE_CLAIMED, /* dropped: no task has the address, another uses it now */
+	VERDICT_BRIDGE_HOST, /* dropped: the address is that of the host's processes */
 	VERDICT_BRIDGE_AGENT, /* left alone: of a connection that the ECS agent has */
+
+	VERDICT_HOST, /* metad_host: to the server, from a process of the host, without a tag */
+	VERDICT_HOST_NOT_OURS, /* dropped: not TCP from a process of the host to the endpoint */
 
 	VERDICT_CARRIED, /* metad_carry: on to metad_reply */
 	VERDICT_REPLY_TASK, /* by the port of the task that has the address */
 	VERDICT_REPLY_PORT, /* by the port the unknown address was seen on */
 	VERDICT_REPLY_BRIDGE, /* by the bridge device the unknown address was seen on */
+	VERDICT_REPLY_HOST, /* to the host's own stack */
 	VERDICT_REPLY_NOT_OURS, /* dropped: not TCP from 169.254.170.2 */
 	VERDICT_REPLY_NOWHERE, /* dropped: nobody has the address */
 	VERDICT_REPLY_NOT_THEIRS, /* dropped: the address has another owner since */
@@ -150,6 +157,7 @@ volatile const __u32 layout_version = 1; /* of the pinned maps; a part of their 
 volatile const __u32 metad0_ifindex;
 volatile const __u8 trust_bridge; /* address and MAC are enough for a tag at a bridge device */
 volatile const __u8 exit_drop; /* what metad leaves behind drops what it would have taken */
+volatile const __be32 host_addr; /* metad0's: the host's processes ask from it, and nobody else */
 volatile const __u32 server_netns; /* the host's id for the server's namespace */
 volatile const __be32 agent_addr; /* where the ECS agent's rule sends what is for the endpoint */
 volatile const __be16 agent_port; /* 0: there is no agent */
@@ -450,6 +458,8 @@ int from_port(struct __sk_buff *skb)
 
 	if (v != VERDICT_COUNT)
 		return verdict(v, TC_ACT_UNSPEC);
+	if (s.addr == host_addr)
+		return refuse(skb, &s, VERDICT_PORT_HOST);
 	t = bpf_map_lookup_elem(&ip_task, &s.addr);
 	if (t) {
 		if (t->ifindex != skb->ifindex)
@@ -479,6 +489,8 @@ int from_bridge(struct __sk_buff *skb)
 
 	if (v != VERDICT_COUNT)
 		return verdict(v, TC_ACT_UNSPEC);
+	if (s.addr == host_addr)
+		return refuse(skb, &s, VERDICT_BRIDGE_HOST);
 	t = bpf_map_lookup_elem(&ip_task, &s.addr);
 	if (t) {
 		if (!same_mac(t->mac, s.mac))
@@ -528,6 +540,22 @@ int metad_bridge(struct __sk_buff *skb)
 	return ret == TC_ACT_REDIRECT ? unserved(skb) : ret;
 }
 
+/* The host's route to the endpoint leads here. It is for the host's own processes: what others have it
+ * forward (a container whose packets were left alone, another host) was proved by nobody. */
+SEC("tc")
+int metad_host(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
+	struct iphdr *ip = data + sizeof(struct ethhdr);
+
+	if (skb->protocol != bpf_htons(ETH_P_IP) || (void *)(ip + 1) > data_end ||
+	    ip->saddr != host_addr || ip->daddr != META_ADDR || ip->protocol != IPPROTO_TCP ||
+	    skb->ingress_ifindex)
+		return verdict(VERDICT_HOST_NOT_OURS, TC_ACT_SHOT);
+	skb->mark = TAG_NONE;
+	return verdict(VERDICT_HOST, TC_ACT_UNSPEC);
+}
+
 /* The frame from metad1 to metad0 needs no destination MAC (there is one receiver, and metad_reply
  * writes the real one), so it carries the mark, which the veth scrubs: metad_reply then knows
  * whose connection an answer belongs to. */
@@ -571,6 +599,11 @@ int metad_reply(struct __sk_buff *skb)
 		return verdict(VERDICT_REPLY_NOT_OURS, TC_ACT_SHOT);
 	tag = bpf_ntohl(((struct carrier *)eth->h_dest)->tag);
 	dst = ip->daddr;
+	/* Nobody else was let in with this address. */
+	if (dst == host_addr) {
+		bpf_skb_change_type(skb, PACKET_HOST);
+		return verdict(VERDICT_REPLY_HOST, TC_ACT_UNSPEC);
+	}
 	/* Tasks first: once an address is a task's, what goes there leaves by that task's port. And
 	 * only what belongs there: a connection outlives its client, and its address may be
 	 * another's by then. */

@@ -130,6 +130,8 @@ func TestRootVerdicts(t *testing.T) {
 
 	type programs = bpf.MetadPrograms
 	metadPort := func(p *programs) *ebpf.Program { return p.MetadPort }
+	metadHost := func(p *programs) *ebpf.Program { return p.MetadHost }
+	ofHost := testnet.Frame{Src: HostAddr}
 	metadBridge := func(p *programs) *ebpf.Program { return p.MetadBridge }
 	for _, c := range []struct {
 		name    string
@@ -158,6 +160,13 @@ func TestRootVerdicts(t *testing.T) {
 		{"a task's address on another port", l, metadPort, own.Bytes(), other.Ifindex, actShot, 0, "port_wrong_port"},
 		{"another mac", l, metadPort, wrongMAC, port, actShot, 0, "port_wrong_mac"},
 		{"agent's connection, unknown", l, metadPort, with(stranger, agents), unknown.Ifindex, actUnspec, 0, "port_agent"},
+		{"the host's address", l, metadPort, with(own, func(f *testnet.Frame) { f.Src = HostAddr }), port, actShot, 0, "port_host"},
+		{"bridge: the host's address", l, metadBridge, with(own, func(f *testnet.Frame) { f.Src = HostAddr }), bridge, actShot, 0, "bridge_host"},
+		{"host", l, metadHost, ofHost.Bytes(), l.metad0, actUnspec, 0, "host"},
+		{"host, a container's address", l, metadHost, own.Bytes(), l.metad0, actShot, 0, "host_not_ours"},
+		{"host, another address", l, metadHost, with(ofHost, func(f *testnet.Frame) { f.Dst = other.Addr }), l.metad0, actShot, 0, "host_not_ours"},
+		{"host, udp", l, metadHost, with(ofHost, func(f *testnet.Frame) { f.Protocol = unix.IPPROTO_UDP }), l.metad0, actShot, 0, "host_not_ours"},
+		{"host, ipv6", l, metadHost, with(ofHost, func(f *testnet.Frame) { f.EtherType = unix.ETH_P_IPV6 }), l.metad0, actShot, 0, "host_not_ours"},
 		{"unknown", l, metadPort, stranger.Bytes(), unknown.Ifindex, actRedirect, portTag(unknown.Ifindex), "port_unknown"},
 		{"unknown, another mac on the same port", l, metadPort, with(stranger, func(f *testnet.Frame) { f.SrcMAC = other.MAC }), unknown.Ifindex, actRedirect, portTag(unknown.Ifindex), "port_unknown"},
 		{"unknown, address in use elsewhere", l, metadPort, stranger.Bytes(), other.Ifindex, actShot, 0, "port_claimed"},
@@ -255,6 +264,7 @@ func TestRootVerdicts(t *testing.T) {
 		{"port, a task's tag", unknown.Addr, 7, nil, actShot, [6]byte{}, "reply_not_theirs"},
 		{"bridge", atBridge, 0, nil, actRedirect, unknown.MAC, "reply_bridge"},
 		{"bridge, a port's tag", atBridge, portTag(other.Ifindex), nil, actShot, [6]byte{}, "reply_not_theirs"},
+		{"host", HostAddr, 0, nil, actUnspec, [6]byte{}, "reply_host"},
 		{"nobody", netip.MustParseAddr("169.254.173.9"), 0, nil, actShot, [6]byte{}, "reply_nowhere"},
 		{"another source", known.Addr, 7, func(f *testnet.Frame) { f.Src = other.Addr }, actShot, [6]byte{}, "reply_not_ours"},
 		{"udp", known.Addr, 7, func(f *testnet.Frame) { f.Protocol = unix.IPPROTO_UDP }, actShot, [6]byte{}, "reply_not_ours"},
