@@ -99,7 +99,7 @@ func (c *config) flags() []cli.Flag {
 		str(&c.attach, path, "attach", "auto", "auto, tcx or clsact"),
 		boolean(&c.trustBridge, path, "trust-bridge", "let address and MAC prove a task on a port that has no program yet"),
 		str(&c.onExit, path, "on-exit", "open", "what becomes of packets for the endpoint without metad: open (as before metad) or drop"),
-		str(&c.hostRoute, path, "host-route", "auto", "route for host processes to the endpoint: auto (unless the agent's OUTPUT rule is there), on or off"),
+		str(&c.hostRoute, path, "host-route", "auto", "route for host processes to the endpoint: auto and on (the agent's OUTPUT rule, where there is one, still comes first) or off"),
 		integer(&c.maxAddresses, path, "max-addresses", 16384, "size of the address map"),
 
 		str(&c.dockerHost, tasks, "docker-host", "unix:///var/run/docker.sock", "the Docker Engine", "DOCKER_HOST"),

@@ -484,6 +484,7 @@ func (d *daemon) serverConfig() server.Config {
 	cfg := server.DefaultConfig()
 	cfg.Log = d.log.Named("server")
 	cfg.AgentURL = d.cfg.agentURL
+	cfg.HostAddr = loader.HostAddr
 	cfg.UnknownWait = d.cfg.unknownWait
 	cfg.MaxConnsPerTask = d.cfg.maxConns
 	cfg.Rate = server.ParseRateLimit(d.cfg.rpsLimit)
