@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net"
+	"net/url"
 	"os"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +17,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.yaml.in/yaml/v3"
+
+	"metad/pkg/server"
 )
 
 const defaultConfigFile = "/etc/metad/metad.yaml"
@@ -28,7 +33,6 @@ type config struct {
 	attach       string
 	trustBridge  bool
 	onExit       string
-	hostRoute    string
 	maxAddresses int
 
 	dockerHost string
@@ -99,7 +103,6 @@ func (c *config) flags() []cli.Flag {
 		str(&c.attach, path, "attach", "auto", "auto, tcx or clsact"),
 		boolean(&c.trustBridge, path, "trust-bridge", "let address and MAC prove a task on a port that has no program yet"),
 		str(&c.onExit, path, "on-exit", "open", "what becomes of packets for the endpoint without metad: open (as before metad) or drop"),
-		str(&c.hostRoute, path, "host-route", "auto", "route for host processes to the endpoint: auto (unless the agent's OUTPUT rule is there), on or off"),
 		integer(&c.maxAddresses, path, "max-addresses", 16384, "size of the address map"),
 
 		str(&c.dockerHost, tasks, "docker-host", "unix:///var/run/docker.sock", "the Docker Engine", "DOCKER_HOST"),
@@ -114,8 +117,8 @@ func (c *config) flags() []cli.Flag {
 		str(&c.agentURL, http, "agent-url", "http://127.0.0.1:51679", "the ECS agent's task endpoint, for all that metad does not serve; empty: none"),
 		str(&c.introspection, http, "agent-introspection-url", "http://127.0.0.1:51678", "the ECS agent's introspection API; empty: none"),
 		dur(&c.unknownWait, http, "unknown-wait", 400*time.Millisecond, "how long a request from an unknown address waits for its task, at most 400ms"),
-		str(&c.rpsLimit, http, "rps-limit", "", `requests per second and burst of one task, "rate,burst"; empty: no limit`, "ECS_TASK_METADATA_RPS_LIMIT"),
-		integer(&c.maxConns, http, "max-conns-per-task", 128, "connections one task may hold"),
+		&cli.StringFlag{Name: "rps-limit", Usage: `requests per second and burst of one task, "rate,burst"; empty: no limit`, Destination: &c.rpsLimit, Category: http, Sources: rateSources(src("rps-limit"))},
+		integer(&c.maxConns, http, "max-conns-per-task", server.DefaultConfig().MaxConnsPerTask, "connections one task may hold"),
 		str(&c.statsSource, http, "stats-source", "auto", "auto, cgroup or docker"),
 		boolean(&c.disableMetrics, http, "disable-metrics", "collect no statistics", "ECS_DISABLE_METRICS"),
 
@@ -144,6 +147,42 @@ func (c *config) validate() error {
 		}
 		return fmt.Errorf("%s %q: want one of %s", name, v, strings.Join(of, ", "))
 	}
+	atLeast := func(name string, v, least int) error {
+		if v >= least {
+			return nil
+		}
+		return fmt.Errorf("%s %d: want at least %d", name, v, least)
+	}
+	var bridges error
+	for _, p := range c.bridges {
+		if _, err := path.Match(p, ""); err != nil || p == "" {
+			bridges = fmt.Errorf("bridges: bad pattern %q", p)
+		}
+	}
+	var exit error
+	if c.onExit == "drop" && c.attach == "tcx" {
+		exit = errors.New("on-exit drop: nothing stays to drop with after attach tcx; use clsact")
+	}
+	var reconcile error
+	if c.reconcile <= 0 {
+		reconcile = fmt.Errorf("reconcile %s: want a positive duration", c.reconcile)
+	}
+	var wait error
+	if c.unknownWait < 0 || c.unknownWait > server.MaxUnknownWait {
+		wait = fmt.Errorf("unknown-wait %s: want 0 to %s", c.unknownWait, server.MaxUnknownWait)
+	}
+	var rate error
+	if _, ok := server.ParseRateLimit(c.rpsLimit); !ok {
+		rate = fmt.Errorf("rps-limit %q: want two positive numbers, \"rate,burst\"", c.rpsLimit)
+	}
+	var proxy error
+	if c.proxySocket != "" && !strings.HasPrefix(c.dockerHost, "unix://") {
+		proxy = fmt.Errorf("docker-proxy %q: needs a unix socket to stand in front of; docker-host is %q", c.proxySocket, c.dockerHost)
+	}
+	var admin error
+	if _, _, err := net.SplitHostPort(c.adminAddr); c.adminAddr != "" && err != nil {
+		admin = fmt.Errorf("admin %q: want host:port", c.adminAddr)
+	}
 	var region error
 	if c.region == "" || strings.ContainsAny(c.region, ":/ ") {
 		region = fmt.Errorf("region %q: want a name without ':', '/' and spaces", c.region)
@@ -155,11 +194,41 @@ func (c *config) validate() error {
 	return errors.Join(
 		oneOf("attach", c.attach, "auto", "tcx", "clsact"),
 		oneOf("on-exit", c.onExit, "open", "drop"),
-		oneOf("host-route", c.hostRoute, "auto", "on", "off"),
 		oneOf("stats-source", c.statsSource, "auto", "cgroup", "docker"),
 		oneOf("log-format", c.logFormat, "console", "json"),
-		region, account,
+		bridges, exit, reconcile, region, account, wait, rate, proxy, admin,
+		atLeast("max-addresses", c.maxAddresses, 1),
+		atLeast("max-conns-per-task", c.maxConns, 1),
+		agentForm("agent-url", c.agentURL),
+		agentForm("agent-introspection-url", c.introspection),
 	)
+}
+
+// agentForm wants the form that the packages want, in terms of the flag.
+func agentForm(name, v string) error {
+	u, err := url.Parse(v)
+	if v == "" || err == nil && u.Scheme == "http" && u.Hostname() != "" && strings.Trim(u.Path, "/") == "" && u.RawQuery == "" && u.User == nil {
+		return nil
+	}
+	return fmt.Errorf("%s %q: want http://host:port, or nothing", name, v)
+}
+
+// rateSources puts the agent's variable after metad's own. As for the agent, a value of it that makes no sense
+// stands for the agent's default: metad must start on every host that the agent starts on.
+func rateSources(own cli.ValueSourceChain) cli.ValueSourceChain {
+	own.Chain = slices.Insert(own.Chain, 1, cli.ValueSource(ecsRate{cli.EnvVar("ECS_TASK_METADATA_RPS_LIMIT")}))
+	return own
+}
+
+type ecsRate struct{ cli.ValueSource }
+
+func (e ecsRate) Lookup() (string, bool) {
+	v, ok := e.ValueSource.Lookup()
+	if v == "" || !ok {
+		return "", ok
+	}
+	limit, _ := server.ParseRateLimit(v)
+	return fmt.Sprintf("%d,%d", limit.PerSecond, limit.Burst), true
 }
 
 func (c *config) logger() (*zap.Logger, error) {

@@ -44,10 +44,7 @@ func serveCommand() *cli.Command {
 		Name:  "serve",
 		Usage: "answer the endpoint until SIGINT or SIGTERM",
 		Flags: c.flags(),
-		Action: func(ctx context.Context, cmd *cli.Command) error {
-			if cmd.Args().Present() {
-				return fmt.Errorf("serve: unexpected argument %q", cmd.Args().First())
-			}
+		Action: func(ctx context.Context, _ *cli.Command) error {
 			if err := c.validate(); err != nil {
 				return err
 			}
@@ -73,7 +70,7 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 	d := &daemon{cfg: c, log: log, wired: make(chan struct{}), frozen: true}
 	socket, pred, err := handover.Start(ctx, handover.Config{Dir: c.runDir, Layout: handoverLayout, Build: version, Log: log.Named("handover")})
 	if err != nil {
-		return err
+		return runDirError(c.runDir, err)
 	}
 	var held io.Closer = socket
 	if pred != nil {
@@ -82,7 +79,12 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 	defer func() { err = errors.Join(err, held.Close()) }() // last: who starts next must find nothing of ours in its way
 	var ln net.Listener
 	var saved []lookup.Saved
+	var lock io.Closer
 	if pred == nil {
+		if lock, err = lockPins(c.pinDir); err != nil {
+			return err
+		}
+		defer closing(lock, &err)
 		d.loader, err = loader.Open(d.loaderConfig())
 		saved = snapshot.Read(c.runDir, log.Named("snapshot"))
 	} else {
@@ -171,31 +173,63 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 	run(func(ctx context.Context) error { return d.loader.Events(ctx, d.event) })
 	run(d.retry)
 	run(d.keepSnapshot)
+	if pred != nil {
+		run(func(ctx context.Context) error { return d.keepLock(ctx) })
+	}
 	if d.agent != nil {
 		run(func(ctx context.Context) error { d.agent.Run(ctx); return nil })
 	}
+	// What is not for containers. A start that cannot have it ends before it takes a packet; after a takeover
+	// nobody else is left to serve, and it is tried again.
+	side := func(listen func(context.Context) (func(context.Context) error, error)) error {
+		if pred == nil {
+			serve, err := listen(parts)
+			if err == nil {
+				run(serve)
+			}
+			return err
+		}
+		run(func(ctx context.Context) error {
+			for told := false; ctx.Err() == nil; told = true {
+				serve, err := listen(ctx)
+				if err == nil {
+					return serve(ctx)
+				}
+				if !told {
+					log.Error("going on without it until it can be had", zap.Error(err))
+				}
+				pause(ctx, time.Second)
+			}
+			return nil
+		})
+		return nil
+	}
 	if c.proxySocket != "" {
-		proxy, ln, err := d.listenProxy()
+		err := side(func(context.Context) (func(context.Context) error, error) {
+			proxy, ln, err := d.listenProxy()
+			return func(ctx context.Context) error { return proxy.Serve(ctx, ln) }, err
+		})
 		if err != nil {
 			return err
 		}
-		run(func(ctx context.Context) error { return proxy.Serve(ctx, ln) })
 	}
 	if c.adminAddr != "" {
-		run(func(ctx context.Context) error {
+		err := side(func(ctx context.Context) (func(context.Context) error, error) {
 			if pred != nil { // it has the address until then
 				select {
 				case <-pred.Left():
 				case <-ctx.Done():
-					return nil
 				}
 			}
 			adm, err := admin.Listen(d.adminConfig())
 			if err != nil {
-				return err
+				return nil, err
 			}
-			return adm.Serve(ctx)
+			return adm.Serve, nil
 		})
+		if err != nil {
+			return err
+		}
 	}
 
 	if pred == nil && len(d.table.Views()) == 0 {
@@ -425,10 +459,7 @@ func (c *config) fileConfig() mdfile.Config {
 
 // listenProxy makes the Docker API proxy and its socket.
 func (d *daemon) listenProxy() (*dockerproxy.Proxy, net.Listener, error) {
-	socket, ok := strings.CutPrefix(d.cfg.dockerHost, "unix://")
-	if !ok {
-		return nil, nil, fmt.Errorf("docker-proxy %q: needs a unix socket to stand in front of; docker-host is %q", d.cfg.proxySocket, d.cfg.dockerHost)
-	}
+	socket := strings.TrimPrefix(d.cfg.dockerHost, "unix://") // validate has seen to it
 	cfg := dockerproxy.Config{Engine: socket, Enabled: d.cfg.fileEnabled, Identify: d.follower.Identify}
 	if d.cfg.selinux {
 		cfg.SELinux = dockerproxy.SELinuxOn
@@ -497,7 +528,8 @@ func (d *daemon) serverConfig() server.Config {
 	cfg.AgentURL = d.cfg.agentURL
 	cfg.UnknownWait = d.cfg.unknownWait
 	cfg.MaxConnsPerTask = d.cfg.maxConns
-	cfg.Rate = server.ParseRateLimit(d.cfg.rpsLimit)
+	cfg.Rate, _ = server.ParseRateLimit(d.cfg.rpsLimit) // validate has seen to it
+	cfg.NoStats = d.cfg.disableMetrics
 	cfg.Samples = samples{d.sampler}
 	return cfg
 }
