@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -117,7 +118,7 @@ func (c *config) flags() []cli.Flag {
 		str(&c.agentURL, http, "agent-url", "http://127.0.0.1:51679", "the ECS agent's task endpoint, for all that metad does not serve; empty: none"),
 		str(&c.introspection, http, "agent-introspection-url", "http://127.0.0.1:51678", "the ECS agent's introspection API; empty: none"),
 		dur(&c.unknownWait, http, "unknown-wait", 400*time.Millisecond, "how long a request from an unknown address waits for its task, at most 400ms"),
-		&cli.StringFlag{Name: "rps-limit", Usage: `requests per second and burst of one task, "rate,burst"; empty: no limit`, Destination: &c.rpsLimit, Category: http, Sources: rateSources(src("rps-limit"))},
+		&cli.StringFlag{Name: "rps-limit", Usage: `requests per second and burst of one task, "rate,burst"; empty: no limit`, Destination: &c.rpsLimit, Category: http, Sources: withAgents(src("rps-limit"), "ECS_TASK_METADATA_RPS_LIMIT", agentsRate)},
 		integer(&c.maxConns, http, "max-conns-per-task", server.DefaultConfig().MaxConnsPerTask, "connections one task may hold"),
 		str(&c.statsSource, http, "stats-source", "auto", "auto, cgroup or docker"),
 		boolean(&c.disableMetrics, http, "disable-metrics", "collect no statistics", "ECS_DISABLE_METRICS"),
@@ -131,7 +132,7 @@ func (c *config) flags() []cli.Flag {
 		str(&c.adminAddr, daemon, "admin", "127.0.0.1:51683", "address of /metrics, /healthz, /readyz and /v1/tasks; empty: none"),
 		boolean(&c.pprof, daemon, "pprof", "serve /debug/pprof on the admin address"),
 		str(&c.runDir, daemon, "run-dir", "/run/metad", "where the takeover socket and the snapshot live"),
-		str(&c.logLevel, daemon, "log-level", "info", "debug, info, warn or error", "ECS_LOGLEVEL"),
+		&cli.StringFlag{Name: "log-level", Value: "info", Usage: "debug, info, warn or error", Destination: &c.logLevel, Category: daemon, Sources: withAgents(src("log-level"), "ECS_LOGLEVEL", agentsLevel)},
 		str(&c.logFormat, daemon, "log-format", "console", "console or json"),
 	}
 }
@@ -178,6 +179,9 @@ func (c *config) validate() error {
 	var proxy error
 	if c.proxySocket != "" && !strings.HasPrefix(c.dockerHost, "unix://") {
 		proxy = fmt.Errorf("docker-proxy %q: needs a unix socket to stand in front of; docker-host is %q", c.proxySocket, c.dockerHost)
+	} else if c.proxySocket != "" && filepath.Clean(c.proxySocket) == filepath.Clean(strings.TrimPrefix(c.dockerHost, "unix://")) {
+		// DOCKER_HOST points clients at the proxy, and metad is a client too.
+		proxy = fmt.Errorf("docker-proxy %q: is docker-host too; --docker-host must name the engine's own socket", c.proxySocket)
 	}
 	var admin error
 	if _, _, err := net.SplitHostPort(c.adminAddr); c.adminAddr != "" && err != nil {
@@ -195,6 +199,7 @@ func (c *config) validate() error {
 		oneOf("attach", c.attach, "auto", "tcx", "clsact"),
 		oneOf("on-exit", c.onExit, "open", "drop"),
 		oneOf("stats-source", c.statsSource, "auto", "cgroup", "docker"),
+		oneOf("log-level", c.logLevel, levels...),
 		oneOf("log-format", c.logFormat, "console", "json"),
 		bridges, exit, reconcile, region, account, wait, rate, proxy, admin,
 		atLeast("max-addresses", c.maxAddresses, 1),
@@ -213,28 +218,50 @@ func agentForm(name, v string) error {
 	return fmt.Errorf("%s %q: want http://host:port, or nothing", name, v)
 }
 
-// rateSources puts the agent's variable after metad's own. As for the agent, a value of it that makes no sense
-// stands for the agent's default: metad must start on every host that the agent starts on.
-func rateSources(own cli.ValueSourceChain) cli.ValueSourceChain {
-	own.Chain = slices.Insert(own.Chain, 1, cli.ValueSource(ecsRate{cli.EnvVar("ECS_TASK_METADATA_RPS_LIMIT")}))
+// agents is a variable of the agent's where metad's own values are stricter. For the agent a value that makes no
+// sense stands for the default: metad must start on every host that the agent starts on.
+type agents struct {
+	cli.ValueSource
+	read func(string) string
+}
+
+// Lookup implements cli.ValueSource.
+func (a agents) Lookup() (string, bool) {
+	v, ok := a.ValueSource.Lookup()
+	if v == "" {
+		return "", ok
+	}
+	return a.read(v), ok
+}
+
+// withAgents puts the agent's variable after metad's own and before the file.
+func withAgents(own cli.ValueSourceChain, name string, read func(string) string) cli.ValueSourceChain {
+	own.Chain = slices.Insert(own.Chain, 1, cli.ValueSource(agents{cli.EnvVar(name), read}))
 	return own
 }
 
-type ecsRate struct{ cli.ValueSource }
-
-func (e ecsRate) Lookup() (string, bool) {
-	v, ok := e.ValueSource.Lookup()
-	if v == "" || !ok {
-		return "", ok
-	}
+func agentsRate(v string) string {
 	limit, _ := server.ParseRateLimit(v)
-	return fmt.Sprintf("%d,%d", limit.PerSecond, limit.Burst), true
+	return fmt.Sprintf("%d,%d", limit.PerSecond, limit.Burst)
 }
+
+// agentsLevel reads a level of the agent's, which has crit beside metad's own.
+func agentsLevel(v string) string {
+	if v = strings.ToLower(v); v == "crit" || v == "critical" {
+		return "error"
+	}
+	if slices.Contains(levels, v) {
+		return v
+	}
+	return "info"
+}
+
+var levels = []string{"debug", "info", "warn", "error"}
 
 func (c *config) logger() (*zap.Logger, error) {
 	level, err := zapcore.ParseLevel(c.logLevel)
 	if err != nil {
-		return nil, fmt.Errorf("log-level %q: want debug, info, warn or error", c.logLevel)
+		return nil, fmt.Errorf("log-level: %w", err)
 	}
 	zc := zap.NewProductionConfig()
 	zc.Level = zap.NewAtomicLevelAt(level)

@@ -87,6 +87,8 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 	f("", []string{"--on-exit", "drop", "--attach", "tcx"}, "on-exit drop")
 	f("", []string{"--admin", "51683"}, `admin "51683": want host:port`)
 	f("", []string{"--docker-host", "tcp://127.0.0.1:2375"}, `docker-proxy "/run/metad/docker.sock": needs a unix socket`)
+	f("", []string{"--docker-host", "unix:///run/metad/docker.sock"}, `docker-proxy "/run/metad/docker.sock": is docker-host too`)
+	f("", []string{"--log-level", "crit"}, `log-level "crit"`)
 	for _, rate := range []string{"garbage", "40", "0,60", "40,-1"} {
 		f("", []string{"--rps-limit", rate}, `rps-limit "`+rate+`"`)
 		f(`rps-limit: "`+rate+`"`, nil, `rps-limit "`+rate+`"`)
@@ -100,24 +102,38 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 	}
 }
 
-// The agent starts with any value of its own variable (L09), so metad does.
-func TestConfigRateOfTheAgent(t *testing.T) {
+// The agent starts with any value of its own variables (L09), so metad does.
+func TestConfigOfTheAgent(t *testing.T) {
 	t.Setenv("METAD_CONFIG", os.DevNull)
-	f := func(metad, ecs, want string) {
+	f := func(get func(*config) string, flag, metad, ecs, value, want string) {
 		t.Helper()
-		t.Setenv("ECS_TASK_METADATA_RPS_LIMIT", ecs)
+		t.Setenv(ecs, value)
 		if metad != "" {
-			t.Setenv("METAD_RPS_LIMIT", metad)
+			t.Setenv(flag, metad)
+			defer os.Unsetenv(flag)
 		}
-		if c, err := parse(t); err != nil || c.rpsLimit != want {
-			t.Errorf("METAD_RPS_LIMIT=%q ECS_TASK_METADATA_RPS_LIMIT=%q: got %q, %v, want %q", metad, ecs, c.rpsLimit, err, want)
+		if c, err := parse(t); err != nil || get(c) != want {
+			t.Errorf("%s=%q %s=%q: got %q, %v, want %q", flag, metad, ecs, value, get(c), err, want)
 		}
 	}
-	f("", "", "")
-	f("", "100, 150", "100,150")
-	f("", "garbage", "40,60")
-	f("", "0,5", "40,60")
-	f("10,20", "garbage", "10,20")
+	rate := func(metad, value, want string) {
+		t.Helper()
+		f(func(c *config) string { return c.rpsLimit }, "METAD_RPS_LIMIT", metad, "ECS_TASK_METADATA_RPS_LIMIT", value, want)
+	}
+	rate("", "", "")
+	rate("", "100, 150", "100,150")
+	rate("", "garbage", "40,60")
+	rate("", "0,5", "40,60")
+	rate("10,20", "garbage", "10,20")
+	level := func(metad, value, want string) {
+		t.Helper()
+		f(func(c *config) string { return c.logLevel }, "METAD_LOG_LEVEL", metad, "ECS_LOGLEVEL", value, want)
+	}
+	level("", "debug", "debug")
+	level("", "WARN", "warn")
+	level("", "crit", "error")
+	level("", "loud", "info")
+	level("debug", "crit", "debug")
 }
 
 func TestRunExitCodes(t *testing.T) {

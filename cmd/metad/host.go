@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -60,7 +61,11 @@ func detachCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			return loader.Detach(loader.Config{Bridges: c.bridges, PinDir: c.pinDir, Log: log})
+			lock, err := lockPins(c.pinDir)
+			if err != nil {
+				return err
+			}
+			return errors.Join(loader.Detach(loader.Config{Bridges: c.bridges, PinDir: c.pinDir, Log: log}), lock.Close())
 		},
 	}
 }

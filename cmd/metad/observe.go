@@ -14,7 +14,7 @@ func (d *daemon) adminConfig() admin.Config {
 	return admin.Config{
 		Addr:  d.cfg.adminAddr,
 		PProf: d.cfg.pprof,
-		Ready: d.ready,
+		Ready: func() error { return ready(d.follower.Synced(), d.armed.Load()) },
 		Tasks: d.tasks,
 		Collectors: []prometheus.Collector{
 			collectors.NewGoCollector(),
@@ -25,13 +25,13 @@ func (d *daemon) adminConfig() admin.Config {
 }
 
 // ready says why containers are not answered from a complete list, nil if they are.
-func (d *daemon) ready() error {
+func ready(synced <-chan struct{}, armed bool) error {
 	select {
-	case <-d.follower.Synced():
+	case <-synced:
 	default:
 		return errors.New("the Docker Engine has not answered yet")
 	}
-	if !d.armed.Load() {
+	if !armed {
 		return errors.New("packets are not redirected")
 	}
 	return nil
@@ -72,6 +72,7 @@ var (
 	descOpen     = prometheus.NewDesc("metad_connections", "Open connections from containers.", nil, nil)
 	descRefused  = prometheus.NewDesc("metad_connections_refused_total", "Connections over a limit.", nil, nil)
 	descWaiting  = prometheus.NewDesc("metad_waiting_requests", "Requests from addresses whose task is not known yet.", nil, nil)
+	descTurned   = prometheus.NewDesc("metad_waits_refused_total", "Requests that did not wait for their task because too many did.", nil, nil)
 	descPanics   = prometheus.NewDesc("metad_panics_total", "Requests answered 500 because of a bug.", nil, nil)
 	descSamples  = prometheus.NewDesc("metad_samples_total", "Statistics samples by outcome.", []string{"outcome"}, nil)
 	descDocker   = prometheus.NewDesc("metad_docker_connected", "1 while the Docker Engine's event stream is open.", nil, nil)
@@ -100,6 +101,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(descTasks, len(m.d.table.Views()))
 	counter(descConflict, m.d.table.Conflicts())
+	counter(descTurned, m.d.table.TurnedAway())
 
 	s := m.d.server.Load().Counters()
 	gauge(descOpen, s.Open)

@@ -406,10 +406,11 @@ type daemon struct {
 	wired chan struct{} // closed when all of the above are set, but for the server
 	armed atomic.Bool   // packets come here
 
-	mu      sync.Mutex   // guards what follows, and is held while tasks are published
-	current []*task.Task // the last set
-	synced  bool         // current has been set
-	frozen  bool         // another metad writes to the kernel's map, or may do so any moment: this one does not
+	mu       sync.Mutex   // guards what follows, and is held while tasks are published
+	current  []*task.Task // the last set
+	synced   bool         // current has been set
+	unserved bool         // the last try left addresses out, and the log says so
+	frozen   bool         // another metad writes to the kernel's map, or may do so any moment: this one does not
 }
 
 // apply is where a new set of tasks goes.
@@ -425,13 +426,23 @@ func (d *daemon) publish() {
 	if d.frozen || !d.synced {
 		return
 	}
-	if err := d.table.Apply(d.current); err != nil {
-		d.log.Error("some addresses are not served", zap.Error(err))
-	}
+	d.logServed(d.table.Apply(d.current))
 	if !d.cfg.disableMetrics {
 		d.sampler.Apply(d.current)
 	}
 	d.files.Apply(d.current)
+}
+
+// logServed tells when a table's error comes and when it has gone, not each time in between. It is called with
+// mu held.
+func (d *daemon) logServed(err error) {
+	switch {
+	case err != nil && !d.unserved:
+		d.log.Error("some addresses are not served", zap.Error(err))
+	case err == nil && d.unserved:
+		d.log.Info("all addresses are served again")
+	}
+	d.unserved = err != nil
 }
 
 // thaw begins or goes on to publish.
@@ -495,9 +506,7 @@ func (d *daemon) retry(ctx context.Context) error {
 		case <-tick.C:
 			d.mu.Lock()
 			if !d.frozen {
-				if err := d.table.Retry(); err != nil {
-					d.log.Debug("some addresses are still not served", zap.Error(err))
-				}
+				d.logServed(d.table.Retry())
 				d.files.Retry()
 			}
 			d.mu.Unlock()

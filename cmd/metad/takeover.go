@@ -105,7 +105,7 @@ func lockPins(dir string) (io.Closer, error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("pin-dir %q: another metad runs with it: start with its run-dir to take over, or stop it first", dir)
+			return nil, fmt.Errorf("pin-dir %q: another metad runs with it: stop it first, or take over by giving its run-dir", dir)
 		}
 		return nil, fmt.Errorf("pin-dir %q: lock: %w", dir, err)
 	}
