@@ -81,7 +81,8 @@ struct task_counters {
 	__u64 packets;
 	__u64 bytes; /* of frames */
 	__u64 connections; /* SYNs */
-	__u64 last_seen_ns; /* bpf_ktime_get_ns */
+	__u64 last_seen_ns; /* bpf_ktime_get_ns, no more exact than the tick */
+	__u64 last_seen_tick; /* bpf_jiffies64 */
 };
 
 /* Why a packet ended as it did: one for each exit of each program. */
@@ -148,6 +149,7 @@ volatile const __u32 layout_version = 1; /* of the pinned maps; a part of their 
 volatile const __u32 metad0_ifindex;
 volatile const __u8 trust_bridge; /* address and MAC are enough for a tag at a bridge device */
 volatile const __u8 exit_drop; /* what metad leaves behind drops what it would have taken */
+volatile const __u32 server_netns; /* the host's id for the server's namespace */
 volatile const __be32 agent_addr; /* where the ECS agent's rule sends what is for the endpoint */
 volatile const __be16 agent_port; /* 0: there is no agent */
 
@@ -343,24 +345,32 @@ static __always_inline enum verdict parse(struct __sk_buff *skb, struct sender *
 	return VERDICT_COUNT;
 }
 
-/* Connections that the agent accepted while metad was away stay the agent's: the server would answer
- * their next packet with a reset. One that nobody has any more is given that reset. */
-static __always_inline int is_agents(struct __sk_buff *skb, const struct sender *s)
+/* has_socket: a connection of s's at addr:port in the namespace, open, opening or lingering. */
+static __always_inline int has_socket(struct __sk_buff *skb, const struct sender *s, __be32 addr,
+				      __be16 port, __u64 netns)
 {
 	struct bpf_sock_tuple tuple = {
-	    .ipv4 = {.saddr = s->addr, .sport = s->port, .daddr = agent_addr, .dport = agent_port},
+	    .ipv4 = {.saddr = s->addr, .sport = s->port, .daddr = addr, .dport = port},
 	};
-	struct bpf_sock *sk;
+	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
 	int has;
 
-	if (s->syn || !s->port || !agent_port)
-		return 0;
-	sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
 		return 0;
 	has = sk->state != BPF_TCP_LISTEN;
 	bpf_sk_release(sk);
 	return has;
+}
+
+/* Connections that the agent accepted while metad was away stay the agent's: the server would answer
+ * their next packet with a reset. One that nobody has any more is given that reset. The
+ * agent may still have an older one than the server, of the same port. */
+static __always_inline int is_agents(struct __sk_buff *skb, const struct sender *s)
+{
+	if (s->syn || !s->port || !agent_port)
+		return 0;
+	return has_socket(skb, s, agent_addr, agent_port, BPF_F_CURRENT_NETNS) &&
+	       !has_socket(skb, s, META_ADDR, META_PORT, server_netns);
 }
 
 static __always_inline int deliver(struct __sk_buff *skb, __u32 tag, enum verdict v)
@@ -380,12 +390,16 @@ static __always_inline int refuse(struct __sk_buff *skb, const struct sender *s,
 static __always_inline void count(struct __sk_buff *skb, const struct sender *s)
 {
 	struct task_counters *c = bpf_map_lookup_elem(&counters, &s->addr);
+	__u64 tick = bpf_jiffies64();
 
 	if (!c)
 		return;
 	c->packets++;
 	c->bytes += skb->len;
 	c->connections += s->syn;
+	if (c->last_seen_tick == tick)
+		return; /* reading the clock is a tenth of all that is done for a packet */
+	c->last_seen_tick = tick;
 	c->last_seen_ns = bpf_ktime_get_ns();
 }
 
@@ -440,11 +454,11 @@ int from_port(struct __sk_buff *skb)
 		count(skb, &s);
 		return deliver(skb, t->tag, VERDICT_PORT_TASK);
 	}
+	if (is_agents(skb, &s))
+		return verdict(VERDICT_PORT_AGENT, TC_ACT_UNSPEC);
 	tag = TAG_PORT | skb->ifindex;
 	if (learn(skb, &s, tag))
 		return refuse(skb, &s, VERDICT_PORT_CLAIMED);
-	if (is_agents(skb, &s))
-		return verdict(VERDICT_PORT_AGENT, TC_ACT_UNSPEC);
 	tell(skb, &s, VERDICT_PORT_UNKNOWN);
 	return deliver(skb, tag, VERDICT_PORT_UNKNOWN);
 }
@@ -469,10 +483,10 @@ int from_bridge(struct __sk_buff *skb)
 			return deliver(skb, t->tag, VERDICT_BRIDGE_TRUSTED);
 		return deliver(skb, TAG_NONE, VERDICT_BRIDGE_TASK);
 	}
-	if (learn(skb, &s, TAG_NONE))
-		return refuse(skb, &s, VERDICT_BRIDGE_CLAIMED);
 	if (is_agents(skb, &s))
 		return verdict(VERDICT_BRIDGE_AGENT, TC_ACT_UNSPEC);
+	if (learn(skb, &s, TAG_NONE))
+		return refuse(skb, &s, VERDICT_BRIDGE_CLAIMED);
 	tell(skb, &s, VERDICT_BRIDGE_UNKNOWN);
 	return deliver(skb, TAG_NONE, VERDICT_BRIDGE_UNKNOWN);
 }

@@ -66,11 +66,12 @@ const (
 )
 
 type MetadTaskCounters struct {
-	_           structs.HostLayout
-	Packets     uint64
-	Bytes       uint64
-	Connections uint64
-	LastSeenNs  uint64
+	_            structs.HostLayout
+	Packets      uint64
+	Bytes        uint64
+	Connections  uint64
+	LastSeenNs   uint64
+	LastSeenTick uint64
 }
 
 type MetadTaskValue struct {
@@ -141,6 +142,7 @@ const (
 	MetadVarExitDrop      = "exit_drop"
 	MetadVarLayoutVersion = "layout_version"
 	MetadVarMetad0Ifindex = "metad0_ifindex"
+	MetadVarServerNetns   = "server_netns"
 	MetadVarTrustBridge   = "trust_bridge"
 )
 
@@ -216,6 +218,7 @@ type MetadVariableSpecs struct {
 	ExitDrop      *ebpf.VariableSpec `ebpf:"exit_drop"`
 	LayoutVersion *ebpf.VariableSpec `ebpf:"layout_version"`
 	Metad0Ifindex *ebpf.VariableSpec `ebpf:"metad0_ifindex"`
+	ServerNetns   *ebpf.VariableSpec `ebpf:"server_netns"`
 	TrustBridge   *ebpf.VariableSpec `ebpf:"trust_bridge"`
 }
 
@@ -269,6 +272,7 @@ type MetadVariables struct {
 	ExitDrop      *ebpf.Variable `ebpf:"exit_drop"`
 	LayoutVersion *ebpf.Variable `ebpf:"layout_version"`
 	Metad0Ifindex *ebpf.Variable `ebpf:"metad0_ifindex"`
+	ServerNetns   *ebpf.Variable `ebpf:"server_netns"`
 	TrustBridge   *ebpf.Variable `ebpf:"trust_bridge"`
 }
 

@@ -43,6 +43,10 @@ type failure struct {
 	err      error
 }
 
+func (f failure) String() string {
+	return fmt.Sprintf("%v+%v %v", f.at.Round(time.Millisecond), f.took.Round(time.Millisecond), f.err)
+}
+
 type loadTask struct {
 	ns  netns.NsHandle
 	arn string

@@ -11,10 +11,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/client"
 	"github.com/urfave/cli/v3"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"metad/pkg/admin"
 	"metad/pkg/agent"
@@ -136,6 +136,7 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 		}
 	}
 	defer closing(ln, &err)
+	var accepting chan struct{} // closed when the last server that was started accepts no more
 	serving := func() error {
 		srv, err := server.New(d.serverConfig(), d.table)
 		if err != nil {
@@ -148,7 +149,10 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 				return err
 			}
 		}
+		done := make(chan struct{})
+		accepting = done
 		run(func(context.Context) error {
+			defer close(done)
 			if err := srv.Serve(ln); !errors.Is(err, server.ErrStopped) {
 				return fmt.Errorf("serve: %w", err)
 			}
@@ -169,7 +173,11 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 	d.thaw()
 
 	run(d.follower.Run)
-	run(func(ctx context.Context) error { d.sampler.Run(ctx); return nil })
+	run(func(ctx context.Context) error {
+		d.sampler.Run(ctx)
+		d.closeStats()
+		return nil
+	})
 	run(func(ctx context.Context) error { return d.loader.Events(ctx, d.event) })
 	run(d.retry)
 	run(d.keepSnapshot)
@@ -222,6 +230,15 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 				}
 			}
 			adm, err := admin.Listen(d.adminConfig())
+			// One that was killed may have the address for a moment longer than the takeover's connection.
+			for end := time.Now().Add(drainTime); pred != nil && errors.Is(err, unix.EADDRINUSE) && time.Now().Before(end); {
+				select {
+				case <-time.After(20 * time.Millisecond):
+				case <-ctx.Done():
+					return nil
+				}
+				adm, err = admin.Listen(d.adminConfig())
+			}
 			if err != nil {
 				return nil, err
 			}
@@ -261,10 +278,11 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 		// The other has all that is in the kernel, and accepts. What was accepted here is answered here.
 		log.Info("another metad takes over")
 		drained := make(chan struct{})
-		go func() {
-			d.shutdown()
+		srv := d.server.Load()
+		running.Go(func() {
+			d.shutdown(srv)
 			close(drained)
-		}()
+		})
 		select {
 		case <-drained:
 			owner = false
@@ -274,7 +292,7 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 			return errors.Join(err, succ.Close())
 		case <-succ.Died():
 			log.Warn("the other metad is gone: going on")
-			<-drained
+			<-accepting // at once, not after the last open connection
 			if err := errors.Join(serving(), d.resume()); err != nil {
 				return err
 			}
@@ -284,7 +302,7 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 	log.Info("stopping")
 	// No new packets first: who asks from now on is answered by whoever is behind us.
 	err = errors.Join(context.Cause(parts), d.loader.Disarm())
-	d.shutdown()
+	d.shutdown(d.server.Load())
 	return err
 }
 
@@ -305,11 +323,11 @@ func (d *daemon) untilReplaced(ctx, parts context.Context, socket *handover.Sock
 	return succ
 }
 
-// shutdown answers what was asked, within drainTime.
-func (d *daemon) shutdown() {
+// shutdown answers what srv was asked, within drainTime.
+func (d *daemon) shutdown(srv *server.Server) {
 	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
-	if err := d.server.Load().Shutdown(ctx); err != nil {
+	if err := srv.Shutdown(ctx); err != nil {
 		d.log.Warn("connections were cut off", zap.Error(err))
 	}
 }
@@ -318,7 +336,7 @@ func (d *daemon) shutdown() {
 func (d *daemon) build(engine *client.Client) (err error) {
 	c, log := d.cfg, d.log
 	d.table = lookup.New(d.loader, log.Named("lookup"))
-	if d.sampler, err = newSampler(c, engine, log.Named("stats")); err != nil {
+	if d.sampler, d.closeStats, err = newSampler(c, engine, log.Named("stats")); err != nil {
 		return err
 	}
 	d.follower, err = docker.New(docker.Config{
@@ -360,48 +378,19 @@ func (c *config) availabilityZone() string {
 	return c.az
 }
 
-// newSampler returns the sampler with the sources that --stats-source names, nil for none.
-func newSampler(c *config, engine *client.Client, log *zap.Logger) (*stats.Sampler, error) {
-	ask := func(ctx context.Context, id string, stream bool) (io.ReadCloser, error) {
-		get := engine.ContainerStats
-		if !stream {
-			get = func(ctx context.Context, id string, _ bool) (container.StatsResponseReader, error) {
-				return engine.ContainerStatsOneShot(ctx, id)
-			}
-		}
-		r, err := get(ctx, id, stream)
-		return r.Body, err
-	}
-	source := c.statsSource
-	if source == "auto" {
-		source = "docker"
-		if stats.Visible(stats.CgroupConfig{}) {
-			source = "cgroup"
-		}
-	}
-	log.Info("statistics", zap.String("source", source))
-	if source == "docker" {
-		return stats.New(stats.Config{Log: log}, stats.NewDockerSource(ask, stats.CgroupConfig{})), nil
-	}
-	cg, err := stats.NewCgroupSource(stats.CgroupConfig{})
-	if err != nil {
-		return nil, fmt.Errorf("stats-source %s: %w", c.statsSource, err)
-	}
-	return stats.New(stats.Config{Log: log}, cg), nil
-}
-
 // daemon is the parts of a running metad that speak of each other.
 type daemon struct {
 	cfg *config
 	log *zap.Logger
 
-	loader   *loader.Loader
-	table    *lookup.Table
-	sampler  *stats.Sampler
-	follower *docker.Follower
-	server   atomic.Pointer[server.Server] // another one after a takeover that failed late
-	agent    *agent.Client                 // nil: none
-	files    *mdfile.Writer
+	loader     *loader.Loader
+	table      *lookup.Table
+	sampler    *stats.Sampler
+	closeStats func() // after the sampler's Run
+	follower   *docker.Follower
+	server     atomic.Pointer[server.Server] // another one after a takeover that failed late
+	agent      *agent.Client                 // nil: none
+	files      *mdfile.Writer
 
 	wired chan struct{} // closed when all of the above are set, but for the server
 	armed atomic.Bool   // packets come here
@@ -541,34 +530,4 @@ func (d *daemon) serverConfig() server.Config {
 	cfg.NoStats = d.cfg.disableMetrics
 	cfg.Samples = samples{d.sampler}
 	return cfg
-}
-
-// samples is the sampler as the server wants it.
-type samples struct{ *stats.Sampler }
-
-// Subscribe implements server.Samples.
-func (s samples) Subscribe(id string) (<-chan *task.Sample, func()) {
-	ctx, cancel := context.WithCancel(context.Background())
-	ch := make(chan *task.Sample)
-	sub := s.Sampler.Subscribe(id)
-	if sub == nil {
-		close(ch)
-		return ch, cancel
-	}
-	go func() {
-		defer close(ch)
-		defer sub.Close()
-		for {
-			sample, err := sub.Next(ctx)
-			if err != nil {
-				return
-			}
-			select {
-			case ch <- sample:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	return ch, cancel
 }

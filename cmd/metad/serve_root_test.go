@@ -300,6 +300,34 @@ func TestRootCommands(t *testing.T) {
 	}
 }
 
+// S03: both sources answer, and a stream has a line for each new sample.
+func TestRootStatisticsSources(t *testing.T) {
+	h := testdocker.Shared(t)
+	id := h.Run(t, testdocker.Container{})
+	for _, source := range []string{"cgroup", "docker"} {
+		t.Run(source, func(t *testing.T) {
+			startMetad(t, h, "--stats-source", source)
+			waitFor(t, "a sample", func() bool { return strings.Contains(ask(t, h, id, "/v2/stats/"+id), `"cpu_stats":{"cpu_usage":{"total_usage":`) })
+			out, _, err := h.TryExec(id, "timeout", "4", "wget", "-qO-", "http://169.254.170.2/v2/stats/"+id+"?stream=true")
+			if err != nil {
+				t.Fatal(err)
+			}
+			lines := strings.Split(strings.TrimSpace(out), "\n")
+			reads := map[string]bool{}
+			for _, line := range lines {
+				var sample struct{ Read, ID string }
+				if err := json.Unmarshal([]byte(line), &sample); err != nil || sample.ID != id {
+					t.Fatalf("line of the stream: %v: %.200s", err, line)
+				}
+				reads[sample.Read] = true
+			}
+			if len(reads) < 2 || len(reads) != len(lines) {
+				t.Errorf("4 seconds of the stream: got %d lines, %d different samples", len(lines), len(reads))
+			}
+		})
+	}
+}
+
 // One getsockopt per connection and no bpf call per request, counted by strace.
 func TestRootSystemCallsPerRequest(t *testing.T) {
 	const requests = 200

@@ -378,13 +378,17 @@ func (k *Task) addVeth(mac net.HardwareAddr) {
 	})
 }
 
-// Dial connects from the namespace; local may be "" or an address to connect from.
+// Dial connects from the namespace; local may be "", or an address and port to connect from.
 func Dial(ns netns.NsHandle, local, remote string, timeout time.Duration) (c net.Conn, err error) {
 	err = In(ns, func() error {
 		d := net.Dialer{Timeout: timeout}
 		d.SetMultipathTCP(false)
 		if local != "" {
-			d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(local)}
+			ap, err := netip.ParseAddrPort(local)
+			if err != nil {
+				return err
+			}
+			d.LocalAddr = net.TCPAddrFromAddrPort(ap)
 		}
 		c, err = d.Dial("tcp4", remote)
 		return err

@@ -172,7 +172,7 @@ func (e *engine) run(change ...func(*container.InspectResponse)) string {
 	defer e.mu.Unlock()
 	e.created++
 	n := e.created
-	id := fmt.Sprintf("%x", sha256.Sum256([]byte{byte(n >> 8), byte(n)}))
+	id := fmt.Sprintf("%x", sha256.Sum256([]byte{byte(n >> 16), byte(n >> 8), byte(n)}))
 	started := time.Now().UTC()
 	c := &container.InspectResponse{
 		ContainerJSONBase: &container.ContainerJSONBase{ID: id, Name: fmt.Sprintf("/c%d", n), Created: started.Format(time.RFC3339Nano),

@@ -508,7 +508,10 @@ func (f *Follower) event(m events.Message) {
 // announce takes note that a container of a task was created, by the labels that the event carries. An
 // inspect of it may have to wait until its program runs already.
 func (f *Follower) announce(c *tracked, attributes map[string]string) {
-	if t, _ := f.Identify(attributes, attributes["name"]); t != nil && c.desc == nil {
+	if c.desc != nil || c.announced != "" { // told again
+		return
+	}
+	if t, _ := f.Identify(attributes, attributes["name"]); t != nil {
 		c.announced = t.ARN
 		f.announced[t.ARN]++
 		f.dirty[t.ARN] = true
@@ -684,7 +687,7 @@ func (f *Follower) dispatch(ctx context.Context) {
 			if !c.inspect {
 				l.newborn = c.newborn
 			}
-			c.queued, c.looking, c.inspect = nil, true, false
+			c.queued, c.looking, c.inspect, c.died = nil, true, false, false
 			q.busy++
 			f.wait.Go(func() {
 				f.take(ctx, l)
@@ -760,7 +763,7 @@ func (f *Follower) found(l *look) {
 	}
 	c.ns = l.ns
 	if c.died {
-		c.died, c.ns = false, nil
+		c.ns = nil
 		return
 	}
 	if l.newborn != 0 {

@@ -2,11 +2,13 @@ package docker
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net/http"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -108,6 +110,42 @@ func TestFollowDieDuringLook(t *testing.T) {
 	if !free(w.current()) {
 		t.Error("the endpoint of a container that has ended is back")
 	}
+}
+
+// TestFollowDieDuringFailedLook: only what that look would have found is of before.
+func TestFollowDieDuringFailedLook(t *testing.T) {
+	e := startEngine(t)
+	id := e.run()
+	w := watch(t, e)
+	asked, release := make(chan struct{}, 100), make(chan struct{})
+	var looks atomic.Int32
+	e.mu.Lock()
+	e.onInspect = func(string) {
+		asked <- struct{}{}
+		n := looks.Add(1)
+		if n == 1 {
+			<-release
+		}
+		if n <= 2 { // the client asks twice
+			panic(http.ErrAbortHandler) // no answer
+		}
+	}
+	e.mu.Unlock()
+	e.emit(events.ActionPause, id)
+	<-asked
+	before := w.Status().Events
+	e.emit(events.ActionDie, id)
+	e.change(id, func(c *container.InspectResponse) { c.State.Pid = 77 })
+	e.emit(events.ActionStart, id)
+	for w.Status().Events < before+2 {
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(10 * time.Millisecond) // let Run take the events in
+	close(release)
+	w.until(t, "the next life's address", func(tasks []*task.Task) bool {
+		tk, _ := find(tasks, id)
+		return len(tk.Endpoints) == 1 && tk.Endpoints[0].Ifindex == 77
+	})
 }
 
 // TestFollowOldDie: a die event told again after a reconnect is not of this life.
@@ -362,10 +400,25 @@ func TestFollowAnnounced(t *testing.T) {
 	e.emit(events.ActionDestroy, gone)
 	close(release)
 	w.until(t, "known", settling(false, 2))
+	again := e.run(labels)
+	answer := make(chan struct{})
+	e.mu.Lock()
+	e.onInspect = func(string) { <-answer }
+	e.mu.Unlock()
+	e.emit(events.ActionCreate, again)
+	w.until(t, "announced again", settling(true, 2))
+	before := w.Status().Events
+	e.emit(events.ActionCreate, again) // told again, as after a reconnect
+	for w.Status().Events == before {
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(10 * time.Millisecond) // let Run take the event in
+	close(answer)
+	w.until(t, "what was told twice is known", settling(false, 3))
 	third := e.run(labels)
 	e.remove(third) // while it is being inspected
 	e.emit(events.ActionCreate, third)
-	w.until(t, "nothing of the one that is gone", settling(false, 2))
+	w.until(t, "nothing of the one that is gone", settling(false, 3))
 	if len(w.current()) != 1 {
 		t.Errorf("got %s", show(w.current()))
 	}
@@ -574,6 +627,70 @@ func TestNewRejects(t *testing.T) {
 		change(&bad)
 		if _, err := newFollower(bad); err == nil {
 			t.Errorf("accepted %+v", bad)
+		}
+	}
+}
+
+// TestFollowChurn: nothing is left of containers that are gone, whatever was heard of them and when.
+func TestFollowChurn(t *testing.T) {
+	const lives = 2000
+	e := startEngine(t)
+	w := newWatched(t, e, func(c *Config) { c.ReconcileEvery = 200 * time.Millisecond })
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- w.Run(ctx) }()
+	<-w.Synced()
+	labels := func(c *container.InspectResponse) {
+		c.Config.Labels = map[string]string{task.LabelTaskARN: fmt.Sprintf("arn:aws:ecs:us-west-2:111122223333:task/default/%s", c.Name[1:2+len(c.Name)%2]), task.LabelContainerName: c.Name[1:]}
+	}
+	var wg sync.WaitGroup
+	for worker := range 8 {
+		wg.Go(func() {
+			for n := range lives / 8 {
+				id := e.run(labels)
+				e.emit(events.ActionCreate, id)
+				if n%3 == 0 {
+					e.emit(events.ActionStart, id)
+					w.Poke(n)
+				}
+				if n%5 == worker%5 {
+					time.Sleep(time.Millisecond)
+				}
+				if n%7 == 0 {
+					e.emit(events.ActionDie, id)
+				}
+				e.remove(id)
+				if n%11 != 0 { // else the event is lost
+					e.emit(events.ActionDestroy, id)
+				}
+				if n%13 == 0 {
+					e.emit(events.ActionDie, id) // old news
+				}
+			}
+		})
+	}
+	wg.Wait()
+	_, before := e.counts()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		// Two lists more: the one before the last was asked for when all were gone, and has been taken in.
+		if _, lists := e.counts(); lists > before+2 && w.Status().Containers == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d containers are left", w.Status().Containers)
+		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	f := w.Follower
+	if left := len(f.containers) + len(f.groups) + len(f.announced) + len(f.dirty) + len(f.tasks) + len(f.first); left != 0 {
+		t.Errorf("left: containers %v, groups %v, announced %v, dirty %v, tasks %v, first %v", f.containers, f.groups, f.announced, f.dirty, f.tasks, f.first)
+	}
+	for _, q := range []*queue{&f.urgent, &f.fresh, &f.lazy} {
+		if len(q.ids) > 0 {
+			t.Errorf("queue %d: %d ids are left", q.rank, len(q.ids))
 		}
 	}
 }

@@ -41,6 +41,20 @@ func inNS(ns netns.NsHandle, f func() error) error {
 	return <-done
 }
 
+// netnsID returns the number by which ns is known in the handle's namespace; it goes with ns.
+func netnsID(h *netlink.Handle, ns netns.NsHandle) (int, error) {
+	id, err := h.GetNetNsIdByFd(int(ns))
+	if err == nil && id < 0 { // none yet: any
+		if err = h.SetNetNsIdByFd(int(ns), -1); err == nil {
+			id, err = h.GetNetNsIdByFd(int(ns))
+		}
+	}
+	if err != nil {
+		return 0, fmt.Errorf("id of metad's namespace: %w", err)
+	}
+	return id, nil
+}
+
 // newServerNS makes the namespace that the listener lives in, without a name: it goes with the last
 // file descriptor and socket.
 func newServerNS() (ns netns.NsHandle, err error) {

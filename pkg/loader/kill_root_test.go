@@ -284,6 +284,59 @@ func TestRootKill(t *testing.T) {
 	})
 }
 
+// What the agent has accepted while metad was away stays the agent's; all else is metad's, also
+// from a port that the agent has not forgotten yet.
+func TestRootAgentsConnections(t *testing.T) {
+	bothModes(t, func(t *testing.T, mode AttachMode) {
+		h := testnet.NewHost(t)
+		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+		h.AddAddr("ecs-bridge", "169.254.170.2/32")
+		h.StandInAgent(testnet.Endpoint)
+		k, unknown := b.AddTask(""), b.AddTask("")
+		l := open(t, h, Config{Attach: mode, AgentAddr: Endpoint})
+		put(t, l, k, 1)
+		want := func(c net.Conn, want string) {
+			t.Helper()
+			_, body, err := testnet.GetOn(c, "/", timeout)
+			if err != nil || body != want {
+				t.Errorf("got %q, %v, want %q", body, err, want)
+			}
+		}
+		dial := func(k *testnet.Task, local string) net.Conn {
+			t.Helper()
+			c, err := testnet.Dial(k.NS, local, testnet.Endpoint, timeout)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { c.Close() })
+			return c
+		}
+		theirs := map[*testnet.Task]net.Conn{k: dial(k, ""), unknown: dial(unknown, "")}
+		for _, c := range theirs {
+			want(c, "agent")
+		}
+		// The agent closes first: its end lingers for a minute.
+		port := netip.AddrPortFrom(k.Addr, 45000).String()
+		lingers := dial(k, port)
+		fmt.Fprint(lingers, "GET / HTTP/1.0\r\n\r\n")
+		if b, err := io.ReadAll(lingers); err != nil || !strings.HasSuffix(string(b), "agent") {
+			t.Fatalf("got %q, %v", b, err)
+		}
+		lingers.Close()
+
+		serve(t, l)
+		for _, c := range theirs {
+			want(c, "agent")
+		}
+		want(dial(k, port), "metad 0x1")
+		want(dial(k, ""), "metad 0x1")
+		want(dial(unknown, ""), portTag(unknown))
+		if verdictsOf(t, l)["port_agent"] == 0 {
+			t.Error("port_agent did not move")
+		}
+	})
+}
+
 func errorKind(err error) string {
 	switch {
 	case errors.Is(err, unix.ECONNREFUSED):

@@ -140,8 +140,13 @@ func (l *Loader) load(given map[string]*ebpf.Map) error {
 	if err := spec.Variables[bpf.MetadVarLayoutVersion].Get(&l.layout); err != nil {
 		return fmt.Errorf("layout version: %w", err)
 	}
+	nsid, err := netnsID(l.nl, l.server)
+	if err != nil {
+		return err
+	}
 	agent := l.cfg.AgentAddr
 	for name, value := range map[string]any{
+		bpf.MetadVarServerNetns:   uint32(nsid),
 		bpf.MetadVarAgentAddr:     be32(agent.Addr()),
 		bpf.MetadVarAgentPort:     be16(agent.Port()),
 		bpf.MetadVarMetad0Ifindex: uint32(l.metad0),

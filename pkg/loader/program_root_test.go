@@ -79,7 +79,18 @@ func TestRootVerdicts(t *testing.T) {
 	h := testnet.NewHost(t)
 	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
 	known, other, unknown := b.AddTask(""), b.AddTask(""), b.AddTask("")
-	l := open(t, h, Config{})
+	// The agent's connections are accepted before metad takes any packet.
+	h.AddAddr("ecs-bridge", "169.254.170.2/32")
+	h.StandInAgent(testnet.Endpoint)
+	const agentPort = 40001
+	for _, k := range []*testnet.Task{known, unknown} {
+		c, err := testnet.Dial(k.NS, netip.AddrPortFrom(k.Addr, agentPort).String(), testnet.Endpoint, timeout)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+	}
+	l := open(t, h, Config{AgentAddr: Endpoint})
 	trusting := open(t, testnet.NewHost(t), Config{TrustBridge: true, PinDir: testnet.PinDir(t)})
 	dropping := open(t, testnet.NewHost(t), Config{OnExit: OnExitDrop, PinDir: testnet.PinDir(t)})
 	trustedTask := *known
@@ -100,6 +111,7 @@ func TestRootVerdicts(t *testing.T) {
 	with := func(f testnet.Frame, change func(*testnet.Frame)) []byte { change(&f); return f.Bytes() }
 	wrongMAC := with(own, func(f *testnet.Frame) { f.SrcMAC = other.MAC })
 	port, bridge := known.Ifindex, b.Ifindex
+	agents := func(f *testnet.Frame) { f.SrcPort, f.Flags = agentPort, testnet.ACK }
 	portTag := func(ifindex int) uint32 { return uint32(bpf.MetadTagTAG_PORT) | uint32(ifindex) }
 	fragments := own.Fragments(8)
 
@@ -132,10 +144,16 @@ func TestRootVerdicts(t *testing.T) {
 		{"tcp header cut", l, metadPort, with(own, func(f *testnet.Frame) { f.Cut = 14 + 20 + 13 }), port, actUnspec, 0, "malformed"},
 		{"a task's address on another port", l, metadPort, own.Bytes(), other.Ifindex, actShot, 0, "port_wrong_port"},
 		{"another mac", l, metadPort, wrongMAC, port, actShot, 0, "port_wrong_mac"},
+		{"agent's connection, unknown", l, metadPort, with(stranger, agents), unknown.Ifindex, actUnspec, 0, "port_agent"},
 		{"unknown", l, metadPort, stranger.Bytes(), unknown.Ifindex, actRedirect, portTag(unknown.Ifindex), "port_unknown"},
 		{"unknown, another mac on the same port", l, metadPort, with(stranger, func(f *testnet.Frame) { f.SrcMAC = other.MAC }), unknown.Ifindex, actRedirect, portTag(unknown.Ifindex), "port_unknown"},
 		{"unknown, address in use elsewhere", l, metadPort, stranger.Bytes(), other.Ifindex, actShot, 0, "port_claimed"},
 		{"unknown, bridge against port", l, metadBridge, stranger.Bytes(), bridge, actShot, 0, "bridge_claimed"},
+		{"agent's connection", l, metadPort, with(own, agents), port, actUnspec, 0, "port_agent"},
+		{"a new connection from the same port", l, metadPort, with(own, func(f *testnet.Frame) { f.SrcPort = agentPort }), port, actRedirect, 7, "port_task"},
+		{"agent's connection, another mac", l, metadPort, with(own, func(f *testnet.Frame) { agents(f); f.SrcMAC = other.MAC }), port, actShot, 0, "port_wrong_mac"},
+		{"bridge: agent's connection, unknown", l, metadBridge, with(stranger, agents), bridge, actUnspec, 0, "bridge_agent"},
+		{"bridge: agent's connection", l, metadBridge, with(own, agents), bridge, actUnspec, 0, "bridge_agent"},
 
 		{"bridge: task", l, metadBridge, own.Bytes(), bridge, actRedirect, 0, "bridge_task"},
 		{"bridge: task, trusted", trusting, metadBridge, own.Bytes(), 1, actRedirect, 7, "bridge_trusted"},

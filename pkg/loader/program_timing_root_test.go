@@ -5,6 +5,7 @@ package loader
 import (
 	"fmt"
 	"math"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -52,7 +53,7 @@ func BenchmarkProgramNotOurs(b *testing.B) {
 // A known task's packet and its answer. The limit is 250 ns over an empty program.
 func BenchmarkProgramOurs(b *testing.B) {
 	h, l, k, br := benchHost(b)
-	frame := testnet.Frame{SrcMAC: k.MAC, DstMAC: br.MAC, Src: k.Addr, Flags: testnet.ACK, Payload: make([]byte, 100)}
+	frame := testnet.Frame{SrcMAC: k.MAC, DstMAC: br.MAC, Src: k.Addr, SrcPort: benchPort, Flags: testnet.ACK, Payload: make([]byte, 100)}
 	answer := testnet.Frame{DstMAC: k.MAC, Src: Endpoint.Addr(), Dst: k.Addr, SrcPort: 80, DstPort: 40000, Flags: testnet.ACK}
 	b.Run("empty", func(b *testing.B) { benchmarkProgram(b, h, emptyProgram(b), frame.Bytes(), actUnspec) })
 	b.Run("port", func(b *testing.B) { benchmarkProgram(b, h, l.objs.MetadPort, frame.Bytes(), actRedirect) })
@@ -60,20 +61,29 @@ func BenchmarkProgramOurs(b *testing.B) {
 	b.Run("reply", func(b *testing.B) { benchmarkProgram(b, h, l.objs.MetadReply, answer.Bytes(), actRedirect) })
 }
 
+// benchPort is where the task has a connection from.
+const benchPort = 45000
+
 func benchHost(b *testing.B) (*testnet.Host, *Loader, *testnet.Task, *testnet.Bridge) {
 	b.Helper()
 	h := testnet.NewHost(b)
 	br := h.AddBridge("ecs-bridge", "169.254.172.1/22")
 	k := br.AddTask("")
-	l := open(b, h, Config{})
+	agent := netip.MustParseAddrPort("127.0.0.1:51679")
+	h.StandInAgent(agent.String())
+	l := open(b, h, Config{AgentAddr: agent})
+	put(b, l, k, 1)
+	serve(b, l)
+	c, err := testnet.Dial(k.NS, netip.AddrPortFrom(k.Addr, benchPort).String(), testnet.Endpoint, timeout)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { c.Close() })
 	// A run starts with what the last one left of the frame. With this MAC the answer that metad_reply has
 	// readdressed is again one that carries the task's tag.
 	k.MAC = [6]byte{0x02, 0, 0, 0, 0, 1}
 	k.Ifindex = 1 // lo, where a test run's packets come in
 	put(b, l, k, 1)
-	if err := l.Arm(); err != nil {
-		b.Fatal(err)
-	}
 	return h, l, k, br
 }
 
