@@ -56,12 +56,12 @@ func detachCommand() *cli.Command {
 		Name:  "detach",
 		Usage: "remove what metad left on this host: filters, links, its namespace, pins",
 		Flags: c.flagsNamed("config", "bridges", "pin-dir", "log-level", "log-format"),
-		Action: func(context.Context, *cli.Command) error {
+		Action: func(ctx context.Context, _ *cli.Command) error {
 			log, err := c.logger()
 			if err != nil {
 				return err
 			}
-			lock, err := lockPins(c.pinDir)
+			lock, err := lockPins(ctx, c.pinDir, lockTime)
 			if err != nil {
 				return err
 			}

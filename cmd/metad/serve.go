@@ -14,7 +14,6 @@ import (
 	"github.com/docker/docker/client"
 	"github.com/urfave/cli/v3"
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
 
 	"metad/pkg/admin"
 	"metad/pkg/agent"
@@ -36,6 +35,8 @@ const (
 	// armTime is how long traffic is left to whoever had it before metad, while metad waits for its
 	// first list of containers. Who knows tasks from before its restart does not wait.
 	armTime = 5 * time.Second
+	// lockTime is how long one that was killed may take to be gone.
+	lockTime = 2 * time.Second
 )
 
 func serveCommand() *cli.Command {
@@ -81,7 +82,7 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 	var saved []lookup.Saved
 	var lock io.Closer
 	if pred == nil {
-		if lock, err = lockPins(c.pinDir); err != nil {
+		if lock, err = lockPins(ctx, c.pinDir, lockTime); err != nil {
 			return err
 		}
 		defer closing(lock, &err)
@@ -198,15 +199,16 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 			return err
 		}
 		run(func(ctx context.Context) error {
-			for told := false; ctx.Err() == nil; told = true {
+			const every, patience = 50, 20 // ms; times: one that was killed may have an address for a moment longer
+			for n := 0; ctx.Err() == nil; n++ {
 				serve, err := listen(ctx)
 				if err == nil {
 					return serve(ctx)
 				}
-				if !told {
+				if n == patience {
 					log.Error("going on without it until it can be had", zap.Error(err))
 				}
-				pause(ctx, time.Second)
+				pause(ctx, every*time.Millisecond)
 			}
 			return nil
 		})
@@ -230,15 +232,6 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 				}
 			}
 			adm, err := admin.Listen(d.adminConfig())
-			// One that was killed may have the address for a moment longer than the takeover's connection.
-			for end := time.Now().Add(drainTime); pred != nil && errors.Is(err, unix.EADDRINUSE) && time.Now().Before(end); {
-				select {
-				case <-time.After(20 * time.Millisecond):
-				case <-ctx.Done():
-					return nil
-				}
-				adm, err = admin.Listen(d.adminConfig())
-			}
 			if err != nil {
 				return nil, err
 			}

@@ -94,32 +94,37 @@ func runDirError(dir string, err error) error {
 	return err
 }
 
-// lockPins makes the caller the only metad with the pins in dir. One with another run directory could not
-// be taken over from, and would lose its namespace and programs without hearing of it.
-func lockPins(dir string) (io.Closer, error) {
+// lockPins makes the caller the only metad with the pins in dir, within the given time. One with another run
+// directory could not be taken over from, and would lose its namespace and programs without hearing of it.
+func lockPins(ctx context.Context, dir string, within time.Duration) (io.Closer, error) {
 	_ = os.Mkdir(dir, 0o700) // the loader says what is wrong with it
 	f, err := os.Open(dir)
 	if err != nil {
 		return io.NopCloser(nil), nil
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("pin-dir %q: another metad runs with it: stop it first, or take over by giving its run-dir", dir)
+	for end := time.Now().Add(within); ; pause(ctx, 20*time.Millisecond) {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			return f, nil
 		}
-		return nil, fmt.Errorf("pin-dir %q: lock: %w", dir, err)
+		if ctx.Err() != nil || time.Now().After(end) || !errors.Is(err, unix.EWOULDBLOCK) {
+			break
+		}
 	}
-	return f, nil
+	f.Close()
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, fmt.Errorf("pin-dir %q: another metad runs with it: stop it first, or take over by giving its run-dir", dir)
+	}
+	return nil, fmt.Errorf("pin-dir %q: lock: %w", dir, err)
 }
 
 // keepLock has the lock from when the predecessor is gone until ctx ends.
 func (d *daemon) keepLock(ctx context.Context) error {
 	for ctx.Err() == nil {
-		if lock, err := lockPins(d.cfg.pinDir); err == nil {
+		if lock, err := lockPins(ctx, d.cfg.pinDir, time.Minute); err == nil {
 			<-ctx.Done()
 			return lock.Close()
 		}
-		pause(ctx, 100*time.Millisecond)
+		pause(ctx, time.Second)
 	}
 	return nil
 }

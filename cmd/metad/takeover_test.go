@@ -13,22 +13,22 @@ import (
 
 func TestLockPins(t *testing.T) {
 	dir := t.TempDir() + "/metad"
-	first, err := lockPins(dir)
+	first, err := lockPins(t.Context(), dir, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := lockPins(dir); err == nil || !strings.Contains(err.Error(), `pin-dir "`+dir+`": another metad`) {
+	if _, err := lockPins(t.Context(), dir, 0); err == nil || !strings.Contains(err.Error(), `pin-dir "`+dir+`": another metad`) {
 		t.Errorf("second: got %v, want an error that names the field", err)
 	}
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
-	again, err := lockPins(dir)
+	again, err := lockPins(t.Context(), dir, 0)
 	if err != nil {
 		t.Fatalf("after the first has left: %v", err)
 	}
 	again.Close()
-	if l, err := lockPins(dir + "/none/metad"); err != nil { // for the loader to tell
+	if l, err := lockPins(t.Context(), dir+"/none/metad", 0); err != nil { // for the loader to tell
 		t.Errorf("no such directory: %v", err)
 	} else if err := l.Close(); err != nil {
 		t.Error(err)
