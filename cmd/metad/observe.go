@@ -67,6 +67,9 @@ type metrics struct{ d *daemon }
 
 var (
 	descVerdicts = prometheus.NewDesc("metad_verdicts_total", "Packets by what the eBPF programs decided.", []string{"verdict"}, nil)
+	descPorts    = prometheus.NewDesc("metad_ports", "Ports of the watched bridges that metad's program is attached to.", nil, nil)
+	descUnhooked = prometheus.NewDesc("metad_devices_not_attached", "Ports and bridges that metad's program could not be attached to.", nil, nil)
+	descAttach   = prometheus.NewDesc("metad_attach_errors_total", "Attachments that failed.", nil, nil)
 	descTasks    = prometheus.NewDesc("metad_tasks", "Tasks known.", nil, nil)
 	descConflict = prometheus.NewDesc("metad_address_conflicts_total", "Addresses refused because two ports claimed them.", nil, nil)
 	descOpen     = prometheus.NewDesc("metad_connections", "Open connections from containers.", nil, nil)
@@ -99,6 +102,10 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 			counter(descVerdicts, v.Packets, v.Name)
 		}
 	}
+	l := m.d.loader.Status()
+	gauge(descPorts, l.Ports)
+	gauge(descUnhooked, l.NotAttached)
+	counter(descAttach, l.AttachErrors)
 	gauge(descTasks, len(m.d.table.Views()))
 	counter(descConflict, m.d.table.Conflicts())
 	counter(descTurned, m.d.table.TurnedAway())
