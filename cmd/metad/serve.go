@@ -14,7 +14,6 @@ import (
 	"github.com/docker/docker/client"
 	"github.com/urfave/cli/v3"
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
 
 	"metad/pkg/admin"
 	"metad/pkg/agent"
@@ -36,6 +35,8 @@ const (
 	// armTime is how long traffic is left to whoever had it before metad, while metad waits for its
 	// first list of containers. Who knows tasks from before its restart does not wait.
 	armTime = 5 * time.Second
+	// lockTime is how long one that was killed may take to be gone.
+	lockTime = 2 * time.Second
 )
 
 func serveCommand() *cli.Command {
@@ -44,10 +45,7 @@ func serveCommand() *cli.Command {
 		Name:  "serve",
 		Usage: "answer the endpoint until SIGINT or SIGTERM",
 		Flags: c.flags(),
-		Action: func(ctx context.Context, cmd *cli.Command) error {
-			if cmd.Args().Present() {
-				return fmt.Errorf("serve: unexpected argument %q", cmd.Args().First())
-			}
+		Action: func(ctx context.Context, _ *cli.Command) error {
 			if err := c.validate(); err != nil {
 				return err
 			}
@@ -73,7 +71,7 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 	d := &daemon{cfg: c, log: log, wired: make(chan struct{}), frozen: true}
 	socket, pred, err := handover.Start(ctx, handover.Config{Dir: c.runDir, Layout: handoverLayout, Build: version, Log: log.Named("handover")})
 	if err != nil {
-		return err
+		return runDirError(c.runDir, err)
 	}
 	var held io.Closer = socket
 	if pred != nil {
@@ -82,7 +80,12 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 	defer func() { err = errors.Join(err, held.Close()) }() // last: who starts next must find nothing of ours in its way
 	var ln net.Listener
 	var saved []lookup.Saved
+	var lock io.Closer
 	if pred == nil {
+		if lock, err = lockPins(ctx, c.pinDir, lockTime); err != nil {
+			return err
+		}
+		defer closing(lock, &err)
 		d.loader, err = loader.Open(d.loaderConfig())
 		saved = snapshot.Read(c.runDir, log.Named("snapshot"))
 	} else {
@@ -179,40 +182,64 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 	run(func(ctx context.Context) error { return d.loader.Events(ctx, d.event) })
 	run(d.retry)
 	run(d.keepSnapshot)
+	if pred != nil {
+		run(func(ctx context.Context) error { return d.keepLock(ctx) })
+	}
 	if d.agent != nil {
 		run(func(ctx context.Context) error { d.agent.Run(ctx); return nil })
 	}
+	// What is not for containers. A start that cannot have it ends before it takes a packet; after a takeover
+	// nobody else is left to serve, and it is tried again.
+	side := func(listen func(context.Context) (func(context.Context) error, error)) error {
+		if pred == nil {
+			serve, err := listen(parts)
+			if err == nil {
+				run(serve)
+			}
+			return err
+		}
+		run(func(ctx context.Context) error {
+			const every, patience = 50, 20 // ms; times: one that was killed may have an address for a moment longer
+			for n := 0; ctx.Err() == nil; n++ {
+				serve, err := listen(ctx)
+				if err == nil {
+					return serve(ctx)
+				}
+				if n == patience {
+					log.Error("going on without it until it can be had", zap.Error(err))
+				}
+				pause(ctx, every*time.Millisecond)
+			}
+			return nil
+		})
+		return nil
+	}
 	if c.proxySocket != "" {
-		proxy, ln, err := d.listenProxy()
+		err := side(func(context.Context) (func(context.Context) error, error) {
+			proxy, ln, err := d.listenProxy()
+			return func(ctx context.Context) error { return proxy.Serve(ctx, ln) }, err
+		})
 		if err != nil {
 			return err
 		}
-		run(func(ctx context.Context) error { return proxy.Serve(ctx, ln) })
 	}
 	if c.adminAddr != "" {
-		run(func(ctx context.Context) error {
+		err := side(func(ctx context.Context) (func(context.Context) error, error) {
 			if pred != nil { // it has the address until then
 				select {
 				case <-pred.Left():
 				case <-ctx.Done():
-					return nil
 				}
 			}
 			adm, err := admin.Listen(d.adminConfig())
-			// One that was killed may have the address for a moment longer than the takeover's connection.
-			for end := time.Now().Add(drainTime); pred != nil && errors.Is(err, unix.EADDRINUSE) && time.Now().Before(end); {
-				select {
-				case <-time.After(20 * time.Millisecond):
-				case <-ctx.Done():
-					return nil
-				}
-				adm, err = admin.Listen(d.adminConfig())
-			}
 			if err != nil {
-				return err
+				return nil, err
 			}
-			return adm.Serve(ctx)
+			return adm.Serve, nil
 		})
+		if err != nil {
+			return err
+		}
 	}
 
 	if pred == nil && len(d.table.Views()) == 0 {
@@ -361,10 +388,11 @@ type daemon struct {
 	wired chan struct{} // closed when all of the above are set, but for the server
 	armed atomic.Bool   // packets come here
 
-	mu      sync.Mutex   // guards what follows, and is held while tasks are published
-	current []*task.Task // the last set
-	synced  bool         // current has been set
-	frozen  bool         // another metad writes to the kernel's map, or may do so any moment: this one does not
+	mu       sync.Mutex   // guards what follows, and is held while tasks are published
+	current  []*task.Task // the last set
+	synced   bool         // current has been set
+	unserved bool         // the last try left addresses out, and the log says so
+	frozen   bool         // another metad writes to the kernel's map, or may do so any moment: this one does not
 }
 
 // apply is where a new set of tasks goes.
@@ -380,13 +408,23 @@ func (d *daemon) publish() {
 	if d.frozen || !d.synced {
 		return
 	}
-	if err := d.table.Apply(d.current); err != nil {
-		d.log.Error("some addresses are not served", zap.Error(err))
-	}
+	d.logServed(d.table.Apply(d.current))
 	if !d.cfg.disableMetrics {
 		d.sampler.Apply(d.current)
 	}
 	d.files.Apply(d.current)
+}
+
+// logServed tells when a table's error comes and when it has gone, not each time in between. It is called with
+// mu held.
+func (d *daemon) logServed(err error) {
+	switch {
+	case err != nil && !d.unserved:
+		d.log.Error("some addresses are not served", zap.Error(err))
+	case err == nil && d.unserved:
+		d.log.Info("all addresses are served again")
+	}
+	d.unserved = err != nil
 }
 
 // thaw begins or goes on to publish.
@@ -414,10 +452,7 @@ func (c *config) fileConfig() mdfile.Config {
 
 // listenProxy makes the Docker API proxy and its socket.
 func (d *daemon) listenProxy() (*dockerproxy.Proxy, net.Listener, error) {
-	socket, ok := strings.CutPrefix(d.cfg.dockerHost, "unix://")
-	if !ok {
-		return nil, nil, fmt.Errorf("docker-proxy %q: needs a unix socket to stand in front of; docker-host is %q", d.cfg.proxySocket, d.cfg.dockerHost)
-	}
+	socket := strings.TrimPrefix(d.cfg.dockerHost, "unix://") // validate has seen to it
 	cfg := dockerproxy.Config{Engine: socket, Enabled: d.cfg.fileEnabled, Identify: d.follower.Identify}
 	if d.cfg.selinux {
 		cfg.SELinux = dockerproxy.SELinuxOn
@@ -453,9 +488,7 @@ func (d *daemon) retry(ctx context.Context) error {
 		case <-tick.C:
 			d.mu.Lock()
 			if !d.frozen {
-				if err := d.table.Retry(); err != nil {
-					d.log.Debug("some addresses are still not served", zap.Error(err))
-				}
+				d.logServed(d.table.Retry())
 				d.files.Retry()
 			}
 			d.mu.Unlock()
@@ -487,7 +520,8 @@ func (d *daemon) serverConfig() server.Config {
 	cfg.HostAddr = loader.HostAddr
 	cfg.UnknownWait = d.cfg.unknownWait
 	cfg.MaxConnsPerTask = d.cfg.maxConns
-	cfg.Rate = server.ParseRateLimit(d.cfg.rpsLimit)
+	cfg.Rate, _ = server.ParseRateLimit(d.cfg.rpsLimit) // validate has seen to it
+	cfg.NoStats = d.cfg.disableMetrics
 	cfg.Samples = samples{d.sampler}
 	return cfg
 }

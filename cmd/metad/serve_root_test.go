@@ -307,7 +307,9 @@ func TestRootStatisticsSources(t *testing.T) {
 	for _, source := range []string{"cgroup", "docker"} {
 		t.Run(source, func(t *testing.T) {
 			startMetad(t, h, "--stats-source", source)
-			waitFor(t, "a sample", func() bool { return strings.Contains(ask(t, h, id, "/v2/stats/"+id), `"cpu_stats":{"cpu_usage":{"total_usage":`) })
+			waitFor(t, "a sample", func() bool {
+				return strings.Contains(ask(t, h, id, "/v2/stats/"+id), `"cpu_stats":{"cpu_usage":{"total_usage":`)
+			})
 			out, _, err := h.TryExec(id, "timeout", "4", "wget", "-qO-", "http://169.254.170.2/v2/stats/"+id+"?stream=true")
 			if err != nil {
 				t.Fatal(err)
