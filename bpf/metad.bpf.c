@@ -6,8 +6,9 @@
  *
  *   metad_port    tc ingress, every veth that is a port of a watched bridge
  *   metad_bridge  tc ingress, the bridge devices: what came in by a port without a hook
- *   metad_carry   tc egress, metad1 (the server's end): puts the socket's mark where the veth does
- * not scrub it metad_reply   tc ingress, metad0 (the host's end): the way back
+ *   metad_carry   tc egress, metad1 (the server's end): keeps the socket's mark from the veth
+ *   metad_reply   tc ingress, metad0 (the host's end): the way back
+ *   metad_host    tc egress, metad0: what the host itself sends there
  *
  * The two that see other people's traffic are filters; their second halves, from_port and
  * from_bridge, are reached through the program array `slots`, which is never pinned: the kernel
@@ -34,8 +35,9 @@
 #define IP_MF 0x2000
 #define IP_OFFSET 0x1fff
 
-/* RFC 9293, 3.1: the byte with the flags, and two of them. */
+/* RFC 9293, 3.1: the byte with the flags, and some of them. */
 #define TCP_FLAGS_OFFSET 13
+#define TCP_FIN 0x01
 #define TCP_SYN 0x02
 #define TCP_ACK 0x10
 
@@ -101,6 +103,7 @@ enum verdict {
 	VERDICT_PORT_WRONG_PORT, /* dropped: the address is a task's behind another port */
 	VERDICT_PORT_WRONG_MAC, /* dropped: the task's address and port, not its MAC */
 	VERDICT_PORT_CLAIMED, /* dropped: no task has the address, another port uses it just now */
+	VERDICT_PORT_HOST, /* dropped: the address is that of the host's processes */
 	VERDICT_PORT_AGENT, /* left alone: of a connection that the ECS agent has */
 
 	VERDICT_BRIDGE_TASK, /* to the server, without a tag */
@@ -108,12 +111,17 @@ enum verdict {
 	VERDICT_BRIDGE_UNKNOWN, /* to the server, without a tag: no task has the address */
 	VERDICT_BRIDGE_WRONG_MAC, /* dropped: a task's address, not its MAC */
 	VERDICT_BRIDGE_CLAIMED, /* dropped: no task has the address, another uses it now */
+	VERDICT_BRIDGE_HOST, /* dropped: the address is that of the host's processes */
 	VERDICT_BRIDGE_AGENT, /* left alone: of a connection that the ECS agent has */
+
+	VERDICT_HOST, /* metad_host: to the server, from a process of the host, without a tag */
+	VERDICT_HOST_NOT_OURS, /* dropped: not TCP from a process of the host to the endpoint */
 
 	VERDICT_CARRIED, /* metad_carry: on to metad_reply */
 	VERDICT_REPLY_TASK, /* by the port of the task that has the address */
 	VERDICT_REPLY_PORT, /* by the port the unknown address was seen on */
 	VERDICT_REPLY_BRIDGE, /* by the bridge device the unknown address was seen on */
+	VERDICT_REPLY_HOST, /* to the host's own stack */
 	VERDICT_REPLY_NOT_OURS, /* dropped: not TCP from 169.254.170.2 */
 	VERDICT_REPLY_NOWHERE, /* dropped: nobody has the address */
 	VERDICT_REPLY_NOT_THEIRS, /* dropped: the address has another owner since */
@@ -149,6 +157,7 @@ volatile const __u32 layout_version = 1; /* of the pinned maps; a part of their 
 volatile const __u32 metad0_ifindex;
 volatile const __u8 trust_bridge; /* address and MAC are enough for a tag at a bridge device */
 volatile const __u8 exit_drop; /* what metad leaves behind drops what it would have taken */
+volatile const __be32 host_addr; /* metad0's: the host's processes ask from it, and nobody else */
 volatile const __u32 server_netns; /* the host's id for the server's namespace */
 volatile const __be32 agent_addr; /* where the ECS agent's rule sends what is for the endpoint */
 volatile const __be16 agent_port; /* 0: there is no agent */
@@ -224,6 +233,7 @@ struct sender {
 	__u8 mac[ETH_ALEN];
 	__be16 port; /* 0: a fragment */
 	__u8 syn;
+	__u8 fin;
 };
 
 static __always_inline int verdict(enum verdict v, int ret)
@@ -333,7 +343,7 @@ static __always_inline enum verdict parse(struct __sk_buff *skb, struct sender *
 	s->addr = ip->saddr;
 	__builtin_memcpy(s->mac, eth->h_source, ETH_ALEN);
 	s->port = 0;
-	s->syn = 0;
+	s->syn = s->fin = 0;
 	if (ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
 		return VERDICT_COUNT;
 	if (bpf_skb_load_bytes(skb, sizeof(*eth) + ip->ihl * 4, &tcp, sizeof(tcp)))
@@ -342,35 +352,40 @@ static __always_inline enum verdict parse(struct __sk_buff *skb, struct sender *
 		return VERDICT_OTHER_PORT;
 	s->port = tcp.source;
 	s->syn = (tcp.rest[TCP_FLAGS_OFFSET - 4] & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	s->fin = tcp.rest[TCP_FLAGS_OFFSET - 4] & TCP_FIN;
 	return VERDICT_COUNT;
 }
 
-/* has_socket: a connection of s's at addr:port in the namespace, open, opening or lingering. */
-static __always_inline int has_socket(struct __sk_buff *skb, const struct sender *s, __be32 addr,
+/* connection returns the state of s's connection to addr:port in the namespace, 0 if there is none. */
+static __always_inline int connection(struct __sk_buff *skb, const struct sender *s, __be32 addr,
 				      __be16 port, __u64 netns)
 {
 	struct bpf_sock_tuple tuple = {
 	    .ipv4 = {.saddr = s->addr, .sport = s->port, .daddr = addr, .dport = port},
 	};
 	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
-	int has;
+	int state;
 
 	if (!sk)
 		return 0;
-	has = sk->state != BPF_TCP_LISTEN;
+	state = sk->state;
 	bpf_sk_release(sk);
-	return has;
+	return state == BPF_TCP_LISTEN ? 0 : state;
 }
 
 /* Connections that the agent accepted while metad was away stay the agent's: the server would answer
- * their next packet with a reset. One that nobody has any more is given that reset. The
- * agent may still have an older one than the server, of the same port. */
+ * their next packet with a reset. One that nobody has any more is given that reset. What lingers
+ * at the agent is a connection for its last FIN only, its port may be in use again. */
 static __always_inline int is_agents(struct __sk_buff *skb, const struct sender *s)
 {
+	int state;
+
 	if (s->syn || !s->port || !agent_port)
 		return 0;
-	return has_socket(skb, s, agent_addr, agent_port, BPF_F_CURRENT_NETNS) &&
-	       !has_socket(skb, s, META_ADDR, META_PORT, server_netns);
+	state = connection(skb, s, agent_addr, agent_port, BPF_F_CURRENT_NETNS);
+	if (!state || (state == BPF_TCP_TIME_WAIT && !s->fin))
+		return 0;
+	return !connection(skb, s, META_ADDR, META_PORT, server_netns);
 }
 
 static __always_inline int deliver(struct __sk_buff *skb, __u32 tag, enum verdict v)
@@ -443,6 +458,8 @@ int from_port(struct __sk_buff *skb)
 
 	if (v != VERDICT_COUNT)
 		return verdict(v, TC_ACT_UNSPEC);
+	if (s.addr == host_addr)
+		return refuse(skb, &s, VERDICT_PORT_HOST);
 	t = bpf_map_lookup_elem(&ip_task, &s.addr);
 	if (t) {
 		if (t->ifindex != skb->ifindex)
@@ -472,6 +489,8 @@ int from_bridge(struct __sk_buff *skb)
 
 	if (v != VERDICT_COUNT)
 		return verdict(v, TC_ACT_UNSPEC);
+	if (s.addr == host_addr)
+		return refuse(skb, &s, VERDICT_BRIDGE_HOST);
 	t = bpf_map_lookup_elem(&ip_task, &s.addr);
 	if (t) {
 		if (!same_mac(t->mac, s.mac))
@@ -521,6 +540,22 @@ int metad_bridge(struct __sk_buff *skb)
 	return ret == TC_ACT_REDIRECT ? unserved(skb) : ret;
 }
 
+/* The host's route to the endpoint leads here. It is for the host's own processes: what others have it
+ * forward (a container whose packets were left alone, another host) was proved by nobody. */
+SEC("tc")
+int metad_host(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
+	struct iphdr *ip = data + sizeof(struct ethhdr);
+
+	if (skb->protocol != bpf_htons(ETH_P_IP) || (void *)(ip + 1) > data_end ||
+	    ip->saddr != host_addr || ip->daddr != META_ADDR || ip->protocol != IPPROTO_TCP ||
+	    skb->ingress_ifindex)
+		return verdict(VERDICT_HOST_NOT_OURS, TC_ACT_SHOT);
+	skb->mark = TAG_NONE;
+	return verdict(VERDICT_HOST, TC_ACT_UNSPEC);
+}
+
 /* The frame from metad1 to metad0 needs no destination MAC (there is one receiver, and metad_reply
  * writes the real one), so it carries the mark, which the veth scrubs: metad_reply then knows
  * whose connection an answer belongs to. */
@@ -564,6 +599,11 @@ int metad_reply(struct __sk_buff *skb)
 		return verdict(VERDICT_REPLY_NOT_OURS, TC_ACT_SHOT);
 	tag = bpf_ntohl(((struct carrier *)eth->h_dest)->tag);
 	dst = ip->daddr;
+	/* Nobody else was let in with this address. */
+	if (dst == host_addr) {
+		bpf_skb_change_type(skb, PACKET_HOST);
+		return verdict(VERDICT_REPLY_HOST, TC_ACT_UNSPEC);
+	}
 	/* Tasks first: once an address is a task's, what goes there leaves by that task's port. And
 	 * only what belongs there: a connection outlives its client, and its address may be
 	 * another's by then. */

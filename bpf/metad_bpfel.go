@@ -98,21 +98,26 @@ const (
 	MetadVerdictVERDICT_PORT_WRONG_PORT  MetadVerdict = 9
 	MetadVerdictVERDICT_PORT_WRONG_MAC   MetadVerdict = 10
 	MetadVerdictVERDICT_PORT_CLAIMED     MetadVerdict = 11
-	MetadVerdictVERDICT_PORT_AGENT       MetadVerdict = 12
-	MetadVerdictVERDICT_BRIDGE_TASK      MetadVerdict = 13
-	MetadVerdictVERDICT_BRIDGE_TRUSTED   MetadVerdict = 14
-	MetadVerdictVERDICT_BRIDGE_UNKNOWN   MetadVerdict = 15
-	MetadVerdictVERDICT_BRIDGE_WRONG_MAC MetadVerdict = 16
-	MetadVerdictVERDICT_BRIDGE_CLAIMED   MetadVerdict = 17
-	MetadVerdictVERDICT_BRIDGE_AGENT     MetadVerdict = 18
-	MetadVerdictVERDICT_CARRIED          MetadVerdict = 19
-	MetadVerdictVERDICT_REPLY_TASK       MetadVerdict = 20
-	MetadVerdictVERDICT_REPLY_PORT       MetadVerdict = 21
-	MetadVerdictVERDICT_REPLY_BRIDGE     MetadVerdict = 22
-	MetadVerdictVERDICT_REPLY_NOT_OURS   MetadVerdict = 23
-	MetadVerdictVERDICT_REPLY_NOWHERE    MetadVerdict = 24
-	MetadVerdictVERDICT_REPLY_NOT_THEIRS MetadVerdict = 25
-	MetadVerdictVERDICT_COUNT            MetadVerdict = 26
+	MetadVerdictVERDICT_PORT_HOST        MetadVerdict = 12
+	MetadVerdictVERDICT_PORT_AGENT       MetadVerdict = 13
+	MetadVerdictVERDICT_BRIDGE_TASK      MetadVerdict = 14
+	MetadVerdictVERDICT_BRIDGE_TRUSTED   MetadVerdict = 15
+	MetadVerdictVERDICT_BRIDGE_UNKNOWN   MetadVerdict = 16
+	MetadVerdictVERDICT_BRIDGE_WRONG_MAC MetadVerdict = 17
+	MetadVerdictVERDICT_BRIDGE_CLAIMED   MetadVerdict = 18
+	MetadVerdictVERDICT_BRIDGE_HOST      MetadVerdict = 19
+	MetadVerdictVERDICT_BRIDGE_AGENT     MetadVerdict = 20
+	MetadVerdictVERDICT_HOST             MetadVerdict = 21
+	MetadVerdictVERDICT_HOST_NOT_OURS    MetadVerdict = 22
+	MetadVerdictVERDICT_CARRIED          MetadVerdict = 23
+	MetadVerdictVERDICT_REPLY_TASK       MetadVerdict = 24
+	MetadVerdictVERDICT_REPLY_PORT       MetadVerdict = 25
+	MetadVerdictVERDICT_REPLY_BRIDGE     MetadVerdict = 26
+	MetadVerdictVERDICT_REPLY_HOST       MetadVerdict = 27
+	MetadVerdictVERDICT_REPLY_NOT_OURS   MetadVerdict = 28
+	MetadVerdictVERDICT_REPLY_NOWHERE    MetadVerdict = 29
+	MetadVerdictVERDICT_REPLY_NOT_THEIRS MetadVerdict = 30
+	MetadVerdictVERDICT_COUNT            MetadVerdict = 31
 )
 
 type MetadVerdictCount struct {
@@ -135,11 +140,13 @@ const (
 	MetadProgFromPort     = "from_port"
 	MetadProgMetadBridge  = "metad_bridge"
 	MetadProgMetadCarry   = "metad_carry"
+	MetadProgMetadHost    = "metad_host"
 	MetadProgMetadPort    = "metad_port"
 	MetadProgMetadReply   = "metad_reply"
 	MetadVarAgentAddr     = "agent_addr"
 	MetadVarAgentPort     = "agent_port"
 	MetadVarExitDrop      = "exit_drop"
+	MetadVarHostAddr      = "host_addr"
 	MetadVarLayoutVersion = "layout_version"
 	MetadVarMetad0Ifindex = "metad0_ifindex"
 	MetadVarServerNetns   = "server_netns"
@@ -192,6 +199,7 @@ type MetadProgramSpecs struct {
 	FromPort    *ebpf.ProgramSpec `ebpf:"from_port"`
 	MetadBridge *ebpf.ProgramSpec `ebpf:"metad_bridge"`
 	MetadCarry  *ebpf.ProgramSpec `ebpf:"metad_carry"`
+	MetadHost   *ebpf.ProgramSpec `ebpf:"metad_host"`
 	MetadPort   *ebpf.ProgramSpec `ebpf:"metad_port"`
 	MetadReply  *ebpf.ProgramSpec `ebpf:"metad_reply"`
 }
@@ -216,6 +224,7 @@ type MetadVariableSpecs struct {
 	AgentAddr     *ebpf.VariableSpec `ebpf:"agent_addr"`
 	AgentPort     *ebpf.VariableSpec `ebpf:"agent_port"`
 	ExitDrop      *ebpf.VariableSpec `ebpf:"exit_drop"`
+	HostAddr      *ebpf.VariableSpec `ebpf:"host_addr"`
 	LayoutVersion *ebpf.VariableSpec `ebpf:"layout_version"`
 	Metad0Ifindex *ebpf.VariableSpec `ebpf:"metad0_ifindex"`
 	ServerNetns   *ebpf.VariableSpec `ebpf:"server_netns"`
@@ -270,6 +279,7 @@ type MetadVariables struct {
 	AgentAddr     *ebpf.Variable `ebpf:"agent_addr"`
 	AgentPort     *ebpf.Variable `ebpf:"agent_port"`
 	ExitDrop      *ebpf.Variable `ebpf:"exit_drop"`
+	HostAddr      *ebpf.Variable `ebpf:"host_addr"`
 	LayoutVersion *ebpf.Variable `ebpf:"layout_version"`
 	Metad0Ifindex *ebpf.Variable `ebpf:"metad0_ifindex"`
 	ServerNetns   *ebpf.Variable `ebpf:"server_netns"`
@@ -284,6 +294,7 @@ type MetadPrograms struct {
 	FromPort    *ebpf.Program `ebpf:"from_port"`
 	MetadBridge *ebpf.Program `ebpf:"metad_bridge"`
 	MetadCarry  *ebpf.Program `ebpf:"metad_carry"`
+	MetadHost   *ebpf.Program `ebpf:"metad_host"`
 	MetadPort   *ebpf.Program `ebpf:"metad_port"`
 	MetadReply  *ebpf.Program `ebpf:"metad_reply"`
 }
@@ -294,6 +305,7 @@ func (p *MetadPrograms) Close() error {
 		p.FromPort,
 		p.MetadBridge,
 		p.MetadCarry,
+		p.MetadHost,
 		p.MetadPort,
 		p.MetadReply,
 	)

@@ -35,6 +35,7 @@ type config struct {
 	attach       string
 	trustBridge  bool
 	onExit       string
+	hostRoute    string
 	maxAddresses int
 
 	dockerHost string
@@ -109,6 +110,7 @@ func (c *config) flags() []cli.Flag {
 		str(&c.attach, path, "attach", "auto", "auto, tcx or clsact"),
 		boolean(&c.trustBridge, path, "trust-bridge", "let address and MAC prove a task on a port that has no program yet"),
 		str(&c.onExit, path, "on-exit", "open", "what becomes of packets for the endpoint without metad: open (as before metad) or drop"),
+		str(&c.hostRoute, path, "host-route", "on", "route for host processes and host-network containers to the endpoint: on (the agent's OUTPUT rule, where there is one, still comes first) or off"),
 		integer(&c.maxAddresses, path, "max-addresses", 16384, "size of the address map"),
 
 		str(&c.dockerHost, tasks, "docker-host", "unix:///var/run/docker.sock", "the Docker Engine", "DOCKER_HOST"),
@@ -203,6 +205,7 @@ func (c *config) validate() error {
 	return errors.Join(
 		oneOf("attach", c.attach, "auto", "tcx", "clsact"),
 		oneOf("on-exit", c.onExit, "open", "drop"),
+		oneOf("host-route", c.hostRoute, "on", "off"),
 		oneOf("stats-source", c.statsSource, "auto", "cgroup", "docker"),
 		oneOf("log-level", c.logLevel, levels...),
 		oneOf("log-format", c.logFormat, "console", "json"),

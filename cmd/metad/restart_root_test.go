@@ -221,23 +221,27 @@ func TestRootKill(t *testing.T) {
 	putAgentBehind(t, h)
 	d := startMetad(t, h)
 	l := startLoad(t, h, 4, 64)
-	var killed []time.Duration
+	var killed, dead []time.Duration // begun, and the process gone
+	kill := func() {
+		killed = append(killed, time.Since(loadStart))
+		d.kill()
+		dead = append(dead, time.Since(loadStart))
+	}
 	for range kills {
 		n := l.requests()
 		waitFor(t, "requests", func() bool { return l.requests() > n+200 })
-		killed = append(killed, time.Since(loadStart))
-		d.kill()
+		kill()
 		n = l.requests()
 		waitFor(t, "requests", func() bool { return l.requests() > n+100 })
 		d.start()
 		d.waitReady()
 	}
-	d.kill()
-	killed = append(killed, time.Since(loadStart))
+	kill()
 	time.Sleep(300 * time.Millisecond)
 	l.end()
 
-	// A connection or a request is cut off by the kill that comes while it lasts.
+	// A connection or a request is cut off by the kill that comes while it lasts. Where the machine is so
+	// busy that a killed process takes longer than that to go, its connections last until then.
 	var late []failure
 	var latest time.Duration
 	for _, f := range l.failed {
@@ -248,12 +252,16 @@ func TestRootKill(t *testing.T) {
 		}
 		after := f.at + f.took - killed[i-1]
 		latest = max(latest, after)
-		if after > 100*time.Millisecond {
+		if after > max(100*time.Millisecond, dead[i-1]-killed[i-1]) {
 			late = append(late, f)
 		}
 	}
-	t.Logf("%d kills: %d requests, %d right, %d by the agent, %d wrong, %d refused or reset (the latest %v after its kill), %d of them later than 100 ms, %d slower than a second",
-		len(killed), l.requests(), l.right, l.agent, len(l.wrong), len(l.failed), latest.Round(time.Millisecond), len(late), len(l.slow))
+	var longest time.Duration
+	for i := range killed {
+		longest = max(longest, dead[i]-killed[i])
+	}
+	t.Logf("%d kills: %d requests, %d right, %d by the agent, %d wrong, %d refused or reset (the latest %v after its kill; the longest death took %v), %d of them late, %d slower than a second",
+		len(killed), l.requests(), l.right, l.agent, len(l.wrong), len(l.failed), latest.Round(time.Millisecond), longest.Round(time.Millisecond), len(late), len(l.slow))
 	if len(l.wrong) > 0 || len(late) > 0 || len(l.slow) > 0 || l.agent == 0 || l.right == 0 {
 		t.Errorf("wrong: %v, late: %v, slow: %v", first(l.wrong), first(late), first(l.slow))
 	}

@@ -517,6 +517,7 @@ func (d *daemon) serverConfig() server.Config {
 	cfg := server.DefaultConfig()
 	cfg.Log = d.log.Named("server")
 	cfg.AgentURL = d.cfg.agentURL
+	cfg.HostAddr = loader.HostAddr
 	cfg.UnknownWait = d.cfg.unknownWait
 	cfg.MaxConnsPerTask = d.cfg.maxConns
 	cfg.Rate, _ = server.ParseRateLimit(d.cfg.rpsLimit) // validate has seen to it

@@ -161,6 +161,7 @@ func (d *daemon) loaderConfig() loader.Config {
 		OnExit:      loader.OnExit(c.onExit),
 		MaxEntries:  c.maxAddresses,
 		Log:         d.log.Named("loader"),
+		HostRoute:   c.hostRoute != "off",
 		AgentAddr:   agentAddr(c.agentURL),
 		OnPort:      d.port,
 		OnPortGone:  d.portGone,

@@ -489,11 +489,11 @@ func Mark(c net.Conn) (uint32, error) {
 	return uint32(mark), errors.Join(err, serr)
 }
 
-// RequireTool skips the test where the command is not installed: a bare guest has none.
+// RequireTool fails the test in words where the command is not installed.
 func RequireTool(t testing.TB, name string) {
 	t.Helper()
 	if _, err := exec.LookPath(name); err != nil {
-		t.Skipf("needs %s: %v", name, err)
+		t.Fatalf("needs %s: %v", name, err)
 	}
 }
 

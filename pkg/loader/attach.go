@@ -9,6 +9,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"metad/bpf"
 )
 
 // Where our clsact filters are. Low enough a priority number to come before most, fixed so that a
@@ -19,7 +21,10 @@ const (
 )
 
 // filterNames are our programs' names, by which a filter is known to be ours.
-var filterNames = map[string]bool{"metad_port": true, "metad_bridge": true, "metad_reply": true, "metad_carry": true}
+var filterNames = map[string]bool{
+	bpf.MetadProgMetadPort: true, bpf.MetadProgMetadBridge: true, bpf.MetadProgMetadReply: true,
+	bpf.MetadProgMetadCarry: true, bpf.MetadProgMetadHost: true,
+}
 
 // attachTCX puts p first on the device's hook. The link goes with its file descriptor.
 func attachTCX(ns netns.NsHandle, ifindex int, p *ebpf.Program, at ebpf.AttachType) (l link.Link, err error) {

@@ -90,6 +90,9 @@ type Config struct {
 	MaxEntries int
 	// Log receives changes of state; nil: none.
 	Log *zap.Logger
+	// HostRoute leads the host's own processes to the endpoint while metad is armed. They ask from HostAddr and
+	// are no task. The agent's OUTPUT rule, where there is one, comes before any route.
+	HostRoute bool
 	// AgentAddr is where the ECS agent's rule sends connections to the endpoint: one that the agent has
 	// accepted there, while metad was not running, stays the agent's. Zero: there is no agent.
 	AgentAddr netip.AddrPort

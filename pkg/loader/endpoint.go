@@ -17,6 +17,9 @@ import (
 // Endpoint is the address containers ask, of which metad's namespace has the only one it answers on.
 var Endpoint = netip.MustParseAddrPort("169.254.170.2:80")
 
+// HostAddr is metad0's address, from which the host's own processes ask. It belongs to no task.
+var HostAddr = netip.MustParseAddr("169.254.170.1")
+
 // Names of the veth pair between the host and metad's namespace.
 const (
 	hostVeth   = "metad0"
@@ -146,8 +149,7 @@ func makeVeth(host *netlink.Handle, server netns.NsHandle) (host0, server1 int, 
 	if err != nil {
 		return 0, 0, fmt.Errorf("find %s: %w", serverVeth, err)
 	}
-	ones := Endpoint.Addr().BitLen()
-	addr := &netlink.Addr{IPNet: &net.IPNet{IP: Endpoint.Addr().AsSlice(), Mask: net.CIDRMask(ones, ones)}}
+	addr := &netlink.Addr{IPNet: single(Endpoint.Addr())}
 	for _, step := range []struct {
 		what string
 		do   func() error
@@ -187,4 +189,71 @@ func removeVeth(host *netlink.Handle) error {
 		return fmt.Errorf("delete %s: %w", hostVeth, err)
 	}
 	return nil
+}
+
+// addHostRoute leads the host's own processes to the endpoint. Whoever has a route or a rule for it keeps it:
+// the agent's OUTPUT rule readdresses a packet before any route is looked at again.
+func addHostRoute(host *netlink.Handle, metad0 int, server netns.NsHandle, metad1 int) error {
+	h, err := netlink.NewHandleAt(server, unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("netlink in metad's namespace: %w", err)
+	}
+	defer h.Close()
+	l1, err := h.LinkByIndex(metad1)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", serverVeth, err)
+	}
+	l0, err := host.LinkByIndex(metad0)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", hostVeth, err)
+	}
+	for _, step := range []struct {
+		what string
+		do   func() error
+	}{
+		{"address", func() error { return host.AddrReplace(l0, hostAddr()) }},
+		// metad1 answers no ARP.
+		{"neighbour", func() error {
+			return host.NeighSet(&netlink.Neigh{
+				LinkIndex: metad0, IP: Endpoint.Addr().AsSlice(), HardwareAddr: l1.Attrs().HardwareAddr, State: netlink.NUD_PERMANENT,
+			})
+		}},
+		{"route", func() error {
+			err := host.RouteAdd(hostRoute(metad0))
+			if errors.Is(err, unix.EEXIST) { // ours, of before a takeover, or somebody's
+				return nil
+			}
+			return err
+		}},
+	} {
+		if err := step.do(); err != nil {
+			return fmt.Errorf("%s: add %s: %w", hostVeth, step.what, err)
+		}
+	}
+	return nil
+}
+
+// removeHostRoute undoes addHostRoute. What is gone already is no error.
+func removeHostRoute(host *netlink.Handle, metad0 int) error {
+	for _, err := range []error{
+		host.RouteDel(hostRoute(metad0)),
+		host.AddrDel(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: metad0}}, hostAddr()),
+	} {
+		if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("remove the host's route from %s: %w", hostVeth, err)
+		}
+	}
+	return nil
+}
+
+func hostRoute(metad0 int) *netlink.Route {
+	return &netlink.Route{LinkIndex: metad0, Scope: netlink.SCOPE_LINK, Dst: single(Endpoint.Addr()), Src: HostAddr.AsSlice()}
+}
+
+// hostAddr has a link's scope: the host does not use it to speak to others.
+func hostAddr() *netlink.Addr { return &netlink.Addr{IPNet: single(HostAddr), Scope: int(netlink.SCOPE_LINK)} }
+
+// single is the network that has addr alone.
+func single(addr netip.Addr) *net.IPNet {
+	return &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(addr.BitLen(), addr.BitLen())}
 }

@@ -220,8 +220,12 @@ func Adopt(cfg Config, files []*os.File, meta []byte) (_ *Loader, _ net.Listener
 			return nil, nil, err
 		}
 	}
+	pair := l.pairHooks()
+	if h.PairLinks != 0 && h.PairLinks != len(pair) {
+		return nil, nil, fmt.Errorf("%w: %d links", ErrLayout, h.PairLinks)
+	}
 	for i := range h.PairLinks {
-		k, err := take([]*ebpf.Program{l.objs.MetadCarry, l.objs.MetadReply}[i%2], lowest)
+		k, err := take(pair[i].prog, lowest)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -146,6 +146,7 @@ func (l *Loader) load(given map[string]*ebpf.Map) error {
 	}
 	agent := l.cfg.AgentAddr
 	for name, value := range map[string]any{
+		bpf.MetadVarHostAddr:      be32(HostAddr),
 		bpf.MetadVarServerNetns:   uint32(nsid),
 		bpf.MetadVarAgentAddr:     be32(agent.Addr()),
 		bpf.MetadVarAgentPort:     be16(agent.Port()),
@@ -238,21 +239,29 @@ func clearMap(m *ebpf.Map) error {
 	return nil
 }
 
-// attachPair attaches to metad's own devices, which decides how to attach to all others.
-func (l *Loader) attachPair() error {
-	pair := []struct {
-		ns      netns.NsHandle
-		ifindex int
-		prog    *ebpf.Program
-		name    string
-		at      ebpf.AttachType
-		parent  uint32
-	}{
+// pairHook is where one of our programs is on our own devices.
+type pairHook struct {
+	ns      netns.NsHandle
+	ifindex int
+	prog    *ebpf.Program
+	name    string
+	at      ebpf.AttachType
+	parent  uint32
+}
+
+// pairHooks are those, in the order of pairLink.
+func (l *Loader) pairHooks() []pairHook {
+	return []pairHook{
 		{l.server, l.metad1, l.objs.MetadCarry, bpf.MetadProgMetadCarry, ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS},
 		{l.host, l.metad0, l.objs.MetadReply, bpf.MetadProgMetadReply, ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS},
+		{l.host, l.metad0, l.objs.MetadHost, bpf.MetadProgMetadHost, ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS},
 	}
+}
+
+// attachPair attaches to metad's own devices, which decides how to attach to all others.
+func (l *Loader) attachPair() error {
 	l.mode = l.cfg.Attach
-	for _, d := range pair {
+	for _, d := range l.pairHooks() {
 		if l.mode != AttachClsact {
 			k, err := attachTCX(d.ns, d.ifindex, d.prog, d.at)
 			switch {
@@ -318,6 +327,12 @@ func (l *Loader) arm() error {
 			return fmt.Errorf("arm: %w", err)
 		}
 	}
+	if !l.cfg.HostRoute {
+		return removeHostRoute(l.nl, l.metad0)
+	}
+	if err := addHostRoute(l.nl, l.metad0, l.server, l.metad1); err != nil {
+		l.log.Warn("host processes do not reach the endpoint", zap.Error(err)) // and nobody else is hurt
+	}
 	return nil
 }
 
@@ -329,6 +344,7 @@ func (l *Loader) Disarm() error {
 			errs = append(errs, fmt.Errorf("disarm: %w", err))
 		}
 	}
+	errs = append(errs, removeHostRoute(l.nl, l.metad0))
 	return errors.Join(errs...)
 }
 

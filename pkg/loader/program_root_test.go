@@ -4,8 +4,12 @@ package loader
 
 import (
 	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -82,14 +86,23 @@ func TestRootVerdicts(t *testing.T) {
 	// The agent's connections are accepted before metad takes any packet.
 	h.AddAddr("ecs-bridge", "169.254.170.2/32")
 	h.StandInAgent(testnet.Endpoint)
-	const agentPort = 40001
-	for _, k := range []*testnet.Task{known, unknown} {
-		c, err := testnet.Dial(k.NS, netip.AddrPortFrom(k.Addr, agentPort).String(), testnet.Endpoint, timeout)
+	const agentPort, lingerPort = 40001, 40002
+	dial := func(k *testnet.Task, port uint16) net.Conn {
+		c, err := testnet.Dial(k.NS, netip.AddrPortFrom(k.Addr, port).String(), testnet.Endpoint, timeout)
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { c.Close() })
+		return c
 	}
+	dial(known, agentPort)
+	dial(unknown, agentPort)
+	lingers := dial(known, lingerPort) // the agent closes first
+	fmt.Fprint(lingers, "GET / HTTP/1.0\r\n\r\n")
+	if b, err := io.ReadAll(lingers); err != nil || !strings.HasSuffix(string(b), "agent") {
+		t.Fatalf("got %q, %v", b, err)
+	}
+	lingers.Close()
 	l := open(t, h, Config{AgentAddr: Endpoint})
 	trusting := open(t, testnet.NewHost(t), Config{TrustBridge: true, PinDir: testnet.PinDir(t)})
 	dropping := open(t, testnet.NewHost(t), Config{OnExit: OnExitDrop, PinDir: testnet.PinDir(t)})
@@ -117,6 +130,8 @@ func TestRootVerdicts(t *testing.T) {
 
 	type programs = bpf.MetadPrograms
 	metadPort := func(p *programs) *ebpf.Program { return p.MetadPort }
+	metadHost := func(p *programs) *ebpf.Program { return p.MetadHost }
+	ofHost := testnet.Frame{Src: HostAddr}
 	metadBridge := func(p *programs) *ebpf.Program { return p.MetadBridge }
 	for _, c := range []struct {
 		name    string
@@ -145,12 +160,21 @@ func TestRootVerdicts(t *testing.T) {
 		{"a task's address on another port", l, metadPort, own.Bytes(), other.Ifindex, actShot, 0, "port_wrong_port"},
 		{"another mac", l, metadPort, wrongMAC, port, actShot, 0, "port_wrong_mac"},
 		{"agent's connection, unknown", l, metadPort, with(stranger, agents), unknown.Ifindex, actUnspec, 0, "port_agent"},
+		{"the host's address", l, metadPort, with(own, func(f *testnet.Frame) { f.Src = HostAddr }), port, actShot, 0, "port_host"},
+		{"bridge: the host's address", l, metadBridge, with(own, func(f *testnet.Frame) { f.Src = HostAddr }), bridge, actShot, 0, "bridge_host"},
+		{"host", l, metadHost, ofHost.Bytes(), l.metad0, actUnspec, 0, "host"},
+		{"host, a container's address", l, metadHost, own.Bytes(), l.metad0, actShot, 0, "host_not_ours"},
+		{"host, another address", l, metadHost, with(ofHost, func(f *testnet.Frame) { f.Dst = other.Addr }), l.metad0, actShot, 0, "host_not_ours"},
+		{"host, udp", l, metadHost, with(ofHost, func(f *testnet.Frame) { f.Protocol = unix.IPPROTO_UDP }), l.metad0, actShot, 0, "host_not_ours"},
+		{"host, ipv6", l, metadHost, with(ofHost, func(f *testnet.Frame) { f.EtherType = unix.ETH_P_IPV6 }), l.metad0, actShot, 0, "host_not_ours"},
 		{"unknown", l, metadPort, stranger.Bytes(), unknown.Ifindex, actRedirect, portTag(unknown.Ifindex), "port_unknown"},
 		{"unknown, another mac on the same port", l, metadPort, with(stranger, func(f *testnet.Frame) { f.SrcMAC = other.MAC }), unknown.Ifindex, actRedirect, portTag(unknown.Ifindex), "port_unknown"},
 		{"unknown, address in use elsewhere", l, metadPort, stranger.Bytes(), other.Ifindex, actShot, 0, "port_claimed"},
 		{"unknown, bridge against port", l, metadBridge, stranger.Bytes(), bridge, actShot, 0, "bridge_claimed"},
 		{"agent's connection", l, metadPort, with(own, agents), port, actUnspec, 0, "port_agent"},
 		{"a new connection from the same port", l, metadPort, with(own, func(f *testnet.Frame) { f.SrcPort = agentPort }), port, actRedirect, 7, "port_task"},
+		{"a connection that the agent has closed", l, metadPort, with(own, func(f *testnet.Frame) { f.SrcPort, f.Flags = lingerPort, testnet.ACK }), port, actRedirect, 7, "port_task"},
+		{"a connection that the agent has closed, FIN", l, metadPort, with(own, func(f *testnet.Frame) { f.SrcPort, f.Flags = lingerPort, testnet.ACK|testnet.FIN }), port, actUnspec, 0, "port_agent"},
 		{"agent's connection, another mac", l, metadPort, with(own, func(f *testnet.Frame) { agents(f); f.SrcMAC = other.MAC }), port, actShot, 0, "port_wrong_mac"},
 		{"bridge: agent's connection, unknown", l, metadBridge, with(stranger, agents), bridge, actUnspec, 0, "bridge_agent"},
 		{"bridge: agent's connection", l, metadBridge, with(own, agents), bridge, actUnspec, 0, "bridge_agent"},
@@ -240,6 +264,7 @@ func TestRootVerdicts(t *testing.T) {
 		{"port, a task's tag", unknown.Addr, 7, nil, actShot, [6]byte{}, "reply_not_theirs"},
 		{"bridge", atBridge, 0, nil, actRedirect, unknown.MAC, "reply_bridge"},
 		{"bridge, a port's tag", atBridge, portTag(other.Ifindex), nil, actShot, [6]byte{}, "reply_not_theirs"},
+		{"host", HostAddr, 0, nil, actUnspec, [6]byte{}, "reply_host"},
 		{"nobody", netip.MustParseAddr("169.254.173.9"), 0, nil, actShot, [6]byte{}, "reply_nowhere"},
 		{"another source", known.Addr, 7, func(f *testnet.Frame) { f.Src = other.Addr }, actShot, [6]byte{}, "reply_not_ours"},
 		{"udp", known.Addr, 7, func(f *testnet.Frame) { f.Protocol = unix.IPPROTO_UDP }, actShot, [6]byte{}, "reply_not_ours"},

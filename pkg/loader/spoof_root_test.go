@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
@@ -273,6 +274,69 @@ func TestRootCounters(t *testing.T) {
 	}
 }
 
+func wantHostAnswer(t testing.TB, h *testnet.Host, want string) {
+	t.Helper()
+	c, err := testnet.Dial(h.NS, "", testnet.Endpoint, timeout)
+	if err != nil {
+		t.Errorf("host: %v, want %q", err, want)
+		return
+	}
+	defer c.Close()
+	if _, body, err := testnet.GetOn(c, "/", timeout); err != nil || body != want {
+		t.Errorf("host: got %q, %v, want %q", body, err, want)
+	}
+}
+
+// The host's own processes are answered, and nobody else by their way: not what the host forwards,
+// not who takes their address.
+func TestRootHostRoute(t *testing.T) {
+	bothModes(t, func(t *testing.T, mode AttachMode) {
+		h := testnet.NewHost(t)
+		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+		k := b.AddTask("")
+		outside := h.AddBridge("outside0", "10.9.0.1/16").AddTask("")
+		l := open(t, h, Config{Attach: mode, HostRoute: true})
+		serve(t, l)
+		wantHostAnswer(t, h, "metad 0x0")
+		if verdictsOf(t, l)["host"] == 0 || verdictsOf(t, l)["reply_host"] == 0 {
+			t.Errorf("verdicts: %v", verdictsOf(t, l))
+		}
+		refused := func(name string, ns netns.NsHandle, local, verdict string) {
+			t.Helper()
+			before := verdictsOf(t, l)[verdict]
+			if c, err := testnet.Dial(ns, local, testnet.Endpoint, 100*time.Millisecond); err == nil {
+				c.Close()
+				t.Errorf("%s is answered", name)
+			}
+			if verdictsOf(t, l)[verdict] == before {
+				t.Errorf("%s: %s did not move", name, verdict)
+			}
+		}
+		refused("a network that metad does not watch", outside.NS, "", "host_not_ours")
+		refused("another address of the host", h.NS, "10.9.0.1:0", "host_not_ours")
+		wantDropped(t, l, k, k, "port_host", 41000, testnet.Frame{SrcMAC: k.MAC, DstMAC: b.MAC, Src: HostAddr, SrcPort: 41000}.Bytes())
+		// Forwarded, with the host's address: the kernel knows better, or metad_host does.
+		raw := testnet.NewRaw(t, outside.NS, "eth0")
+		before := verdictsOf(t, l)
+		raw.Send(testnet.Frame{SrcMAC: outside.MAC, DstMAC: outside.Bridge.MAC, Src: HostAddr, SrcPort: 41001}.Bytes())
+		if s, ok := raw.Answer(41001, 60*time.Millisecond); ok {
+			t.Errorf("a forwarded packet from the host's address got an answer: %+v", s)
+		}
+		if after := verdictsOf(t, l); after["host"] != before["host"] {
+			t.Error("a forwarded packet from the host's address was let in")
+		}
+		wantHostAnswer(t, h, "metad 0x0")
+
+		if err := l.Disarm(); err != nil {
+			t.Fatal(err)
+		}
+		routes, err := h.NL.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: l.metad0, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
+		if err != nil || len(routes) != 0 {
+			t.Errorf("routes over metad0: got %v, %v, want none", routes, err)
+		}
+	})
+}
+
 // The host's firewall has no say: br_netfilter on, the agent's DNAT rule (row 2.3) in place, INPUT and
 // FORWARD closed. Needs iptables and br_netfilter.
 func TestRootFirewall(t *testing.T) {
@@ -298,11 +362,15 @@ func TestRootFirewall(t *testing.T) {
 		}
 		iptables("-t", "nat", "-A", "PREROUTING", "-p", "tcp", "-d", "169.254.170.2", "--dport", "80", "-j", "DNAT", "--to-destination", "127.0.0.1:51679")
 		wantAnswer(t, k, "agent")
-		l := open(t, h, Config{Attach: mode})
+		l := open(t, h, Config{Attach: mode, HostRoute: true})
 		put(t, l, k, 1)
 		serve(t, l)
 		wantAnswer(t, k, "metad 0x1")
 		wantAnswer(t, unknown, portTag(unknown))
+		// A process of the host: metad's, until the agent has a rule for it.
+		wantHostAnswer(t, h, "metad 0x0")
+		iptables("-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-d", "169.254.170.2", "--dport", "80", "-j", "REDIRECT", "--to-ports", "51679")
+		wantHostAnswer(t, h, "agent")
 		for _, chain := range []string{"INPUT", "FORWARD", "OUTPUT"} {
 			iptables("-P", chain, "DROP")
 		}

@@ -3,6 +3,7 @@ package server
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -44,6 +45,10 @@ type Config struct {
 	// UnknownWait is how long a request from an unknown source waits for its task to appear,
 	// at most MaxUnknownWait; how many wait at a time is for Tasks to bound. Zero: not at all.
 	UnknownWait time.Duration
+
+	// HostAddr is the source of the host's own processes: no task ever has it, and nobody waits
+	// for one. Zero: there is none.
+	HostAddr netip.Addr
 
 	// AgentURL is the ECS agent's task endpoint, "http://host:port", to which every request
 	// that metad does not serve is passed on. Empty: there is no agent.

@@ -321,7 +321,7 @@ func (s *Server) answer(ctx *fasthttp.RequestCtx, c *conn, a *asked) failure {
 // never was, or if the asker may be a container that the task does not show yet.
 func (s *Server) resolve(c *conn) *lookup.View {
 	v := s.tasks.Resolve(c.tag, c.remote.Addr())
-	if v != nil && !v.Task.Settling || c.arn != "" || s.cfg.UnknownWait == 0 {
+	if v != nil && !v.Task.Settling || c.arn != "" || s.cfg.UnknownWait == 0 || c.remote.Addr() == s.cfg.HostAddr {
 		return v
 	}
 	s.waiting.Add(1)
