@@ -183,13 +183,6 @@ func (c *config) validate() error {
 	if _, ok := server.ParseRateLimit(c.rpsLimit); !ok {
 		rate = fmt.Errorf("rps-limit %q: want two positive numbers, \"rate,burst\"", c.rpsLimit)
 	}
-	var proxy error
-	if c.proxySocket != "" && !strings.HasPrefix(c.dockerHost, "unix://") {
-		proxy = fmt.Errorf("docker-proxy %q: needs a unix socket to stand in front of; docker-host is %q", c.proxySocket, c.dockerHost)
-	} else if c.proxySocket != "" && filepath.Clean(c.proxySocket) == filepath.Clean(strings.TrimPrefix(c.dockerHost, "unix://")) {
-		// DOCKER_HOST points clients at the proxy, and metad is a client too.
-		proxy = fmt.Errorf("docker-proxy %q: is docker-host too; --docker-host must name the engine's own socket", c.proxySocket)
-	}
 	var admin error
 	if _, _, err := net.SplitHostPort(c.adminAddr); c.adminAddr != "" && err != nil {
 		admin = fmt.Errorf("admin %q: want host:port", c.adminAddr)
@@ -202,6 +195,7 @@ func (c *config) validate() error {
 	if len(c.account) != 12 || strings.Trim(c.account, "0123456789") != "" {
 		account = fmt.Errorf("account %q: want 12 digits", c.account)
 	}
+	_, proxy := c.engineSocket()
 	return errors.Join(
 		oneOf("attach", c.attach, "auto", "tcx", "clsact"),
 		oneOf("on-exit", c.onExit, "open", "drop"),
@@ -275,6 +269,30 @@ func agentsLevel(v string) string {
 }
 
 var levels = []string{"debug", "info", "warn", "error"}
+
+// engineSocket returns the Docker Engine's socket, if there is to be a proxy in front of it. To have DOCKER_HOST
+// name the proxy is what its clients are told to do: metad itself would ask itself without end.
+func (c *config) engineSocket() (string, error) {
+	if c.proxySocket == "" {
+		return "", nil
+	}
+	socket, ok := strings.CutPrefix(c.dockerHost, "unix://")
+	if !ok {
+		return "", fmt.Errorf("docker-proxy %q: needs a unix socket to stand in front of; docker-host is %q", c.proxySocket, c.dockerHost)
+	}
+	if resolved(socket) == resolved(c.proxySocket) {
+		return "", fmt.Errorf("docker-host %q is metad's own proxy: want the Docker Engine's socket (is DOCKER_HOST set?)", c.dockerHost)
+	}
+	return socket, nil
+}
+
+// resolved returns p without symbolic links among its directories: /var/run is one to /run.
+func resolved(p string) string {
+	if dir, err := filepath.EvalSymlinks(filepath.Dir(p)); err == nil {
+		return filepath.Join(dir, filepath.Base(p))
+	}
+	return filepath.Clean(p)
+}
 
 func (c *config) logger() (*zap.Logger, error) {
 	level, err := zapcore.ParseLevel(c.logLevel)

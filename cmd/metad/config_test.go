@@ -88,7 +88,7 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 	f("", []string{"--on-exit", "drop", "--attach", "tcx"}, "on-exit drop")
 	f("", []string{"--admin", "51683"}, `admin "51683": want host:port`)
 	f("", []string{"--docker-host", "tcp://127.0.0.1:2375"}, `docker-proxy "/run/metad/docker.sock": needs a unix socket`)
-	f("", []string{"--docker-host", "unix:///run/metad/docker.sock"}, `docker-proxy "/run/metad/docker.sock": is docker-host too`)
+	f("", []string{"--docker-host", "unix:///run/metad/docker.sock"}, "is metad's own proxy")
 	f("", []string{"--log-level", "crit"}, `log-level "crit"`)
 	for _, rate := range []string{"garbage", "40", "0,60", "40,-1"} {
 		f("", []string{"--rps-limit", rate}, `rps-limit "`+rate+`"`)
@@ -98,6 +98,14 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 		f("", []string{"--agent-url", url}, `agent-url "`+url+`"`)
 		f("", []string{"--agent-introspection-url", url}, `agent-introspection-url "`+url+`"`)
 	}
+	if _, err := parse(t, "--docker-host", "tcp://127.0.0.1:2375", "--docker-proxy", ""); err != nil {
+		t.Errorf("without a proxy: got %v", err)
+	}
+	dir, link := t.TempDir(), filepath.Join(t.TempDir(), "run")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	f("", []string{"--docker-host", "unix://" + link + "/docker.sock", "--docker-proxy", dir + "/docker.sock"}, "is metad's own proxy")
 	if _, err := parse(t, "--config", filepath.Join(t.TempDir(), "none")); err == nil {
 		t.Error("a file asked for by name that is not there: got no error")
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -214,10 +213,15 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 		})
 		return nil
 	}
+	var proxySocket atomic.Pointer[dockerproxy.Socket]
 	if c.proxySocket != "" {
 		err := side(func(context.Context) (func(context.Context) error, error) {
-			proxy, ln, err := d.listenProxy()
-			return func(ctx context.Context) error { return proxy.Serve(ctx, ln) }, err
+			proxy, socket, err := d.listenProxy()
+			if err != nil {
+				return nil, err
+			}
+			proxySocket.Store(socket)
+			return func(ctx context.Context) error { return proxy.Serve(ctx, socket) }, nil
 		})
 		if err != nil {
 			return err
@@ -280,6 +284,9 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 		case <-drained:
 			owner = false
 			err := context.Cause(parts)
+			if s := proxySocket.Load(); s != nil {
+				s.Succeed() // waits until the other's proxy has taken this one's place
+			}
 			cancel(nil) // the other waits for the admin address
 			running.Wait()
 			return errors.Join(err, succ.Close())
@@ -451,8 +458,11 @@ func (c *config) fileConfig() mdfile.Config {
 }
 
 // listenProxy makes the Docker API proxy and its socket.
-func (d *daemon) listenProxy() (*dockerproxy.Proxy, net.Listener, error) {
-	socket := strings.TrimPrefix(d.cfg.dockerHost, "unix://") // validate has seen to it
+func (d *daemon) listenProxy() (*dockerproxy.Proxy, *dockerproxy.Socket, error) {
+	socket, err := d.cfg.engineSocket()
+	if err != nil {
+		return nil, nil, err
+	}
 	cfg := dockerproxy.Config{Engine: socket, Enabled: d.cfg.fileEnabled, Identify: d.follower.Identify}
 	if d.cfg.selinux {
 		cfg.SELinux = dockerproxy.SELinuxOn

@@ -340,7 +340,7 @@ func checkRules(ctx context.Context, _ Config, h *host) []Check {
 		case strings.Contains(lower, "drop") || strings.Contains(lower, "reject"):
 			checks = append(checks, Check{name, Warn, found, "without metad the endpoint is unreachable, and host processes may never reach it; remove the rule"})
 		case strings.Contains(r.chain, "OUTPUT") || strings.Contains(strings.ToLower(r.chain), "output"):
-			checks = append(checks, Check{name, OK, found + " (host processes go there, not to metad, unless --host-route=on)", ""})
+			checks = append(checks, Check{name, OK, found + " (host processes go there, not to metad)", ""})
 		default:
 			checks = append(checks, Check{name, OK, found + " (while metad does not run)", ""})
 		}

@@ -251,7 +251,9 @@ func hostRoute(metad0 int) *netlink.Route {
 }
 
 // hostAddr has a link's scope: the host does not use it to speak to others.
-func hostAddr() *netlink.Addr { return &netlink.Addr{IPNet: single(HostAddr), Scope: int(netlink.SCOPE_LINK)} }
+func hostAddr() *netlink.Addr {
+	return &netlink.Addr{IPNet: single(HostAddr), Scope: int(netlink.SCOPE_LINK)}
+}
 
 // single is the network that has addr alone.
 func single(addr netip.Addr) *net.IPNet {

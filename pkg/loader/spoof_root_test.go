@@ -287,6 +287,21 @@ func wantHostAnswer(t testing.TB, h *testnet.Host, want string) {
 	}
 }
 
+func iptables(t testing.TB, h *testnet.Host, args ...string) {
+	t.Helper()
+	testnet.RequireTool(t, "iptables")
+	err := testnet.In(h.NS, func() error {
+		out, err := exec.Command("iptables", args...).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("iptables %v: %w: %s", args, err, out)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // The host's own processes are answered, and nobody else by their way: not what the host forwards,
 // not who takes their address.
 func TestRootHostRoute(t *testing.T) {
@@ -314,6 +329,8 @@ func TestRootHostRoute(t *testing.T) {
 		}
 		refused("a network that metad does not watch", outside.NS, "", "host_not_ours")
 		refused("another address of the host", h.NS, "10.9.0.1:0", "host_not_ours")
+		iptables(t, h, "-t", "nat", "-A", "POSTROUTING", "-s", "10.9.0.0/16", "-j", "SNAT", "--to-source", HostAddr.String())
+		refused("such a network, given the host's address by a rule", outside.NS, "", "host_not_ours")
 		wantDropped(t, l, k, k, "port_host", 41000, testnet.Frame{SrcMAC: k.MAC, DstMAC: b.MAC, Src: HostAddr, SrcPort: 41000}.Bytes())
 		// Forwarded, with the host's address: the kernel knows better, or metad_host does.
 		raw := testnet.NewRaw(t, outside.NS, "eth0")
@@ -340,27 +357,13 @@ func TestRootHostRoute(t *testing.T) {
 // The host's firewall has no say: br_netfilter on, the agent's DNAT rule (row 2.3) in place, INPUT and
 // FORWARD closed. Needs iptables and br_netfilter.
 func TestRootFirewall(t *testing.T) {
-	testnet.RequireTool(t, "iptables")
 	bothModes(t, func(t *testing.T, mode AttachMode) {
 		h := testnet.NewHost(t)
 		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
 		k, unknown := b.AddTask(""), b.AddTask("")
 		h.StandInAgent("127.0.0.1:51679")
 		h.Sysctl("net/bridge/bridge-nf-call-iptables", "1")
-		iptables := func(args ...string) {
-			t.Helper()
-			err := testnet.In(h.NS, func() error {
-				out, err := exec.Command("iptables", args...).CombinedOutput()
-				if err != nil {
-					return fmt.Errorf("iptables %v: %w: %s", args, err, out)
-				}
-				return nil
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
-		iptables("-t", "nat", "-A", "PREROUTING", "-p", "tcp", "-d", "169.254.170.2", "--dport", "80", "-j", "DNAT", "--to-destination", "127.0.0.1:51679")
+		iptables(t, h, "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "-d", "169.254.170.2", "--dport", "80", "-j", "DNAT", "--to-destination", "127.0.0.1:51679")
 		wantAnswer(t, k, "agent")
 		l := open(t, h, Config{Attach: mode, HostRoute: true})
 		put(t, l, k, 1)
@@ -369,10 +372,10 @@ func TestRootFirewall(t *testing.T) {
 		wantAnswer(t, unknown, portTag(unknown))
 		// A process of the host: metad's, until the agent has a rule for it.
 		wantHostAnswer(t, h, "metad 0x0")
-		iptables("-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-d", "169.254.170.2", "--dport", "80", "-j", "REDIRECT", "--to-ports", "51679")
+		iptables(t, h, "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-d", "169.254.170.2", "--dport", "80", "-j", "REDIRECT", "--to-ports", "51679")
 		wantHostAnswer(t, h, "agent")
 		for _, chain := range []string{"INPUT", "FORWARD", "OUTPUT"} {
-			iptables("-P", chain, "DROP")
+			iptables(t, h, "-P", chain, "DROP")
 		}
 		wantAnswer(t, k, "metad 0x1")
 		wantAnswer(t, unknown, portTag(unknown))

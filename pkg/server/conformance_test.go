@@ -288,6 +288,9 @@ var rows = []row{
 		cfg.UnknownWait = time.Millisecond
 		h := newHost(t, cfg, newTask())
 		want(t, h.get(t, addrU, "/v2/metadata"), 400, typeJSON, unknownBody)
+		h.cfg.HostAddr = addrU // a process of the host is told at once
+		h.cfg.UnknownWait = time.Minute
+		want(t, h.get(t, addrU, "/v2/metadata"), 400, typeJSON, unknownBody)
 	}},
 	{id: "E05", test: func(t *testing.T) {
 		h := newHost(t, testConfig(), newTask())
