@@ -399,6 +399,7 @@ type daemon struct {
 	current  []*task.Task // the last set
 	synced   bool         // current has been set
 	unserved bool         // the last try left addresses out, and the log says so
+	carried  bool         // what an earlier process sampled has been given to the containers that still run
 	frozen   bool         // another metad writes to the kernel's map, or may do so any moment: this one does not
 }
 
@@ -415,11 +416,35 @@ func (d *daemon) publish() {
 	if d.frozen || !d.synced {
 		return
 	}
+	d.carryOver()
 	d.logServed(d.table.Apply(d.current))
 	if !d.cfg.disableMetrics {
 		d.sampler.Apply(d.current)
 	}
 	d.files.Apply(d.current)
+}
+
+// carryOver gives the containers that an earlier process knew the samples it had of them, once: until there are newer
+// ones. It is called with mu held.
+func (d *daemon) carryOver() {
+	if d.carried {
+		return
+	}
+	d.carried = true
+	before := map[string]*task.Container{}
+	for _, v := range d.table.Views() {
+		for _, c := range v.Task.Containers {
+			before[c.ID] = c
+		}
+	}
+	for _, t := range d.current {
+		for _, c := range t.Containers {
+			// The counters of one that was started again begin anew.
+			if old := before[c.ID]; old != nil && c.Running() && c.StartedAt.Equal(old.StartedAt) && c.Stats.Load() == nil {
+				c.Stats.Store(old.Stats.Load())
+			}
+		}
+	}
 }
 
 // logServed tells when a table's error comes and when it has gone, not each time in between. It is called with

@@ -247,9 +247,9 @@ func TestRootE08RestartWithoutDocker(t *testing.T) {
 	d := startMetad(t, h)
 	task := h.RunTask(t, testdocker.Task{ID: "e08", Containers: []testdocker.Container{{Name: "app"}}})
 	ask(t, h, task.Containers[0], "/v2/metadata")
-	waitFor(t, "snapshot", func() bool {
-		m, _ := filepath.Glob(filepath.Join(d.dir, "run", "snapshot*"))
-		return len(m) > 0 && strings.Contains(readFile(m[0]), "e08")
+	waitFor(t, "snapshot with a sample", func() bool {
+		file := readFile(filepath.Join(d.dir, "run", "snapshot.json"))
+		return strings.Contains(file, "e08") && strings.Contains(file, "total_usage")
 	})
 	d.kill()
 	pid := h.Inspect(t, task.Containers[0]).State.Pid
@@ -263,6 +263,9 @@ func TestRootE08RestartWithoutDocker(t *testing.T) {
 	d.waitReady()
 	if got := taskOf(t, ask(t, h, task.Containers[0], "/v2/metadata")); got.TaskARN != task.ARN {
 		t.Errorf("after Docker came back: got %+v", got)
+	}
+	if stats := ask(t, h, task.Containers[0], "/v2/stats"); strings.Contains(stats, "null") {
+		t.Errorf("statistics after a restart: got %.300s", stats)
 	}
 }
 
