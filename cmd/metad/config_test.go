@@ -185,3 +185,29 @@ func TestRunExitCodes(t *testing.T) {
 	f(`metad: serve: unexpected argument "x"`, "serve", "x")
 	f(`metad: every 0s: want a positive duration`, "top", "--every", "0s")
 }
+
+// What an entrypoint goes by.
+func TestWaitFileExitCodes(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "metadata.json")
+	f := func(content, variable string, want int, message string, args ...string) {
+		t.Helper()
+		t.Setenv("ECS_CONTAINER_METADATA_FILE", variable)
+		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var errs bytes.Buffer
+		code := run(context.Background(), append([]string{"metad", "wait-file", "--timeout", "50ms"}, args...), &bytes.Buffer{}, &errs)
+		if code != want || !strings.Contains(errs.String(), message) || (message == "") != (errs.Len() == 0) {
+			t.Errorf("%q, variable %q, args %q: got %d %q, want %d %q", content, variable, args, code, errs.String(), want, message)
+		}
+	}
+	ready := `{"MetadataFileStatus": "READY"}`
+	f(ready, file, 0, "")
+	f(ready, "", 0, "", file)
+	f(ready, "/nonexistent", 0, "", file)
+	f("{}", file, 1, "metad: wait for metadata file "+file)
+	f(ready[:9], file, 1, "metad: wait for metadata file "+file)
+	f(ready, file+"x", 1, "no such file")
+	f(ready, "", 1, "ECS_CONTAINER_METADATA_FILE is not set")
+	f(ready, "", 1, "unexpected argument", file, file)
+}
