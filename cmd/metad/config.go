@@ -5,7 +5,11 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net"
+	"net/url"
 	"os"
+	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +18,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.yaml.in/yaml/v3"
+
+	"metad/pkg/server"
 )
 
 const defaultConfigFile = "/etc/metad/metad.yaml"
@@ -99,7 +105,7 @@ func (c *config) flags() []cli.Flag {
 		str(&c.attach, path, "attach", "auto", "auto, tcx or clsact"),
 		boolean(&c.trustBridge, path, "trust-bridge", "let address and MAC prove a task on a port that has no program yet"),
 		str(&c.onExit, path, "on-exit", "open", "what becomes of packets for the endpoint without metad: open (as before metad) or drop"),
-		str(&c.hostRoute, path, "host-route", "auto", "route for host processes to the endpoint: auto and on (the agent's OUTPUT rule, where there is one, still comes first) or off"),
+		str(&c.hostRoute, path, "host-route", "on", "route for host processes and host-network containers to the endpoint: on (the agent's OUTPUT rule, where there is one, still comes first) or off"),
 		integer(&c.maxAddresses, path, "max-addresses", 16384, "size of the address map"),
 
 		str(&c.dockerHost, tasks, "docker-host", "unix:///var/run/docker.sock", "the Docker Engine", "DOCKER_HOST"),
@@ -114,8 +120,8 @@ func (c *config) flags() []cli.Flag {
 		str(&c.agentURL, http, "agent-url", "http://127.0.0.1:51679", "the ECS agent's task endpoint, for all that metad does not serve; empty: none"),
 		str(&c.introspection, http, "agent-introspection-url", "http://127.0.0.1:51678", "the ECS agent's introspection API; empty: none"),
 		dur(&c.unknownWait, http, "unknown-wait", 400*time.Millisecond, "how long a request from an unknown address waits for its task, at most 400ms"),
-		str(&c.rpsLimit, http, "rps-limit", "", `requests per second and burst of one task, "rate,burst"; empty: no limit`, "ECS_TASK_METADATA_RPS_LIMIT"),
-		integer(&c.maxConns, http, "max-conns-per-task", 128, "connections one task may hold"),
+		&cli.StringFlag{Name: "rps-limit", Usage: `requests per second and burst of one task, "rate,burst"; empty: no limit`, Destination: &c.rpsLimit, Category: http, Sources: withAgents(src("rps-limit"), "ECS_TASK_METADATA_RPS_LIMIT", agentsRate)},
+		integer(&c.maxConns, http, "max-conns-per-task", server.DefaultConfig().MaxConnsPerTask, "connections one task may hold"),
 		str(&c.statsSource, http, "stats-source", "auto", "auto, cgroup or docker"),
 		boolean(&c.disableMetrics, http, "disable-metrics", "collect no statistics", "ECS_DISABLE_METRICS"),
 
@@ -128,7 +134,7 @@ func (c *config) flags() []cli.Flag {
 		str(&c.adminAddr, daemon, "admin", "127.0.0.1:51683", "address of /metrics, /healthz, /readyz and /v1/tasks; empty: none"),
 		boolean(&c.pprof, daemon, "pprof", "serve /debug/pprof on the admin address"),
 		str(&c.runDir, daemon, "run-dir", "/run/metad", "where the takeover socket and the snapshot live"),
-		str(&c.logLevel, daemon, "log-level", "info", "debug, info, warn or error", "ECS_LOGLEVEL"),
+		&cli.StringFlag{Name: "log-level", Value: "info", Usage: "debug, info, warn or error", Destination: &c.logLevel, Category: daemon, Sources: withAgents(src("log-level"), "ECS_LOGLEVEL", agentsLevel)},
 		str(&c.logFormat, daemon, "log-format", "console", "console or json"),
 	}
 }
@@ -144,6 +150,38 @@ func (c *config) validate() error {
 		}
 		return fmt.Errorf("%s %q: want one of %s", name, v, strings.Join(of, ", "))
 	}
+	atLeast := func(name string, v, least int) error {
+		if v >= least {
+			return nil
+		}
+		return fmt.Errorf("%s %d: want at least %d", name, v, least)
+	}
+	var bridges error
+	for _, p := range c.bridges {
+		if _, err := path.Match(p, ""); err != nil || p == "" {
+			bridges = fmt.Errorf("bridges: bad pattern %q", p)
+		}
+	}
+	var exit error
+	if c.onExit == "drop" && c.attach == "tcx" {
+		exit = errors.New("on-exit drop: nothing stays to drop with after attach tcx; use clsact")
+	}
+	var reconcile error
+	if c.reconcile <= 0 {
+		reconcile = fmt.Errorf("reconcile %s: want a positive duration", c.reconcile)
+	}
+	var wait error
+	if c.unknownWait < 0 || c.unknownWait > server.MaxUnknownWait {
+		wait = fmt.Errorf("unknown-wait %s: want 0 to %s", c.unknownWait, server.MaxUnknownWait)
+	}
+	var rate error
+	if _, ok := server.ParseRateLimit(c.rpsLimit); !ok {
+		rate = fmt.Errorf("rps-limit %q: want two positive numbers, \"rate,burst\"", c.rpsLimit)
+	}
+	var admin error
+	if _, _, err := net.SplitHostPort(c.adminAddr); c.adminAddr != "" && err != nil {
+		admin = fmt.Errorf("admin %q: want host:port", c.adminAddr)
+	}
 	var region error
 	if c.region == "" || strings.ContainsAny(c.region, ":/ ") {
 		region = fmt.Errorf("region %q: want a name without ':', '/' and spaces", c.region)
@@ -152,20 +190,99 @@ func (c *config) validate() error {
 	if len(c.account) != 12 || strings.Trim(c.account, "0123456789") != "" {
 		account = fmt.Errorf("account %q: want 12 digits", c.account)
 	}
+	_, proxy := c.engineSocket()
 	return errors.Join(
 		oneOf("attach", c.attach, "auto", "tcx", "clsact"),
 		oneOf("on-exit", c.onExit, "open", "drop"),
-		oneOf("host-route", c.hostRoute, "auto", "on", "off"),
+		oneOf("host-route", c.hostRoute, "on", "off"),
 		oneOf("stats-source", c.statsSource, "auto", "cgroup", "docker"),
+		oneOf("log-level", c.logLevel, levels...),
 		oneOf("log-format", c.logFormat, "console", "json"),
-		region, account,
+		bridges, exit, reconcile, region, account, wait, rate, proxy, admin,
+		atLeast("max-addresses", c.maxAddresses, 1),
+		atLeast("max-conns-per-task", c.maxConns, 1),
+		agentForm("agent-url", c.agentURL),
+		agentForm("agent-introspection-url", c.introspection),
 	)
+}
+
+// agentForm wants the form that the packages want, in terms of the flag.
+func agentForm(name, v string) error {
+	u, err := url.Parse(v)
+	if v == "" || err == nil && u.Scheme == "http" && u.Hostname() != "" && strings.Trim(u.Path, "/") == "" && u.RawQuery == "" && u.User == nil {
+		return nil
+	}
+	return fmt.Errorf("%s %q: want http://host:port, or nothing", name, v)
+}
+
+// agents is a variable of the agent's where metad's own values are stricter. For the agent a value that makes no
+// sense stands for the default: metad must start on every host that the agent starts on.
+type agents struct {
+	cli.ValueSource
+	read func(string) string
+}
+
+// Lookup implements cli.ValueSource.
+func (a agents) Lookup() (string, bool) {
+	v, ok := a.ValueSource.Lookup()
+	if v == "" {
+		return "", ok
+	}
+	return a.read(v), ok
+}
+
+// withAgents puts the agent's variable after metad's own and before the file.
+func withAgents(own cli.ValueSourceChain, name string, read func(string) string) cli.ValueSourceChain {
+	own.Chain = slices.Insert(own.Chain, 1, cli.ValueSource(agents{cli.EnvVar(name), read}))
+	return own
+}
+
+func agentsRate(v string) string {
+	limit, _ := server.ParseRateLimit(v)
+	return fmt.Sprintf("%d,%d", limit.PerSecond, limit.Burst)
+}
+
+// agentsLevel reads a level of the agent's, which has crit beside metad's own.
+func agentsLevel(v string) string {
+	if v = strings.ToLower(v); v == "crit" || v == "critical" {
+		return "error"
+	}
+	if slices.Contains(levels, v) {
+		return v
+	}
+	return "info"
+}
+
+var levels = []string{"debug", "info", "warn", "error"}
+
+// engineSocket returns the Docker Engine's socket, if there is to be a proxy in front of it. To have DOCKER_HOST
+// name the proxy is what its clients are told to do: metad itself would ask itself without end.
+func (c *config) engineSocket() (string, error) {
+	if c.proxySocket == "" {
+		return "", nil
+	}
+	socket, ok := strings.CutPrefix(c.dockerHost, "unix://")
+	if !ok {
+		return "", fmt.Errorf("docker-proxy %q: needs a unix socket to stand in front of; docker-host is %q", c.proxySocket, c.dockerHost)
+	}
+	if resolved(socket) == resolved(c.proxySocket) {
+		return "", fmt.Errorf("docker-host %q is metad's own proxy: want the Docker Engine's socket (is DOCKER_HOST set?)", c.dockerHost)
+	}
+	return socket, nil
+}
+
+// resolved returns p without symbolic links among its directories: /var/run is one to /run.
+func resolved(p string) string {
+	if dir, err := filepath.EvalSymlinks(filepath.Dir(p)); err == nil {
+		return filepath.Join(dir, filepath.Base(p))
+	}
+	return filepath.Clean(p)
 }
 
 func (c *config) logger() (*zap.Logger, error) {
 	level, err := zapcore.ParseLevel(c.logLevel)
 	if err != nil {
-		return nil, fmt.Errorf("log-level %q: want debug, info, warn or error", c.logLevel)
+		return nil, fmt.Errorf("log-level: %w", err)
 	}
 	zc := zap.NewProductionConfig()
 	zc.Level = zap.NewAtomicLevelAt(level)

@@ -78,9 +78,70 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 	f("", []string{"--region", "a:b"}, `region "a:b"`)
 	f("", []string{"--stats-source", "guess"}, `stats-source "guess"`)
 	f("unknown-wait: soon", nil, "unknown-wait")
+	f("", []string{"--unknown-wait", "2s"}, "unknown-wait 2s: want 0 to 400ms")
+	f("unknown-wait: -1ms", nil, "unknown-wait -1ms")
+	f("", []string{"--max-conns-per-task", "0"}, "max-conns-per-task 0: want at least 1")
+	f("", []string{"--max-addresses", "0"}, "max-addresses 0: want at least 1")
+	f("", []string{"--reconcile", "0s"}, "reconcile 0s")
+	f("", []string{"--bridges", "[x"}, `bridges: bad pattern "[x"`)
+	f("", []string{"--on-exit", "drop", "--attach", "tcx"}, "on-exit drop")
+	f("", []string{"--admin", "51683"}, `admin "51683": want host:port`)
+	f("", []string{"--docker-host", "tcp://127.0.0.1:2375"}, `docker-proxy "/run/metad/docker.sock": needs a unix socket`)
+	f("", []string{"--docker-host", "unix:///run/metad/docker.sock"}, "is metad's own proxy")
+	f("", []string{"--log-level", "crit"}, `log-level "crit"`)
+	for _, rate := range []string{"garbage", "40", "0,60", "40,-1"} {
+		f("", []string{"--rps-limit", rate}, `rps-limit "`+rate+`"`)
+		f(`rps-limit: "`+rate+`"`, nil, `rps-limit "`+rate+`"`)
+	}
+	for _, url := range []string{"localhost:51679", "https://127.0.0.1:51679", "http://:51679", "http://127.0.0.1:51679/v2", "http://u@127.0.0.1"} {
+		f("", []string{"--agent-url", url}, `agent-url "`+url+`"`)
+		f("", []string{"--agent-introspection-url", url}, `agent-introspection-url "`+url+`"`)
+	}
+	if _, err := parse(t, "--docker-host", "tcp://127.0.0.1:2375", "--docker-proxy", ""); err != nil {
+		t.Errorf("without a proxy: got %v", err)
+	}
+	dir, link := t.TempDir(), filepath.Join(t.TempDir(), "run")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	f("", []string{"--docker-host", "unix://" + link + "/docker.sock", "--docker-proxy", dir + "/docker.sock"}, "is metad's own proxy")
 	if _, err := parse(t, "--config", filepath.Join(t.TempDir(), "none")); err == nil {
 		t.Error("a file asked for by name that is not there: got no error")
 	}
+}
+
+// The agent starts with any value of its own variables (L09), so metad does.
+func TestConfigOfTheAgent(t *testing.T) {
+	t.Setenv("METAD_CONFIG", os.DevNull)
+	f := func(get func(*config) string, flag, metad, ecs, value, want string) {
+		t.Helper()
+		t.Setenv(ecs, value)
+		if metad != "" {
+			t.Setenv(flag, metad)
+			defer os.Unsetenv(flag)
+		}
+		if c, err := parse(t); err != nil || get(c) != want {
+			t.Errorf("%s=%q %s=%q: got %q, %v, want %q", flag, metad, ecs, value, get(c), err, want)
+		}
+	}
+	rate := func(metad, value, want string) {
+		t.Helper()
+		f(func(c *config) string { return c.rpsLimit }, "METAD_RPS_LIMIT", metad, "ECS_TASK_METADATA_RPS_LIMIT", value, want)
+	}
+	rate("", "", "")
+	rate("", "100, 150", "100,150")
+	rate("", "garbage", "40,60")
+	rate("", "0,5", "40,60")
+	rate("10,20", "garbage", "10,20")
+	level := func(metad, value, want string) {
+		t.Helper()
+		f(func(c *config) string { return c.logLevel }, "METAD_LOG_LEVEL", metad, "ECS_LOGLEVEL", value, want)
+	}
+	level("", "debug", "debug")
+	level("", "WARN", "warn")
+	level("", "crit", "error")
+	level("", "loud", "info")
+	level("debug", "crit", "debug")
 }
 
 func TestRunExitCodes(t *testing.T) {
@@ -88,7 +149,18 @@ func TestRunExitCodes(t *testing.T) {
 	if code := run(context.Background(), []string{"metad", "version"}, &out, &errs); code != 0 || !strings.HasPrefix(out.String(), "metad ") {
 		t.Errorf("version: got %d %q", code, out.String())
 	}
-	if code := run(context.Background(), []string{"metad", "serve", "--attach", "xdp"}, &out, &errs); code != 1 || !strings.Contains(errs.String(), `metad: attach "xdp"`) {
-		t.Errorf("serve with a bad flag: got %d %q", code, errs.String())
+	f := func(want string, args ...string) {
+		t.Helper()
+		out.Reset()
+		errs.Reset()
+		if code := run(context.Background(), append([]string{"metad"}, args...), &out, &errs); code != 1 || out.Len() > 0 || errs.String() != want+"\n" {
+			t.Errorf("%q: got %d, stdout %q, stderr %q, want 1 and the line %q", args, code, out.String(), errs.String(), want)
+		}
 	}
+	f(`metad: attach "xdp": want one of auto, tcx, clsact`, "serve", "--attach", "xdp")
+	f("metad: flag provided but not defined: -bogus", "serve", "--bogus")
+	f(`metad: no command "bogus"; metad --help lists them`, "bogus")
+	f(`metad: tasks: unexpected argument "all"`, "tasks", "all")
+	f(`metad: serve: unexpected argument "x"`, "serve", "x")
+	f(`metad: every 0s: want a positive duration`, "top", "--every", "0s")
 }

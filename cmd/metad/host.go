@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -55,12 +56,16 @@ func detachCommand() *cli.Command {
 		Name:  "detach",
 		Usage: "remove what metad left on this host: filters, links, its namespace, pins",
 		Flags: c.flagsNamed("config", "bridges", "pin-dir", "log-level", "log-format"),
-		Action: func(context.Context, *cli.Command) error {
+		Action: func(ctx context.Context, _ *cli.Command) error {
 			log, err := c.logger()
 			if err != nil {
 				return err
 			}
-			return loader.Detach(loader.Config{Bridges: c.bridges, PinDir: c.pinDir, Log: log})
+			lock, err := lockPins(ctx, c.pinDir, lockTime)
+			if err != nil {
+				return err
+			}
+			return errors.Join(loader.Detach(loader.Config{Bridges: c.bridges, PinDir: c.pinDir, Log: log}), lock.Close())
 		},
 	}
 }

@@ -66,13 +66,18 @@ func (e exitError) Error() string {
 }
 
 func app(stdout, stderr io.Writer) *cli.Command {
-	return &cli.Command{
+	root := &cli.Command{
 		Name:           "metad",
 		Usage:          "the ECS task metadata endpoint for every container on this host",
 		Writer:         stdout,
 		ErrWriter:      stderr,
 		ExitErrHandler: func(context.Context, *cli.Command, error) {}, // run prints, main exits
-		Suggest:        true,
+		Action: func(_ context.Context, cmd *cli.Command) error {
+			if cmd.Args().Present() {
+				return fmt.Errorf("no command %q; metad --help lists them", cmd.Args().First())
+			}
+			return cli.ShowRootCommandHelp(cmd)
+		},
 		Commands: []*cli.Command{
 			serveCommand(),
 			tasksCommand(stdout),
@@ -90,4 +95,19 @@ func app(stdout, stderr io.Writer) *cli.Command {
 			},
 		},
 	}
+	for _, cmd := range root.Commands {
+		if cmd.ArgsUsage == "" {
+			cmd.Before = func(ctx context.Context, cmd *cli.Command) (context.Context, error) {
+				if cmd.Args().Present() {
+					return ctx, fmt.Errorf("%s: unexpected argument %q", cmd.Name, cmd.Args().First())
+				}
+				return ctx, nil
+			}
+		}
+	}
+	for _, cmd := range append(root.Commands, root) {
+		// One line, and not the help on top of it.
+		cmd.OnUsageError = func(_ context.Context, _ *cli.Command, err error, _ bool) error { return err }
+	}
+	return root
 }

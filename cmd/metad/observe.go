@@ -14,7 +14,7 @@ func (d *daemon) adminConfig() admin.Config {
 	return admin.Config{
 		Addr:  d.cfg.adminAddr,
 		PProf: d.cfg.pprof,
-		Ready: d.ready,
+		Ready: func() error { return ready(d.follower.Synced(), d.armed.Load()) },
 		Tasks: d.tasks,
 		Collectors: []prometheus.Collector{
 			collectors.NewGoCollector(),
@@ -25,13 +25,13 @@ func (d *daemon) adminConfig() admin.Config {
 }
 
 // ready says why containers are not answered from a complete list, nil if they are.
-func (d *daemon) ready() error {
+func ready(synced <-chan struct{}, armed bool) error {
 	select {
-	case <-d.follower.Synced():
+	case <-synced:
 	default:
 		return errors.New("the Docker Engine has not answered yet")
 	}
-	if !d.armed.Load() {
+	if !armed {
 		return errors.New("packets are not redirected")
 	}
 	return nil
@@ -67,11 +67,15 @@ type metrics struct{ d *daemon }
 
 var (
 	descVerdicts = prometheus.NewDesc("metad_verdicts_total", "Packets by what the eBPF programs decided.", []string{"verdict"}, nil)
+	descPorts    = prometheus.NewDesc("metad_ports", "Ports of the watched bridges that metad's program is attached to.", nil, nil)
+	descUnhooked = prometheus.NewDesc("metad_devices_not_attached", "Ports and bridges that metad's program could not be attached to.", nil, nil)
+	descAttach   = prometheus.NewDesc("metad_attach_errors_total", "Attachments that failed.", nil, nil)
 	descTasks    = prometheus.NewDesc("metad_tasks", "Tasks known.", nil, nil)
 	descConflict = prometheus.NewDesc("metad_address_conflicts_total", "Addresses refused because two ports claimed them.", nil, nil)
 	descOpen     = prometheus.NewDesc("metad_connections", "Open connections from containers.", nil, nil)
 	descRefused  = prometheus.NewDesc("metad_connections_refused_total", "Connections over a limit.", nil, nil)
 	descWaiting  = prometheus.NewDesc("metad_waiting_requests", "Requests from addresses whose task is not known yet.", nil, nil)
+	descTurned   = prometheus.NewDesc("metad_waits_refused_total", "Requests that did not wait for their task because too many did.", nil, nil)
 	descPanics   = prometheus.NewDesc("metad_panics_total", "Requests answered 500 because of a bug.", nil, nil)
 	descSamples  = prometheus.NewDesc("metad_samples_total", "Statistics samples by outcome.", []string{"outcome"}, nil)
 	descDocker   = prometheus.NewDesc("metad_docker_connected", "1 while the Docker Engine's event stream is open.", nil, nil)
@@ -98,8 +102,13 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 			counter(descVerdicts, v.Packets, v.Name)
 		}
 	}
+	l := m.d.loader.Status()
+	gauge(descPorts, l.Ports)
+	gauge(descUnhooked, l.NotAttached)
+	counter(descAttach, l.AttachErrors)
 	gauge(descTasks, len(m.d.table.Views()))
 	counter(descConflict, m.d.table.Conflicts())
+	counter(descTurned, m.d.table.TurnedAway())
 
 	s := m.d.server.Load().Counters()
 	gauge(descOpen, s.Open)

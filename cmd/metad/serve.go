@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,7 +13,6 @@ import (
 	"github.com/docker/docker/client"
 	"github.com/urfave/cli/v3"
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
 
 	"metad/pkg/admin"
 	"metad/pkg/agent"
@@ -36,6 +34,8 @@ const (
 	// armTime is how long traffic is left to whoever had it before metad, while metad waits for its
 	// first list of containers. Who knows tasks from before its restart does not wait.
 	armTime = 5 * time.Second
+	// lockTime is how long one that was killed may take to be gone.
+	lockTime = 2 * time.Second
 )
 
 func serveCommand() *cli.Command {
@@ -44,10 +44,7 @@ func serveCommand() *cli.Command {
 		Name:  "serve",
 		Usage: "answer the endpoint until SIGINT or SIGTERM",
 		Flags: c.flags(),
-		Action: func(ctx context.Context, cmd *cli.Command) error {
-			if cmd.Args().Present() {
-				return fmt.Errorf("serve: unexpected argument %q", cmd.Args().First())
-			}
+		Action: func(ctx context.Context, _ *cli.Command) error {
 			if err := c.validate(); err != nil {
 				return err
 			}
@@ -73,7 +70,7 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 	d := &daemon{cfg: c, log: log, wired: make(chan struct{}), frozen: true}
 	socket, pred, err := handover.Start(ctx, handover.Config{Dir: c.runDir, Layout: handoverLayout, Build: version, Log: log.Named("handover")})
 	if err != nil {
-		return err
+		return runDirError(c.runDir, err)
 	}
 	var held io.Closer = socket
 	if pred != nil {
@@ -82,7 +79,12 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 	defer func() { err = errors.Join(err, held.Close()) }() // last: who starts next must find nothing of ours in its way
 	var ln net.Listener
 	var saved []lookup.Saved
+	var lock io.Closer
 	if pred == nil {
+		if lock, err = lockPins(ctx, c.pinDir, lockTime); err != nil {
+			return err
+		}
+		defer closing(lock, &err)
 		d.loader, err = loader.Open(d.loaderConfig())
 		saved = snapshot.Read(c.runDir, log.Named("snapshot"))
 	} else {
@@ -179,40 +181,69 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 	run(func(ctx context.Context) error { return d.loader.Events(ctx, d.event) })
 	run(d.retry)
 	run(d.keepSnapshot)
+	if pred != nil {
+		run(func(ctx context.Context) error { return d.keepLock(ctx) })
+	}
 	if d.agent != nil {
 		run(func(ctx context.Context) error { d.agent.Run(ctx); return nil })
 	}
+	// What is not for containers. A start that cannot have it ends before it takes a packet; after a takeover
+	// nobody else is left to serve, and it is tried again.
+	side := func(listen func(context.Context) (func(context.Context) error, error)) error {
+		if pred == nil {
+			serve, err := listen(parts)
+			if err == nil {
+				run(serve)
+			}
+			return err
+		}
+		run(func(ctx context.Context) error {
+			const every, patience = 50, 20 // ms; times: one that was killed may have an address for a moment longer
+			for n := 0; ctx.Err() == nil; n++ {
+				serve, err := listen(ctx)
+				if err == nil {
+					return serve(ctx)
+				}
+				if n == patience {
+					log.Error("going on without it until it can be had", zap.Error(err))
+				}
+				pause(ctx, every*time.Millisecond)
+			}
+			return nil
+		})
+		return nil
+	}
+	var proxySocket atomic.Pointer[dockerproxy.Socket]
 	if c.proxySocket != "" {
-		proxy, ln, err := d.listenProxy()
+		err := side(func(context.Context) (func(context.Context) error, error) {
+			proxy, socket, err := d.listenProxy()
+			if err != nil {
+				return nil, err
+			}
+			proxySocket.Store(socket)
+			return func(ctx context.Context) error { return proxy.Serve(ctx, socket) }, nil
+		})
 		if err != nil {
 			return err
 		}
-		run(func(ctx context.Context) error { return proxy.Serve(ctx, ln) })
 	}
 	if c.adminAddr != "" {
-		run(func(ctx context.Context) error {
+		err := side(func(ctx context.Context) (func(context.Context) error, error) {
 			if pred != nil { // it has the address until then
 				select {
 				case <-pred.Left():
 				case <-ctx.Done():
-					return nil
 				}
 			}
 			adm, err := admin.Listen(d.adminConfig())
-			// One that was killed may have the address for a moment longer than the takeover's connection.
-			for end := time.Now().Add(drainTime); pred != nil && errors.Is(err, unix.EADDRINUSE) && time.Now().Before(end); {
-				select {
-				case <-time.After(20 * time.Millisecond):
-				case <-ctx.Done():
-					return nil
-				}
-				adm, err = admin.Listen(d.adminConfig())
-			}
 			if err != nil {
-				return err
+				return nil, err
 			}
-			return adm.Serve(ctx)
+			return adm.Serve, nil
 		})
+		if err != nil {
+			return err
+		}
 	}
 
 	if pred == nil && len(d.table.Views()) == 0 {
@@ -253,6 +284,9 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 		case <-drained:
 			owner = false
 			err := context.Cause(parts)
+			if s := proxySocket.Load(); s != nil {
+				s.Succeed() // waits until the other's proxy has taken this one's place
+			}
 			cancel(nil) // the other waits for the admin address
 			running.Wait()
 			return errors.Join(err, succ.Close())
@@ -361,10 +395,12 @@ type daemon struct {
 	wired chan struct{} // closed when all of the above are set, but for the server
 	armed atomic.Bool   // packets come here
 
-	mu      sync.Mutex   // guards what follows, and is held while tasks are published
-	current []*task.Task // the last set
-	synced  bool         // current has been set
-	frozen  bool         // another metad writes to the kernel's map, or may do so any moment: this one does not
+	mu       sync.Mutex   // guards what follows, and is held while tasks are published
+	current  []*task.Task // the last set
+	synced   bool         // current has been set
+	unserved bool         // the last try left addresses out, and the log says so
+	carried  bool         // what an earlier process sampled has been given to the containers that still run
+	frozen   bool         // another metad writes to the kernel's map, or may do so any moment: this one does not
 }
 
 // apply is where a new set of tasks goes.
@@ -380,13 +416,47 @@ func (d *daemon) publish() {
 	if d.frozen || !d.synced {
 		return
 	}
-	if err := d.table.Apply(d.current); err != nil {
-		d.log.Error("some addresses are not served", zap.Error(err))
-	}
+	d.carryOver()
+	d.logServed(d.table.Apply(d.current))
 	if !d.cfg.disableMetrics {
 		d.sampler.Apply(d.current)
 	}
 	d.files.Apply(d.current)
+}
+
+// carryOver gives the containers that an earlier process knew the samples it had of them, once: until there are newer
+// ones. It is called with mu held.
+func (d *daemon) carryOver() {
+	if d.carried {
+		return
+	}
+	d.carried = true
+	before := map[string]*task.Container{}
+	for _, v := range d.table.Views() {
+		for _, c := range v.Task.Containers {
+			before[c.ID] = c
+		}
+	}
+	for _, t := range d.current {
+		for _, c := range t.Containers {
+			// The counters of one that was started again begin anew.
+			if old := before[c.ID]; old != nil && c.Running() && c.StartedAt.Equal(old.StartedAt) && c.Stats.Load() == nil {
+				c.Stats.Store(old.Stats.Load())
+			}
+		}
+	}
+}
+
+// logServed tells when a table's error comes and when it has gone, not each time in between. It is called with
+// mu held.
+func (d *daemon) logServed(err error) {
+	switch {
+	case err != nil && !d.unserved:
+		d.log.Error("some addresses are not served", zap.Error(err))
+	case err == nil && d.unserved:
+		d.log.Info("all addresses are served again")
+	}
+	d.unserved = err != nil
 }
 
 // thaw begins or goes on to publish.
@@ -413,10 +483,10 @@ func (c *config) fileConfig() mdfile.Config {
 }
 
 // listenProxy makes the Docker API proxy and its socket.
-func (d *daemon) listenProxy() (*dockerproxy.Proxy, net.Listener, error) {
-	socket, ok := strings.CutPrefix(d.cfg.dockerHost, "unix://")
-	if !ok {
-		return nil, nil, fmt.Errorf("docker-proxy %q: needs a unix socket to stand in front of; docker-host is %q", d.cfg.proxySocket, d.cfg.dockerHost)
+func (d *daemon) listenProxy() (*dockerproxy.Proxy, *dockerproxy.Socket, error) {
+	socket, err := d.cfg.engineSocket()
+	if err != nil {
+		return nil, nil, err
 	}
 	cfg := dockerproxy.Config{Engine: socket, Enabled: d.cfg.fileEnabled, Identify: d.follower.Identify}
 	if d.cfg.selinux {
@@ -453,9 +523,7 @@ func (d *daemon) retry(ctx context.Context) error {
 		case <-tick.C:
 			d.mu.Lock()
 			if !d.frozen {
-				if err := d.table.Retry(); err != nil {
-					d.log.Debug("some addresses are still not served", zap.Error(err))
-				}
+				d.logServed(d.table.Retry())
 				d.files.Retry()
 			}
 			d.mu.Unlock()
@@ -487,7 +555,8 @@ func (d *daemon) serverConfig() server.Config {
 	cfg.HostAddr = loader.HostAddr
 	cfg.UnknownWait = d.cfg.unknownWait
 	cfg.MaxConnsPerTask = d.cfg.maxConns
-	cfg.Rate = server.ParseRateLimit(d.cfg.rpsLimit)
+	cfg.Rate, _ = server.ParseRateLimit(d.cfg.rpsLimit) // validate has seen to it
+	cfg.NoStats = d.cfg.disableMetrics
 	cfg.Samples = samples{d.sampler}
 	return cfg
 }

@@ -12,14 +12,18 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/client"
 	"github.com/vishvananda/netns"
 
 	"metad/internal/testdocker"
 	"metad/internal/testnet"
+	"metad/pkg/mdfile"
 )
 
 const probeImage = "metad-probe:latest"
@@ -225,6 +229,7 @@ func TestRootFirstInstruction(t *testing.T) {
 			t.Errorf("container %d got another task's answer: %s", i, out)
 		case strings.HasPrefix(out, "400 "):
 			refused++
+			t.Logf("container %d (%.12s): %s", i, id, out)
 		default:
 			failed++
 			t.Logf("container %d: %s", i, out)
@@ -242,9 +247,9 @@ func TestRootE08RestartWithoutDocker(t *testing.T) {
 	d := startMetad(t, h)
 	task := h.RunTask(t, testdocker.Task{ID: "e08", Containers: []testdocker.Container{{Name: "app"}}})
 	ask(t, h, task.Containers[0], "/v2/metadata")
-	waitFor(t, "snapshot", func() bool {
-		m, _ := filepath.Glob(filepath.Join(d.dir, "run", "snapshot*"))
-		return len(m) > 0 && strings.Contains(readFile(m[0]), "e08")
+	waitFor(t, "snapshot with a sample", func() bool {
+		file := readFile(filepath.Join(d.dir, "run", "snapshot.json"))
+		return strings.Contains(file, "e08") && strings.Contains(file, "total_usage")
 	})
 	d.kill()
 	pid := h.Inspect(t, task.Containers[0]).State.Pid
@@ -258,6 +263,9 @@ func TestRootE08RestartWithoutDocker(t *testing.T) {
 	d.waitReady()
 	if got := taskOf(t, ask(t, h, task.Containers[0], "/v2/metadata")); got.TaskARN != task.ARN {
 		t.Errorf("after Docker came back: got %+v", got)
+	}
+	if stats := ask(t, h, task.Containers[0], "/v2/stats"); strings.Contains(stats, "null") {
+		t.Errorf("statistics after a restart: got %.300s", stats)
 	}
 }
 
@@ -307,7 +315,9 @@ func TestRootStatisticsSources(t *testing.T) {
 	for _, source := range []string{"cgroup", "docker"} {
 		t.Run(source, func(t *testing.T) {
 			startMetad(t, h, "--stats-source", source)
-			waitFor(t, "a sample", func() bool { return strings.Contains(ask(t, h, id, "/v2/stats/"+id), `"cpu_stats":{"cpu_usage":{"total_usage":`) })
+			waitFor(t, "a sample", func() bool {
+				return strings.Contains(ask(t, h, id, "/v2/stats/"+id), `"cpu_stats":{"cpu_usage":{"total_usage":`)
+			})
 			out, _, err := h.TryExec(id, "timeout", "4", "wget", "-qO-", "http://169.254.170.2/v2/stats/"+id+"?stream=true")
 			if err != nil {
 				t.Fatal(err)
@@ -400,5 +410,88 @@ func TestRootMetadataFile(t *testing.T) {
 	}
 	if _, code, err := h.TryExec(id, "sh", "-c", "echo x > $ECS_CONTAINER_METADATA_FILE"); err != nil || code == 0 {
 		t.Errorf("the container could write its file: exit code %d, %v", code, err)
+	}
+}
+
+// One metad takes over from the other while the docker command creates containers and others ask the Engine:
+// nobody fails, and every container gets its file.
+func TestRootProxyTakeover(t *testing.T) {
+	const takeovers = 4
+	h := testdocker.Shared(t)
+	socket := filepath.Join(t.TempDir(), "docker.sock")
+	args := []string{"--docker-proxy", socket, "--container-metadata"}
+	d := startMetad(t, h, args...)
+	var ids []string
+	var pings atomic.Int64
+	end := make(chan struct{})
+	var clients sync.WaitGroup
+	loop := func(f func() error) {
+		clients.Go(func() {
+			for {
+				select {
+				case <-end:
+					return
+				default:
+				}
+				if err := f(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	t.Cleanup(func() {
+		clients.Wait()
+		for _, id := range ids {
+			h.Remove(t, id)
+		}
+	})
+	loop(func() error {
+		cmd := h.CLICommand("create", "--network", "none", testdocker.BusyboxImage)
+		cmd.Env = append(cmd.Env, "DOCKER_HOST=unix://"+socket)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("docker create after %d: %w: %s", len(ids), err, out)
+		}
+		ids = append(ids, strings.TrimSpace(string(out)))
+		return nil
+	})
+	for range 2 {
+		loop(func() error {
+			engine, err := client.NewClientWithOpts(client.WithHost("unix://"+socket), client.WithVersion("1.41"))
+			if err != nil {
+				return err
+			}
+			defer engine.Close()
+			if _, err := engine.Ping(t.Context()); err != nil {
+				return fmt.Errorf("ping after %d: %w", pings.Load(), err)
+			}
+			pings.Add(1)
+			_, err = engine.ContainerCreate(t.Context(), &container.Config{Image: "not-there"}, nil, nil, nil, "")
+			if !errdefs.IsNotFound(err) {
+				return fmt.Errorf("create on the same connection: %w", err)
+			}
+			return nil
+		})
+	}
+	for range takeovers {
+		old := d.done
+		d.start(args...)
+		<-old
+		d.waitReady()
+	}
+	close(end)
+	clients.Wait()
+	t.Logf("during %d takeovers: %d containers created, %d pings", takeovers, len(ids), pings.Load())
+	for _, id := range ids {
+		var doc mdfile.Document
+		for _, m := range h.Inspect(t, id).Mounts {
+			if err := json.Unmarshal([]byte(readFile(filepath.Join(m.Source, mdfile.FileName))), &doc); err != nil {
+				t.Errorf("container %.12s: %v", id, err)
+			}
+		}
+		if doc.ContainerID != id {
+			t.Errorf("container %.12s: got a file of container %q", id, doc.ContainerID)
+		}
 	}
 }

@@ -4,11 +4,19 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"net"
 	"net/netip"
 	"net/url"
+	"os"
 	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"metad/pkg/handover"
 	"metad/pkg/loader"
@@ -68,6 +76,65 @@ func (d *daemon) adopt(pred *handover.Predecessor) (*loader.Loader, net.Listener
 	}
 	ld, ln, err := loader.Adopt(d.loaderConfig(), pred.Files, meta.Loader)
 	return ld, ln, saved, err
+}
+
+// runDirError says what to do about an error of the takeover socket's.
+func runDirError(dir string, err error) error {
+	if errors.Is(err, handover.ErrRefused) {
+		return err
+	}
+	err = fmt.Errorf("run-dir %q: %w", dir, err)
+	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
+		names := make([]string, len(loader.RequiredCaps))
+		for i, c := range loader.RequiredCaps {
+			names[i] = c.Name
+		}
+		err = fmt.Errorf("%w (metad needs root, or %s)", err, strings.Join(names, ", "))
+	}
+	return err
+}
+
+// lockPins makes the caller the only metad with the pins in dir, within the given time. One with another run
+// directory could not be taken over from, and would lose its namespace and programs without hearing of it.
+func lockPins(ctx context.Context, dir string, within time.Duration) (io.Closer, error) {
+	_ = os.Mkdir(dir, 0o700) // the loader says what is wrong with it
+	f, err := os.Open(dir)
+	if err != nil {
+		return io.NopCloser(nil), nil
+	}
+	for end := time.Now().Add(within); ; pause(ctx, 20*time.Millisecond) {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			return f, nil
+		}
+		if ctx.Err() != nil || time.Now().After(end) || !errors.Is(err, unix.EWOULDBLOCK) {
+			break
+		}
+	}
+	f.Close()
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, fmt.Errorf("pin-dir %q: another metad runs with it: stop it first, or take over by giving its run-dir", dir)
+	}
+	return nil, fmt.Errorf("pin-dir %q: lock: %w", dir, err)
+}
+
+// keepLock has the lock from when the predecessor is gone until ctx ends.
+func (d *daemon) keepLock(ctx context.Context) error {
+	for ctx.Err() == nil {
+		if lock, err := lockPins(ctx, d.cfg.pinDir, time.Minute); err == nil {
+			<-ctx.Done()
+			return lock.Close()
+		}
+		pause(ctx, time.Second)
+	}
+	return nil
+}
+
+// pause returns after t or when ctx ends.
+func pause(ctx context.Context, t time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(t):
+	}
 }
 
 // keepSnapshot writes what the next process begins with, until ctx ends.

@@ -38,8 +38,28 @@ type bundles struct {
 	found chan newborn
 
 	mu    sync.Mutex
-	paths map[int32]string // watch descriptor → directory
-	roots map[string]bool  // those of dirs that are watched
+	paths map[int32]watchedDir // by watch descriptor
+	roots map[string]bool      // those of dirs that are watched
+}
+
+// watchedDir is a directory that is watched.
+type watchedDir struct {
+	dir  string
+	kind watchKind
+}
+
+type watchKind int
+
+const (
+	watchBundle watchKind = iota
+	watchRoot             // one of dirs
+	watchAbove            // where one of dirs, or what it is in, will come to be
+)
+
+var watchMasks = map[watchKind]uint32{
+	watchBundle: unix.IN_MOVED_TO | unix.IN_CLOSE_WRITE | unix.IN_ONLYDIR,
+	watchRoot:   unix.IN_CREATE | unix.IN_ONLYDIR,
+	watchAbove:  unix.IN_CREATE | unix.IN_MOVED_TO | unix.IN_ONLYDIR,
 }
 
 func openBundles(dirs []string) (*bundles, error) {
@@ -48,7 +68,7 @@ func openBundles(dirs []string) (*bundles, error) {
 		return nil, fmt.Errorf("start inotify: %w", err)
 	}
 	return &bundles{dirs: dirs, file: os.NewFile(uintptr(fd), "inotify"), found: make(chan newborn, 1024),
-		paths: map[int32]string{}, roots: map[string]bool{}}, nil
+		paths: map[int32]watchedDir{}, roots: map[string]bool{}}, nil
 }
 
 // close ends run. It may be called more than once.
@@ -59,36 +79,90 @@ func (b *bundles) close() error {
 	return nil
 }
 
-// watchRoots watches what is there of the directories: containerd makes them when it needs them.
+// watchRoots watches what is there of the directories, and where the others will come to be: containerd makes
+// them for the first container after the host has started.
 func (b *bundles) watchRoots() {
 	for _, dir := range b.dirs {
-		b.mu.Lock()
-		watched := b.roots[dir]
-		b.mu.Unlock()
-		if !watched {
-			b.watch(dir, unix.IN_CREATE|unix.IN_ONLYDIR, true)
+		if !b.watches(dir) {
+			b.watchRoot(dir, false)
 		}
 	}
 }
 
-// watch watches a directory, if it exists. What cannot be watched is left to the Engine to tell of.
-func (b *bundles) watch(dir string, mask uint32, root bool) {
+// watchRoot watches root, or the nearest directory above it that is there. If root is new, bundles may have been made
+// in it already.
+func (b *bundles) watchRoot(root string, isNew bool) {
+	kindOf := map[bool]watchKind{true: watchRoot, false: watchAbove}
+	const most = 20 // tries: something that is there and cannot be watched is no reason to go on
+	for range most {
+		dir, below := root, ""
+		for !b.watch(dir, kindOf[dir == root]) {
+			if dir == filepath.Dir(dir) {
+				return
+			}
+			dir, below = filepath.Dir(dir), dir
+		}
+		if dir == root {
+			if isNew {
+				b.scan(root)
+			}
+			return
+		}
+		if _, err := os.Stat(below); err != nil {
+			return
+		}
+		isNew = true // it has come to be since it was tried
+	}
+}
+
+// appeared takes note of a directory that may be above a root, or one.
+func (b *bundles) appeared(dir string) {
+	for _, root := range b.dirs {
+		if !b.watches(root) && strings.HasPrefix(root+"/", dir+"/") {
+			b.watchRoot(root, true)
+		}
+	}
+}
+
+func (b *bundles) watches(root string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.roots[root]
+}
+
+// scan looks at the bundles that were made before root was watched.
+func (b *bundles) scan(root string) {
+	list, _ := os.ReadDir(root) // none: it will appear
+	for _, e := range list {
+		b.bundle(filepath.Join(root, e.Name()))
+	}
+}
+
+// bundle watches a new bundle.
+func (b *bundles) bundle(dir string) {
+	b.watch(dir, watchBundle)
+	b.report(dir) // it may have been there before the watch
+}
+
+// watch watches a directory and reports whether it could. What cannot be watched is left to the Engine to tell of.
+func (b *bundles) watch(dir string, kind watchKind) (ok bool) {
 	conn, err := b.file.SyscallConn() // not the bare descriptor: it may be closed meanwhile
 	if err != nil {
-		return
+		return false
 	}
 	b.mu.Lock() // events must find the directory
 	defer b.mu.Unlock()
 	_ = conn.Control(func(fd uintptr) {
-		wd, err := unix.InotifyAddWatch(int(fd), dir, mask)
-		if err != nil {
+		wd, err := unix.InotifyAddWatch(int(fd), dir, watchMasks[kind])
+		if ok = err == nil; !ok {
 			return
 		}
-		b.paths[int32(wd)] = dir
-		if root {
+		b.paths[int32(wd)] = watchedDir{dir, kind}
+		if kind == watchRoot {
 			b.roots[dir] = true
 		}
 	})
+	return ok
 }
 
 // run follows the directories until close.
@@ -118,21 +192,23 @@ func (b *bundles) run() error {
 
 func (b *bundles) event(wd int32, mask uint32, name string) {
 	b.mu.Lock()
-	dir := b.paths[wd]
-	root := b.roots[dir]
+	in := b.paths[wd]
 	if mask&unix.IN_IGNORED != 0 { // removed
 		delete(b.paths, wd)
-		delete(b.roots, dir)
+		delete(b.roots, in.dir)
 	}
 	b.mu.Unlock()
 	switch {
-	case dir == "" || name == "":
-	case root && mask&unix.IN_ISDIR != 0:
-		bundle := filepath.Join(dir, name)
-		b.watch(bundle, unix.IN_MOVED_TO|unix.IN_CLOSE_WRITE|unix.IN_ONLYDIR, false)
-		b.report(bundle) // it may have been there before the watch
-	case !root && name == pidFile:
-		b.report(dir)
+	case in.dir == "" || name == "":
+	case in.kind == watchBundle:
+		if name == pidFile {
+			b.report(in.dir)
+		}
+	case mask&unix.IN_ISDIR == 0:
+	case in.kind == watchRoot:
+		b.bundle(filepath.Join(in.dir, name))
+	default:
+		b.appeared(filepath.Join(in.dir, name))
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
+	"time"
 )
 
 // Listen returns a listener on the unix socket path, made with its directory. Who may use the
@@ -19,7 +20,7 @@ import (
 // A socket that is there is replaced in one step, so that another metad can be taken over from; what
 // it has accepted goes on. Anything else at path is an error. Closing the listener removes the
 // socket, unless it was replaced.
-func Listen(path, engine string) (net.Listener, error) {
+func Listen(path, engine string) (*Socket, error) {
 	l, err := listen(path, engine)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %q: %w", path, err)
@@ -27,7 +28,7 @@ func Listen(path, engine string) (net.Listener, error) {
 	return l, nil
 }
 
-func listen(path, engine string) (net.Listener, error) {
+func listen(path, engine string) (*Socket, error) {
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != fs.ModeSocket {
 		return nil, errors.New("there is something that is not a socket")
 	}
@@ -41,7 +42,7 @@ func listen(path, engine string) (net.Listener, error) {
 		return nil, err
 	}
 	l.SetUnlinkOnClose(false)
-	s := &socket{UnixListener: l, path: path}
+	s := &Socket{UnixListener: l, path: path}
 	mode, gid := access(engine)
 	err = errors.Join(os.Chown(tmp, -1, gid), os.Chmod(tmp, mode))
 	if err == nil {
@@ -72,16 +73,42 @@ func access(engine string) (mode fs.FileMode, gid int) {
 	return 0o660, -1
 }
 
-// socket is a listener on a socket that was renamed.
-type socket struct {
+// Socket is a listener on a socket that another process may replace.
+type Socket struct {
 	*net.UnixListener
 	path string
 	info fs.FileInfo
 }
 
-func (s *socket) Close() error {
+const (
+	// succeedWithin bounds the wait for a successor's socket. One without a proxy never makes any.
+	succeedWithin = 2 * time.Second
+	// lingerTime is how long who has connected to a replaced socket has to ask all that it wants: the docker
+	// command asks a second time on its connection, and would lose it in between.
+	lingerTime = time.Second
+)
+
+// Succeed waits, while the socket is served, until another process has put its own in this one's place and who
+// connected before that has had time to ask: nobody finds a closed door.
+func (s *Socket) Succeed() {
+	for end := time.Now().Add(succeedWithin); s.current(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			return
+		}
+	}
+	time.Sleep(lingerTime)
+}
+
+// current reports whether who connects to the path comes here.
+func (s *Socket) current() bool {
+	info, err := os.Lstat(s.path)
+	return err == nil && os.SameFile(info, s.info)
+}
+
+// Close closes the listener, and removes the socket if it is still this one.
+func (s *Socket) Close() error {
 	err := s.UnixListener.Close()
-	if info, statErr := os.Lstat(s.path); statErr == nil && os.SameFile(info, s.info) {
+	if s.current() {
 		err = errors.Join(err, os.Remove(s.path))
 	}
 	return err

@@ -838,6 +838,7 @@ func TestListen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	old.Succeed() // has been
 	if err := old.Close(); err != nil {
 		t.Error(err)
 	}

@@ -125,6 +125,7 @@ type Socket struct {
 	cfg      Config
 	ln       *net.UnixListener
 	released atomic.Bool // a successor has it too
+	pred     *conn       // to the predecessor, if there was one; kept for its number, see moveUp
 }
 
 // Listen makes the caller the holder. What a killed holder left is replaced. Errors: ErrHeld.
@@ -172,7 +173,11 @@ func (s *Socket) Close() error {
 			err = nil
 		}
 	}
-	return errors.Join(err, s.ln.Close())
+	err = errors.Join(err, s.ln.Close())
+	if s.pred != nil {
+		err = errors.Join(err, s.pred.close())
+	}
+	return err
 }
 
 // Wait serves one successor after the other until one has taken over, and returns that one. give
@@ -409,10 +414,10 @@ func (p *Predecessor) Serving(ctx context.Context) error {
 	}
 	p.cfg.at("accepted")
 	p.Socket.released.Store(false)
+	p.Socket.pred = p.k
 	go func() {
 		defer close(p.left)
 		p.k.untilEOF()
-		p.k.close()
 	}()
 	return nil
 }
@@ -422,4 +427,9 @@ func (p *Predecessor) Left() <-chan struct{} { return p.left }
 
 // Close gives up before Serving was called, or after it failed: the predecessor goes on. It closes
 // the socket and the connection, not the State's files.
-func (p *Predecessor) Close() error { return errors.Join(p.Socket.Close(), p.k.close()) }
+func (p *Predecessor) Close() error {
+	if p.Socket.pred != nil {
+		return p.Socket.Close()
+	}
+	return errors.Join(p.Socket.Close(), p.k.close())
+}

@@ -112,6 +112,9 @@ func TestState(t *testing.T) {
 	for _, file := range p.Files {
 		fd := int(file.Fd())
 		got = append(got, inode(t, fd))
+		if fd < 256 {
+			t.Fatalf("got descriptor %d, want a high one", fd)
+		}
 		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
 			t.Fatalf("descriptor %d: got flags %#x, %v, want close-on-exec", fd, flags, err)
 		}
@@ -143,8 +146,8 @@ func TestState(t *testing.T) {
 	}
 	closeAll(p.Files)
 	p.Socket.Close()
-	if got := openFDs(t); got != before {
-		t.Errorf("got %d open files, want %d as before", got, before)
+	if got := openFDs(t); got > before {
+		t.Errorf("got %d open files, want no more than %d as before", got, before)
 	}
 	if _, err := Take(ctx, cfg); !errors.Is(err, ErrNobody) {
 		t.Errorf("take: got %v, want %v", err, ErrNobody)

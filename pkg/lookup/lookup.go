@@ -130,8 +130,7 @@ func (t *Table) Resolve(tag uint32, addr netip.Addr) *View {
 }
 
 // Await is Resolve that waits until the task is there and not Settling, or ctx ends. It returns what there
-// is then, nil if nothing, and at once if
-// too many wait already.
+// is then, nil if nothing, and at once if too many wait already.
 func (t *Table) Await(ctx context.Context, tag uint32, addr netip.Addr) *View {
 	if v := t.Resolve(tag, addr); v.settled() {
 		return v
@@ -219,8 +218,8 @@ func (t *Table) Restore(saved []Saved) error {
 // else's, and publishes the views. A task whose pointer has not changed costs a comparison.
 //
 // An address claimed by two tasks or behind two ports is given to neither, and counted. An address
-// that the kernel map refuses has no task until Retry or the next Apply succeeds with it; these errors
-// are joined, and whom they do not concern is published all the same.
+// that the kernel map refuses has no task until Retry or the next Apply succeeds with it; the first of these
+// errors are joined, and whom they do not concern is published all the same.
 func (t *Table) Apply(tasks []*task.Task) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -384,8 +383,14 @@ func (t *Table) writeKernel(next *snapshot) error {
 		}
 		t.written[addr] = want
 	}
+	if more := len(errs) - maxErrors; more > 0 {
+		errs = append(errs[:maxErrors], fmt.Errorf("and %d more", more))
+	}
 	return errors.Join(errs...)
 }
+
+// maxErrors is how many addresses an error names: a full map may have no room for thousands.
+const maxErrors = 3
 
 // readKernel finds out, once, what an earlier process left. Its tags are not given to anybody else.
 func (t *Table) readKernel() error {

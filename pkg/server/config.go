@@ -58,6 +58,9 @@ type Config struct {
 	// MaxForwards bounds such exchanges at a time; one too many is answered 503.
 	MaxForwards int
 
+	// NoStats says that nobody takes samples: every container's statistics are as those of one that
+	// nobody has a sample of, and of each alone there are none.
+	NoStats bool
 	// Samples, if set, serves /v2/stats/<id>?stream=true; without it the query is ignored.
 	Samples Samples
 	// MaxStreams bounds the streams open at a time; one too many is answered 503.
@@ -88,19 +91,19 @@ type RateLimit struct {
 var agentRate = RateLimit{PerSecond: 40, Burst: 60}
 
 // ParseRateLimit reads the value of ECS_TASK_METADATA_RPS_LIMIT, "rate,burst". Anything but two
-// positive integers stands for the agent's default of 40,60, as it does for the agent. The empty
-// text, unlike there, is no limit.
-func ParseRateLimit(text string) RateLimit {
+// positive integers is not ok, and stands for the agent's default of 40,60, as it does for the agent. The
+// empty text, unlike there, is no limit.
+func ParseRateLimit(text string) (limit RateLimit, ok bool) {
 	if text == "" {
-		return RateLimit{}
+		return RateLimit{}, true
 	}
 	rate, burst, _ := strings.Cut(text, ",")
 	r, err1 := strconv.Atoi(strings.TrimSpace(rate))
 	b, err2 := strconv.Atoi(strings.TrimSpace(burst))
 	if err1 != nil || err2 != nil || r <= 0 || b <= 0 {
-		return agentRate
+		return agentRate, false
 	}
-	return RateLimit{r, b}
+	return RateLimit{r, b}, true
 }
 
 // DefaultConfig returns a Config that lacks nothing and names the agent at its usual place.
@@ -112,7 +115,7 @@ func DefaultConfig() Config {
 		MaxHeaderBytes:  8 << 10,
 		MaxBodyBytes:    16 << 20,
 		MaxConns:        16384,
-		MaxConnsPerTask: 256,
+		MaxConnsPerTask: 128,
 		UnknownWait:     MaxUnknownWait,
 		AgentURL:        "http://127.0.0.1:51679",
 		AgentTimeout:    10 * time.Second, // the agent itself gives up after 5 s

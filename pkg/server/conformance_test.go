@@ -365,6 +365,14 @@ var rows = []row{
 		created.Containers[0].PID, created.Containers[0].State, created.Containers[0].KnownStatus = 0, "created", task.StatusCreated
 		h = newHost(t, testConfig(), created)
 		want(t, h.get(t, addrT, "/v2/stats/"+idA), 200, typeJSON, "null")
+		// ECS_DISABLE_METRICS, also where a sample is left from before.
+		cfg := testConfig()
+		cfg.NoStats = true
+		h = newHost(t, cfg, sampled())
+		want(t, h.get(t, addrT, "/v2/stats"), 200, typeJSON, `{"`+idA+`":null,"`+idP+`":null}`)
+		for _, query := range []string{"", "?stream=true"} {
+			want(t, h.get(t, addrT, "/v2/stats/"+idA+query), 400, typeJSON, `"Unable to get container stats for: `+idA+`"`)
+		}
 	}},
 	{id: "S06", test: func(t *testing.T) {
 		tk := sampled()
@@ -559,8 +567,9 @@ var rows = []row{
 	{id: "L09", test: func(t *testing.T) {
 		f := func(text string, want RateLimit) {
 			t.Helper()
-			if got := ParseRateLimit(text); got != want {
-				t.Errorf("%q: got %v, want %v", text, got, want)
+			good := want != RateLimit{40, 60}
+			if got, ok := ParseRateLimit(text); got != want || ok != good {
+				t.Errorf("%q: got %v %v, want %v %v", text, got, ok, want, good)
 			}
 		}
 		f("100,150", RateLimit{100, 150})

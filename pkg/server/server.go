@@ -364,7 +364,7 @@ func (s *Server) taskStats(ctx *fasthttp.RequestCtx, v *lookup.View) failure {
 		}
 		resp.AppendBodyString(before)
 		resp.AppendBody(cv.StatsKey)
-		resp.AppendBody(sampleOf(cv, asked))
+		resp.AppendBody(s.sampleOf(cv, asked))
 		before = ","
 	}
 	if before == "{" {
@@ -377,19 +377,19 @@ func (s *Server) taskStats(ctx *fasthttp.RequestCtx, v *lookup.View) failure {
 func (s *Server) containerStats(ctx *fasthttp.RequestCtx, c *conn, v *lookup.View, id []byte) failure {
 	cv := v.Container(id)
 	// Not asked whether it runs: one that was just started may not be known to, and it is the one that asks.
-	if cv == nil || cv.KnownStatus == task.StatusStopped {
+	if cv == nil || cv.KnownStatus == task.StatusStopped || s.cfg.NoStats {
 		return noStats
 	}
 	if s.cfg.Samples != nil && !ctx.IsHead() && len(ctx.URI().QueryString()) > 0 && ctx.QueryArgs().GetBool("stream") {
 		return s.stream(ctx, c, cv.ID)
 	}
-	ctx.Response.SetBodyRaw(sampleOf(cv, s.now(ctx).UnixNano()))
+	ctx.Response.SetBodyRaw(s.sampleOf(cv, s.now(ctx).UnixNano()))
 	return served
 }
 
 // sampleOf returns cv's last sample, null if it has none, and tells the sampler that somebody asked.
-func sampleOf(cv *lookup.ContainerView, now int64) []byte {
-	if cv.KnownStatus == task.StatusStopped {
+func (s *Server) sampleOf(cv *lookup.ContainerView, now int64) []byte {
+	if cv.KnownStatus == task.StatusStopped || s.cfg.NoStats { // one that is there is of before
 		return jsonNull
 	}
 	cv.Stats.Ask(now)

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"metad/pkg/handover"
+)
+
+func TestLockPins(t *testing.T) {
+	dir := t.TempDir() + "/metad"
+	first, err := lockPins(t.Context(), dir, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lockPins(t.Context(), dir, 0); err == nil || !strings.Contains(err.Error(), `pin-dir "`+dir+`": another metad`) {
+		t.Errorf("second: got %v, want an error that names the field", err)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := lockPins(t.Context(), dir, 0)
+	if err != nil {
+		t.Fatalf("after the first has left: %v", err)
+	}
+	again.Close()
+	if l, err := lockPins(t.Context(), dir+"/none/metad", 0); err != nil { // for the loader to tell
+		t.Errorf("no such directory: %v", err)
+	} else if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRunDirError(t *testing.T) {
+	if err := runDirError("/r", handover.ErrRefused); !errors.Is(err, handover.ErrRefused) || strings.Contains(err.Error(), "run-dir") {
+		t.Errorf("refused: got %v", err)
+	}
+	if err := runDirError("/r", fmt.Errorf("mkdir: %w", fs.ErrPermission)); !errors.Is(err, fs.ErrPermission) || !strings.HasPrefix(err.Error(), `run-dir "/r": mkdir`) {
+		t.Errorf("not writable: got %v", err)
+	}
+}
+
+func TestAgentAddr(t *testing.T) {
+	f := func(url, want string) {
+		t.Helper()
+		addr := netip.AddrPort{}
+		if want != "" {
+			addr = netip.MustParseAddrPort(want)
+		}
+		if got := agentAddr(url); got != addr {
+			t.Errorf("%q: got %v, want %q", url, got, want)
+		}
+	}
+	f("http://127.0.0.1:51679", "127.0.0.1:51679")
+	f("http://localhost:51679", "127.0.0.1:51679")
+	f("http://10.0.0.1", "10.0.0.1:80")
+	f("http://agent:51679", "") // a name
+	f("http://[::1]:51679", "") // rules for it are IPv4's
+	f("", "")
+}
