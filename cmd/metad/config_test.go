@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -142,6 +143,26 @@ func TestConfigOfTheAgent(t *testing.T) {
 	level("", "crit", "error")
 	level("", "loud", "info")
 	level("debug", "crit", "debug")
+	selinux := func(metad, value, want string) {
+		t.Helper()
+		f(func(c *config) string { return fmt.Sprint(c.selinux) }, "METAD_SELINUX", metad, "ECS_SELINUX_CAPABLE", value, want)
+	}
+	selinux("", "", "false")
+	selinux("", " true ", "true")
+	selinux("", "yes", "false")
+	selinux("false", "true", "false")
+}
+
+func TestHelpNamesTheVariables(t *testing.T) {
+	var out, errs bytes.Buffer
+	if code := run(context.Background(), []string{"metad", "serve", "--help"}, &out, &errs); code != 0 {
+		t.Fatalf("got %d %s", code, errs.String())
+	}
+	for _, name := range []string{"METAD_RPS_LIMIT", "ECS_TASK_METADATA_RPS_LIMIT", "ECS_LOGLEVEL", "ECS_DISABLE_METRICS", "ECS_CLUSTER", "DOCKER_HOST"} {
+		if !strings.Contains(out.String(), "$"+name) {
+			t.Errorf("the help lacks %s", name)
+		}
+	}
 }
 
 func TestRunExitCodes(t *testing.T) {

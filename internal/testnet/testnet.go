@@ -240,7 +240,8 @@ type Task struct {
 	Port    string  // its name
 	Bridge  *Bridge
 
-	t testing.TB
+	t  testing.TB
+	nl *netlink.Handle // in NS
 }
 
 // AddTask adds a task with the address; "" is the next one after the bridge's.
@@ -257,7 +258,7 @@ func (b *Bridge) AddTask(addr string) *Task {
 		}
 	}
 	ns := NewNS(t)
-	task := &Task{NS: ns, Addr: a, Port: fmt.Sprintf("veth%d", n), Bridge: b, t: t}
+	task := &Task{NS: ns, Addr: a, Port: fmt.Sprintf("veth%d", n), Bridge: b, t: t, nl: handle(t, ns)}
 	task.addVeth(nil)
 	return task
 }
@@ -300,14 +301,9 @@ func (k *Task) Netstat(name string) (value int) {
 func (k *Task) SetGateway(b *Bridge) {
 	k.t.Helper()
 	k.Bridge = b
-	h, err := netlink.NewHandleAt(k.NS, unix.NETLINK_ROUTE)
-	if err != nil {
-		k.t.Fatalf("netlink: %v", err)
-	}
-	defer h.Close()
-	eth0, err := h.LinkByName("eth0")
+	eth0, err := k.nl.LinkByName("eth0")
 	if err == nil {
-		err = h.NeighSet(k.gateway(eth0))
+		err = k.nl.NeighSet(k.gateway(eth0))
 	}
 	if err != nil {
 		k.t.Fatalf("set gateway of %s: %v", k, err)
@@ -345,37 +341,62 @@ func (k *Task) addVeth(mac net.HardwareAddr) {
 	port := b.Host.Link(k.Port)
 	k.Ifindex = port.Attrs().Index
 	br := b.Host.Link(b.Name)
-	h, err := netlink.NewHandleAt(k.NS, unix.NETLINK_ROUTE)
-	if err != nil {
-		k.t.Fatalf("netlink: %v", err)
-	}
-	defer h.Close()
-	eth0, err := h.LinkByName("eth0")
+	eth0, err := k.nl.LinkByName("eth0")
 	if err != nil {
 		k.t.Fatalf("eth0: %v", err)
 	}
 	copy(k.MAC[:], eth0.Attrs().HardwareAddr)
-	addr := &netlink.Addr{IPNet: &net.IPNet{IP: k.Addr.AsSlice(), Mask: net.CIDRMask(b.Gateway.Bits(), 32)}}
 	for _, err := range []error{
 		nl.LinkSetMaster(port, br),
 		nl.LinkSetUp(port),
-		h.AddrAdd(eth0, addr),
-		h.LinkSetUp(eth0),
-		h.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: b.Gateway.Addr().AsSlice()}),
-		h.NeighSet(k.gateway(eth0)),
+		k.nl.LinkSetUp(eth0),
+		k.nl.NeighSet(k.gateway(eth0)),
 	} {
 		if err != nil {
 			k.t.Fatalf("set up task %s: %v", k.Addr, err)
 		}
 	}
+	k.TakeAddr(k.Addr)
 	// Until the kernel has noticed the carrier at both ends, the sender's queue and the bridge drop what
 	// is sent: a client would lose its first SYN.
 	Until(k.t, "the task's link is up", func() bool {
-		inside, err := h.LinkByName("eth0")
+		inside, err := k.nl.LinkByName("eth0")
 		outside, err2 := nl.LinkByIndex(k.Ifindex)
 		return err == nil && err2 == nil && inside.Attrs().OperState == netlink.OperUp &&
 			outside.Attrs().OperState == netlink.OperUp
 	})
+}
+
+// TakeAddr gives eth0 an address, and the route that goes with it.
+func (k *Task) TakeAddr(addr netip.Addr) {
+	k.t.Helper()
+	eth0, err := k.nl.LinkByName("eth0")
+	if err == nil {
+		err = k.nl.AddrAdd(eth0, k.ipNet(addr))
+	}
+	if err == nil {
+		err = k.nl.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: k.Bridge.Gateway.Addr().AsSlice()})
+	}
+	if err != nil {
+		k.t.Fatalf("give %s to %s: %v", addr, k, err)
+	}
+	k.Addr = addr
+}
+
+// DropAddr takes the address from eth0, and with it the route.
+func (k *Task) DropAddr() {
+	k.t.Helper()
+	eth0, err := k.nl.LinkByName("eth0")
+	if err == nil {
+		err = k.nl.AddrDel(eth0, k.ipNet(k.Addr))
+	}
+	if err != nil {
+		k.t.Fatalf("take the address from %s: %v", k, err)
+	}
+}
+
+func (k *Task) ipNet(addr netip.Addr) *netlink.Addr {
+	return &netlink.Addr{IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(k.Bridge.Gateway.Bits(), 32)}}
 }
 
 // Dial connects from the namespace; local may be "", or an address and port to connect from.

@@ -130,12 +130,29 @@ func (l *Loader) subscribe() (<-chan netlink.LinkUpdate, func(), error) {
 	}, nil
 }
 
-// process handles updates until the channel or done is closed.
+// process handles updates until the channel or done is closed, and between them hooks what resync left.
 func (l *Loader) process(updates <-chan netlink.LinkUpdate, done <-chan struct{}) {
+	now := make(chan struct{})
+	close(now)
 	for {
+		var more <-chan struct{}
+		if len(l.pending) > 0 { // written by this goroutine only
+			more = now
+		}
 		select {
 		case <-done:
 			return
+		case <-more:
+			l.mu.Lock()
+			ifindex := l.pending[0]
+			l.pending = l.pending[1:]
+			if _, ok := l.links[ifindex]; ok {
+				l.rehook(ifindex)
+			}
+			if len(l.pending) == 0 {
+				l.log.Info("all ports are attached")
+			}
+			l.mu.Unlock()
 		case u, ok := <-updates:
 			if !ok {
 				return
@@ -157,6 +174,10 @@ func (l *Loader) process(updates <-chan netlink.LinkUpdate, done <-chan struct{}
 		}
 	}
 }
+
+// portsAtOnce is how many ports a start waits for. A TCX link takes an RCU grace period to attach (16 ms at 250
+// ticks a second); until a port's turn comes, what it sends is seen at its bridge.
+const portsAtOnce = 64
 
 // resync makes links and hooks what the kernel says now.
 func (l *Loader) resync() error {
@@ -191,11 +212,35 @@ func (l *Loader) resync() error {
 	for _, d := range all { // all first: a port's bridge may come later in the list
 		l.links[d.Attrs().Index] = netLink{d.Attrs().Name, d.Type(), d.Attrs().MasterIndex}
 	}
+	l.pending = nil
+	ports := 0
 	for _, d := range all {
-		l.rehook(d.Attrs().Index)
+		ifindex := d.Attrs().Index
+		if want, bridge := l.wants(ifindex); want && bridge != 0 && l.hooks[ifindex] == nil {
+			if ports++; ports > portsAtOnce {
+				l.pending = append(l.pending, ifindex)
+				continue
+			}
+		}
+		if l.rehook(ifindex) {
+			l.tellPort(ifindex)
+		}
+	}
+	if n := len(l.pending); n > 0 {
+		l.log.Info("more ports are attached one after the other", zap.Int("ports", n))
 	}
 	l.tellSilent()
 	return nil
+}
+
+// tellPort calls OnPort. Called with mu held; lets go of it.
+func (l *Loader) tellPort(ifindex int) {
+	if l.follower == nil {
+		return // Open is not done: there is nobody yet who could want to know
+	}
+	l.mu.Unlock()
+	defer l.mu.Lock()
+	l.cfg.OnPort(ifindex)
 }
 
 func b2i(b bool) int { return int(boolByte(b)) }
@@ -212,12 +257,14 @@ func (l *Loader) linkIs(d netlink.Link) {
 	l.links[ifindex] = is
 	if was.kind == "bridge" || is.kind == "bridge" { // new, renamed: its ports follow it
 		for port, pl := range maps.Clone(l.links) {
-			if pl.master == ifindex {
-				l.rehook(port)
+			if pl.master == ifindex && l.rehook(port) {
+				l.tellPort(port)
 			}
 		}
 	}
-	l.rehook(ifindex)
+	if l.rehook(ifindex) {
+		l.tellPort(ifindex)
+	}
 }
 
 // linkGone forgets a device. Called with mu held; lets go of it for OnPortGone.
@@ -247,18 +294,25 @@ func (l *Loader) linkGone(ifindex int) {
 	l.cfg.OnPortGone(ifindex)
 }
 
-// rehook attaches to or detaches from a device, as it should be. Called with mu held; lets go of it
-// for OnPort.
-func (l *Loader) rehook(ifindex int) {
+// wants reports whether the device should have a program, and whose port it is if it is one.
+func (l *Loader) wants(ifindex int) (want bool, bridge int) {
 	d := l.links[ifindex]
-	want, bridge := false, 0
 	switch {
 	case d.kind == "bridge":
-		want = l.cfg.watches(d.name)
+		return l.cfg.watches(d.name), 0
 	case d.kind == "veth" && d.master != 0: // the way back needs a peer; other ports are seen at the bridge
 		m := l.links[d.master]
-		want, bridge = m.kind == "bridge" && l.cfg.watches(m.name), d.master
+		return m.kind == "bridge" && l.cfg.watches(m.name), d.master
 	}
+	return false, 0
+}
+
+// rehook attaches to or detaches from a device, as it should be, and reports whether a port has been attached.
+// Called with mu held; lets go of it while it attaches, which nobody else should wait for. Only the
+// follower, and who starts it, come here.
+func (l *Loader) rehook(ifindex int) (port bool) {
+	d := l.links[ifindex]
+	want, bridge := l.wants(ifindex)
 	h := l.hooks[ifindex]
 	switch {
 	case !want && h == nil:
@@ -273,24 +327,24 @@ func (l *Loader) rehook(ifindex int) {
 	default:
 		failedBefore := h != nil
 		h = &hook{ifindex: ifindex, name: d.name, bridge: bridge}
+		l.mu.Unlock()
+		h.err = l.hook(h)
+		l.mu.Lock()
 		l.hooks[ifindex] = h
-		if h.err = l.hook(h); h.err != nil {
+		if h.err != nil {
 			if errors.Is(h.err, unix.ENODEV) { // gone already: we are about to hear of it
-				return
+				return false
 			}
 			l.hookErrs++
 			if !failedBefore {
 				l.log.Error("cannot attach", zap.String("device", d.name), zap.Int("ifindex", ifindex), zap.Error(h.err))
 			}
-			return
+			return false
 		}
 		l.log.Info("attached", zap.String("device", d.name), zap.Int("ifindex", ifindex), zap.Bool("port", bridge != 0))
-		if bridge != 0 && l.follower != nil { // else: Open is not done
-			l.mu.Unlock()
-			defer l.mu.Lock()
-			l.cfg.OnPort(ifindex)
-		}
+		return bridge != 0
 	}
+	return false
 }
 
 // programFor returns what belongs on the device, and its name.

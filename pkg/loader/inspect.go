@@ -188,7 +188,8 @@ type Status struct {
 	Metad0          int        // ifindex
 	Bridges         int        // watched
 	Ports           int        // hooked
-	NotAttached     int        // bridges and ports that should be hooked and are not
+	NotAttached     int        // bridges and ports that should be hooked and cannot be
+	Pending         int        // ports whose turn is still to come after a start
 	Tasks           int        // addresses that have a task
 	MaxTasks        int
 	Resyncs         uint64 // full readings of the devices; more than one: messages were lost
@@ -204,6 +205,7 @@ func (l *Loader) Status() Status {
 		Attach:       l.mode,
 		Metad0:       l.metad0,
 		MaxTasks:     int(l.objs.IpTask.MaxEntries()),
+		Pending:      len(l.pending),
 		Resyncs:      l.resyncs,
 		AttachErrors: l.hookErrs,
 	}

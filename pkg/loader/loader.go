@@ -52,6 +52,7 @@ type Loader struct {
 	byPort   map[uint32]map[netip.Addr]bool // ip_task's keys by ifindex
 	links    map[int]netLink                // every device in host, as last heard
 	hooks    map[int]*hook                  // by ifindex
+	pending  []int                          // ports to hook when there is time
 	silent   map[string]bool                // patterns that were told to match nothing
 	resyncs  uint64
 	hookErrs uint64
