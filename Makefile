@@ -36,11 +36,13 @@ test-kernels: ## the data-path tests on other kernels, under qemu
 	@scripts/install build kernels
 	scripts/kernels/run
 
-bench: ## the request path against a floor, as ratios; needs root
+bench: ## the request path and the Docker API proxy against a floor, as ratios; needs root
 	@scripts/install build test
 	@mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
 	go test -tags bench -count 1 -timeout 15m -v -run '^TestBench' ./internal/bench
 	go test -tags root -count 1 -run '^$$' -bench 'Program' ./pkg/loader
+	go test -count 1 -run '^$$' -bench . -benchtime 200x ./pkg/mdfile
+	go test -tags root -count 1 -run '^$$' -bench . -benchtime 15x ./pkg/dockerproxy
 
 bench-stats: ## what statistics cost, against Docker's stream; needs root
 	@scripts/install build test

@@ -11,6 +11,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -82,7 +83,11 @@ func (c *config) flags() []cli.Flag {
 		return &cli.StringFlag{Name: name, Value: def, Usage: usage, Destination: dst, Category: category, Sources: src(name, aliases...)}
 	}
 	boolean := func(dst *bool, category, name, usage string, aliases ...string) cli.Flag {
-		return &cli.BoolFlag{Name: name, Usage: usage, Destination: dst, Category: category, Sources: src(name, aliases...)}
+		chain := src(name)
+		for _, alias := range aliases {
+			chain = withAgents(chain, alias, agentsBool)
+		}
+		return &cli.BoolFlag{Name: name, Usage: usage, Destination: dst, Category: category, Sources: chain}
 	}
 	dur := func(dst *time.Duration, category, name string, def time.Duration, usage string, aliases ...string) cli.Flag {
 		return &cli.DurationFlag{Name: name, Value: def, Usage: usage, Destination: dst, Category: category, Sources: src(name, aliases...)}
@@ -218,9 +223,14 @@ func agentForm(name, v string) error {
 // agents is a variable of the agent's where metad's own values are stricter. For the agent a value that makes no
 // sense stands for the default: metad must start on every host that the agent starts on.
 type agents struct {
-	cli.ValueSource
-	read func(string) string
+	cli.ValueSource // of the environment
+	name            string
+	read            func(string) string
 }
+
+// IsFromEnv and Key implement cli.EnvValueSource, for the help.
+func (a agents) IsFromEnv() bool { return true }
+func (a agents) Key() string     { return a.name }
 
 // Lookup implements cli.ValueSource.
 func (a agents) Lookup() (string, bool) {
@@ -233,13 +243,18 @@ func (a agents) Lookup() (string, bool) {
 
 // withAgents puts the agent's variable after metad's own and before the file.
 func withAgents(own cli.ValueSourceChain, name string, read func(string) string) cli.ValueSourceChain {
-	own.Chain = slices.Insert(own.Chain, 1, cli.ValueSource(agents{cli.EnvVar(name), read}))
+	own.Chain = slices.Insert(own.Chain, 1, cli.ValueSource(agents{cli.EnvVar(name), name, read}))
 	return own
 }
 
 func agentsRate(v string) string {
 	limit, _ := server.ParseRateLimit(v)
 	return fmt.Sprintf("%d,%d", limit.PerSecond, limit.Burst)
+}
+
+func agentsBool(v string) string {
+	on, _ := strconv.ParseBool(strings.TrimSpace(v))
+	return strconv.FormatBool(on)
 }
 
 // agentsLevel reads a level of the agent's, which has crit beside metad's own.

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -142,6 +143,26 @@ func TestConfigOfTheAgent(t *testing.T) {
 	level("", "crit", "error")
 	level("", "loud", "info")
 	level("debug", "crit", "debug")
+	selinux := func(metad, value, want string) {
+		t.Helper()
+		f(func(c *config) string { return fmt.Sprint(c.selinux) }, "METAD_SELINUX", metad, "ECS_SELINUX_CAPABLE", value, want)
+	}
+	selinux("", "", "false")
+	selinux("", " true ", "true")
+	selinux("", "yes", "false")
+	selinux("false", "true", "false")
+}
+
+func TestHelpNamesTheVariables(t *testing.T) {
+	var out, errs bytes.Buffer
+	if code := run(context.Background(), []string{"metad", "serve", "--help"}, &out, &errs); code != 0 {
+		t.Fatalf("got %d %s", code, errs.String())
+	}
+	for _, name := range []string{"METAD_RPS_LIMIT", "ECS_TASK_METADATA_RPS_LIMIT", "ECS_LOGLEVEL", "ECS_DISABLE_METRICS", "ECS_CLUSTER", "DOCKER_HOST"} {
+		if !strings.Contains(out.String(), "$"+name) {
+			t.Errorf("the help lacks %s", name)
+		}
+	}
 }
 
 func TestRunExitCodes(t *testing.T) {
@@ -163,4 +184,30 @@ func TestRunExitCodes(t *testing.T) {
 	f(`metad: tasks: unexpected argument "all"`, "tasks", "all")
 	f(`metad: serve: unexpected argument "x"`, "serve", "x")
 	f(`metad: every 0s: want a positive duration`, "top", "--every", "0s")
+}
+
+// What an entrypoint goes by.
+func TestWaitFileExitCodes(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "metadata.json")
+	f := func(content, variable string, want int, message string, args ...string) {
+		t.Helper()
+		t.Setenv("ECS_CONTAINER_METADATA_FILE", variable)
+		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var errs bytes.Buffer
+		code := run(context.Background(), append([]string{"metad", "wait-file", "--timeout", "50ms"}, args...), &bytes.Buffer{}, &errs)
+		if code != want || !strings.Contains(errs.String(), message) || (message == "") != (errs.Len() == 0) {
+			t.Errorf("%q, variable %q, args %q: got %d %q, want %d %q", content, variable, args, code, errs.String(), want, message)
+		}
+	}
+	ready := `{"MetadataFileStatus": "READY"}`
+	f(ready, file, 0, "")
+	f(ready, "", 0, "", file)
+	f(ready, "/nonexistent", 0, "", file)
+	f("{}", file, 1, "metad: wait for metadata file "+file)
+	f(ready[:9], file, 1, "metad: wait for metadata file "+file)
+	f(ready, file+"x", 1, "no such file")
+	f(ready, "", 1, "ECS_CONTAINER_METADATA_FILE is not set")
+	f(ready, "", 1, "unexpected argument", file, file)
 }

@@ -382,12 +382,9 @@ func TestRootSystemCallsPerRequest(t *testing.T) {
 	}
 }
 
-// The metadata file, end to end: created by the docker command through the proxy, READY once it runs.
-func TestRootMetadataFile(t *testing.T) {
-	h := testdocker.Shared(t)
-	socket := filepath.Join(t.TempDir(), "docker.sock")
-	startMetad(t, h, "--docker-proxy", socket, "--container-metadata")
-	docker := func(args ...string) string {
+// dockerAt returns a function that runs the docker command against socket and returns what it prints.
+func dockerAt(t *testing.T, h *testdocker.Host, socket string) func(args ...string) string {
+	return func(args ...string) string {
 		t.Helper()
 		cmd := h.CLICommand(args...)
 		cmd.Env = append(cmd.Env, "DOCKER_HOST=unix://"+socket)
@@ -397,6 +394,14 @@ func TestRootMetadataFile(t *testing.T) {
 		}
 		return strings.TrimSpace(string(out))
 	}
+}
+
+// The metadata file, end to end: created by the docker command through the proxy, READY once it runs.
+func TestRootMetadataFile(t *testing.T) {
+	h := testdocker.Shared(t)
+	socket := filepath.Join(t.TempDir(), "docker.sock")
+	startMetad(t, h, "--docker-proxy", socket, "--container-metadata")
+	docker := dockerAt(t, h, socket)
 	id := docker("run", "-d", "--name", "with-file", "--network", h.ECSNetwork(t), testdocker.BusyboxImage)
 	t.Cleanup(func() { h.Remove(t, id) })
 	var file string
@@ -410,6 +415,51 @@ func TestRootMetadataFile(t *testing.T) {
 	}
 	if _, code, err := h.TryExec(id, "sh", "-c", "echo x > $ECS_CONTAINER_METADATA_FILE"); err != nil || code == 0 {
 		t.Errorf("the container could write its file: exit code %d, %v", code, err)
+	}
+}
+
+// F01, SEEDS 001: off by default, on for the host by the agent's variable, the label wins over either, a bind at /ecs
+// over all. An entrypoint waits with `metad wait-file`. What happens while metad is away is in the file afterwards.
+func TestRootMetadataFileSwitches(t *testing.T) {
+	h := testdocker.Shared(t)
+	socket := filepath.Join(t.TempDir(), "docker.sock")
+	metad := filepath.Join(t.TempDir(), "metad")
+	build := exec.Command("go", "build", "-o", metad, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build metad: %v: %s", err, out)
+	}
+	docker := dockerAt(t, h, socket)
+	variable := func(want string, args ...string) {
+		t.Helper()
+		args = append(append([]string{"run", "--rm", "--name", "switch", "--network", "none"}, args...), testdocker.BusyboxImage, "sh", "-c", "echo $ECS_CONTAINER_METADATA_FILE")
+		if got := docker(args...); got != want {
+			t.Errorf("docker %q: got %q, want %q", args, got, want)
+		}
+	}
+	const on, off, file = "metad.container-metadata=true", "metad.container-metadata=false", "/ecs/metadata/switch/metadata.json"
+
+	d := startMetad(t, h, "--docker-proxy", socket)
+	variable("")
+	variable(file, "--label", on)
+	kept := docker("run", "-d", "--name", "before", "--label", on, "--network", "none", testdocker.BusyboxImage)
+	t.Cleanup(func() { h.Remove(t, kept) })
+	d.stop()
+	h.CLI(t, "rename", "before", "after")
+
+	t.Setenv("ECS_ENABLE_CONTAINER_METADATA", "true")
+	d.start("--docker-proxy", socket)
+	d.waitReady()
+	variable(file)
+	variable("", "--label", off)
+	variable("", "-v", t.TempDir()+":/ecs")
+	waitFor(t, "the new name in the file", func() bool {
+		return strings.Contains(h.Exec(t, kept, "sh", "-c", "cat $ECS_CONTAINER_METADATA_FILE"), `"DockerContainerName": "/after"`)
+	})
+	out := docker("run", "--rm", "-v", metad+":/metad:ro", "--network", h.ECSNetwork(t), "--entrypoint", "sh", testdocker.BusyboxImage, "-c",
+		`/metad wait-file --timeout 10s && exec "$@"`, "--", "sh", "-c", "cat $ECS_CONTAINER_METADATA_FILE")
+	if !strings.Contains(out, `"MetadataFileStatus": "READY"`) {
+		t.Errorf("after wait-file: got %s", out)
 	}
 }
 

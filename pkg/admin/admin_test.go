@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -92,7 +94,75 @@ func TestPProfByFlag(t *testing.T) {
 	}
 }
 
+// broken is a collector that can tell one of two things.
+type broken struct{ err, fine *prometheus.Desc }
+
+func (b broken) Describe(ch chan<- *prometheus.Desc) { ch <- b.err; ch <- b.fine }
+func (b broken) Collect(ch chan<- prometheus.Metric) {
+	ch <- prometheus.NewInvalidMetric(b.err, errors.New("map gone"))
+	ch <- prometheus.MustNewConstMetric(b.fine, prometheus.CounterValue, 7)
+}
+
+func TestMetricsWithoutOne(t *testing.T) {
+	url := start(t, Config{Collectors: []prometheus.Collector{broken{
+		prometheus.NewDesc("metad_lost_total", "", nil, nil), prometheus.NewDesc("metad_fine_total", "", nil, nil)}}})
+	if code, body := get(t, url+"/metrics"); code != 200 || !strings.Contains(body, "metad_fine_total 7") || strings.Contains(body, "metad_lost_total ") {
+		t.Errorf("got %d %s", code, body)
+	}
+}
+
+func TestOnlyGet(t *testing.T) {
+	url := start(t, Config{Tasks: func(bool) Tasks { t.Error("asked for tasks"); return Tasks{} }})
+	for _, path := range []string{"/metrics", "/healthz", "/readyz", "/v1/tasks"} {
+		r, err := http.Post(url+path, "", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Body.Close()
+		if r.StatusCode != http.StatusMethodNotAllowed {
+			t.Errorf("POST %s: got %d, want 405", path, r.StatusCode)
+		}
+	}
+}
+
+// A client that keeps its connection does not keep Serve.
+func TestServeEndsWithOpenConnections(t *testing.T) {
+	s, err := Listen(Config{Addr: "127.0.0.1:0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx) }()
+	c, err := net.Dial("tcp", s.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /he"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Serve: got %v, want nil", err)
+	}
+	if _, err := Listen(Config{Addr: s.Addr().String()}); err != nil {
+		t.Errorf("the address is still taken: %v", err)
+	}
+}
+
 func TestListenNamesTheAddress(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	if _, err := Listen(Config{Addr: ln.Addr().String()}); !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), ln.Addr().String()) {
+		t.Errorf("Listen on an address in use: got %v, want an error naming it", err)
+	}
 	if _, err := Listen(Config{Addr: "127.0.0.1:99999"}); err == nil || !strings.Contains(err.Error(), "127.0.0.1:99999") {
 		t.Errorf("Listen on a bad port: got %v, want an error naming it", err)
 	}

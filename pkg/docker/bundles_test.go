@@ -3,6 +3,7 @@ package docker
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -103,6 +104,17 @@ func TestBundles(t *testing.T) {
 	}
 }
 
+// startWithBirths starts w, following the bundles in dir as well.
+func (w *watched) startWithBirths(t testing.TB, dir string) {
+	t.Helper()
+	var err error
+	if w.births, err = openBundles([]string{dir}); err != nil {
+		t.Fatal(err)
+	}
+	w.start(t)
+	<-w.Synced()
+}
+
 // TestFollowNewborn: a container has its address before the Engine says that it runs, whether or
 // not it has been inspected before; and loses it again if it never comes to run.
 func TestFollowNewborn(t *testing.T) {
@@ -114,12 +126,7 @@ func TestFollowNewborn(t *testing.T) {
 			e := startEngine(t)
 			dir := t.TempDir()
 			w := newWatched(t, e)
-			var err error
-			if w.births, err = openBundles([]string{dir}); err != nil {
-				t.Fatal(err)
-			}
-			w.start(t)
-			<-w.Synced()
+			w.startWithBirths(t, dir)
 			before := created
 			if name == "was stopped" {
 				before = stopped
@@ -166,4 +173,42 @@ func TestFollowNewborn(t *testing.T) {
 			w.until(t, "started", func(tasks []*task.Task) bool { _, c := find(tasks, id); return up(id)(tasks) && c.PID == 4321 })
 		})
 	}
+}
+
+// TestFollowNewbornWaitsForNobody: the Engine answers for none of many containers that are ending, nor for one that is
+// about to run.
+func TestFollowNewbornWaitsForNobody(t *testing.T) {
+	e := startEngine(t)
+	dir := t.TempDir()
+	var ending []string
+	for range 2 * maxUrgent {
+		ending = append(ending, e.run())
+	}
+	id := e.run(func(c *container.InspectResponse) { *c.State = container.State{Status: "created"} })
+	w := newWatched(t, e)
+	w.startWithBirths(t, dir)
+	release := make(chan struct{})
+	e.mu.Lock()
+	e.onInspect = func(string) { <-release }
+	e.mu.Unlock()
+	for _, id := range ending {
+		e.emit(events.ActionDie, id)
+	}
+	w.until(t, "the others to have ended", func(tasks []*task.Task) bool {
+		return !slices.ContainsFunc(tasks, func(tk *task.Task) bool { return len(tk.Endpoints) > 0 })
+	})
+	e.emit(events.ActionUpdate, id) // an inspect of it stands in line too
+	for w.Status().Events < uint64(len(ending)+1) {
+		time.Sleep(time.Millisecond)
+	}
+	writeBundle(t, dir, id, 4321)
+	w.until(t, "an endpoint before it runs", func(tasks []*task.Task) bool {
+		tk, c := find(tasks, id)
+		return len(tk.Endpoints) == 1 && c.PID == 0
+	})
+	e.change(id, func(c *container.InspectResponse) {
+		*c.State = container.State{Status: "running", Running: true, Pid: 4321, StartedAt: time.Now().UTC().Format(time.RFC3339Nano)}
+	})
+	close(release)
+	w.until(t, "the inspect that stood in line", up(id))
 }

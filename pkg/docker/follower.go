@@ -71,9 +71,10 @@ const (
 
 	// How many looks at containers go on at once. The Engine holds a container's lock while it
 	// starts it, so a look at one that is about to start waits all that time: those have places of their own.
-	maxUrgent = 16
-	maxFresh  = 64
-	maxLazy   = 8
+	maxNewborn = 16
+	maxUrgent  = 16
+	maxFresh   = 64
+	maxLazy    = 8
 
 	// A list that takes longer than this to be worked off does not hold the first Apply any more.
 	maxFirstSync = 10 * time.Second
@@ -117,6 +118,7 @@ type Follower struct {
 
 	// What follows belongs to Run's goroutine.
 	containers map[string]*tracked
+	newborns   queue // about to run: looked at without the Engine, which would keep them waiting
 	urgent     queue // something has happened
 	fresh      queue // just created
 	lazy       queue // the rest
@@ -208,10 +210,11 @@ func newFollower(cfg Config) (*Follower, error) {
 		now:        time.Now,
 		recheck:    recheckShare,
 		containers: map[string]*tracked{},
+		newborns:   queue{most: maxNewborn, rank: 3},
 		urgent:     queue{most: maxUrgent, rank: 2},
 		fresh:      queue{most: maxFresh, rank: 1},
 		lazy:       queue{most: maxLazy},
-		finished:   make(chan *look, maxUrgent+maxFresh+maxLazy),
+		finished:   make(chan *look, maxNewborn+maxUrgent+maxFresh+maxLazy),
 		retries:    make(chan string, 1024),
 		groups:     map[string]map[string]*tracked{},
 		announced:  map[string]int{},
@@ -651,7 +654,7 @@ func (f *Follower) born(b newborn) {
 	}
 	c.newborn = b.pid
 	if c.desc != nil {
-		f.lookInto(&f.urgent, c)
+		f.lookInto(&f.newborns, c)
 	}
 }
 
@@ -676,18 +679,19 @@ func (c *tracked) stopRetry() {
 
 // dispatch starts as many looks as there are places for.
 func (f *Follower) dispatch(ctx context.Context) {
-	for _, q := range []*queue{&f.urgent, &f.fresh, &f.lazy} {
+	for _, q := range []*queue{&f.newborns, &f.urgent, &f.fresh, &f.lazy} {
 		for q.busy < q.most && len(q.ids) > 0 {
 			c := f.containers[q.ids[0]]
 			q.ids = q.ids[1:]
 			if c == nil || c.queued != q || c.looking {
 				continue
 			}
-			l := &look{tracked: c, from: q, inspect: c.inspect, desc: c.desc}
-			if !c.inspect {
+			l := &look{tracked: c, from: q, inspect: c.inspect && q != &f.newborns, desc: c.desc}
+			if !l.inspect {
 				l.newborn = c.newborn
 			}
-			c.queued, c.looking, c.inspect, c.died = nil, true, false, false
+			c.queued, c.looking, c.died = nil, true, false
+			c.inspect = c.inspect && !l.inspect
 			q.busy++
 			f.wait.Go(func() {
 				f.take(ctx, l)
@@ -737,6 +741,8 @@ func (f *Follower) found(l *look) {
 	}
 	if c.queued != nil { // asked for meanwhile: now it may stand in line
 		c.queued.ids = append(c.queued.ids, c.id)
+	} else if c.inspect { // put off
+		f.lookInto(&f.urgent, c)
 	}
 	switch {
 	case errdefs.IsNotFound(l.err):
@@ -758,7 +764,7 @@ func (f *Follower) found(l *look) {
 		c.newborn = 0
 	}
 	if c.newborn != 0 && l.newborn == 0 {
-		f.lookInto(&f.urgent, c)
+		f.lookInto(&f.newborns, c)
 		return
 	}
 	c.ns = l.ns

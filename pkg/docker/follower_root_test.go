@@ -148,7 +148,7 @@ func TestRootLife(t *testing.T) {
 		return c != nil && c.KnownStatus == task.StatusCreated && len(tk.Endpoints) == 0
 	})
 	h.StartContainer(t, id)
-	tk, c := w.until(t, "running", id, running)
+	tk, c := w.until(t, "running, as the Engine says too", id, func(tk *task.Task, c *task.Container) bool { return running(tk, c) && c.PID != 0 })
 	if want := []task.Endpoint{realEndpoint(t, h, id, "eth0", "172.17.0.1")}; !slices.Equal(tk.Endpoints, want) {
 		t.Errorf("endpoints: got %v, want %v", tk.Endpoints, want)
 	}

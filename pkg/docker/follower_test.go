@@ -79,12 +79,12 @@ func TestFollowDieDuringLook(t *testing.T) {
 	e := startEngine(t)
 	id := e.run()
 	w := watch(t, e)
-	reading, release, never := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	reading, release, never := make(chan struct{}, 100), make(chan struct{}), make(chan struct{})
 	defer close(never)
 	w.mu.Lock()
 	w.readNS = func(c *task.Container) (*namespace, error) {
 		if c.ID == id {
-			close(reading)
+			reading <- struct{}{}
 			<-release
 		}
 		return fakeNamespace(c)
@@ -688,7 +688,7 @@ func TestFollowChurn(t *testing.T) {
 	if left := len(f.containers) + len(f.groups) + len(f.announced) + len(f.dirty) + len(f.tasks) + len(f.first); left != 0 {
 		t.Errorf("left: containers %v, groups %v, announced %v, dirty %v, tasks %v, first %v", f.containers, f.groups, f.announced, f.dirty, f.tasks, f.first)
 	}
-	for _, q := range []*queue{&f.urgent, &f.fresh, &f.lazy} {
+	for _, q := range []*queue{&f.newborns, &f.urgent, &f.fresh, &f.lazy} {
 		if len(q.ids) > 0 {
 			t.Errorf("queue %d: %d ids are left", q.rank, len(q.ids))
 		}

@@ -124,7 +124,14 @@ func (found *namespace) fill(h *netlink.Handle, host netns.NsHandle, believed []
 	if err != nil {
 		return fmt.Errorf("find the id of the host's namespace: %w", err)
 	}
-	addrs, err := h.AddrList(nil, netlink.FAMILY_ALL)
+	// Only IPv4 unless there is a task's network interface: since Linux 6.9 that waits for nobody, while a list of all
+	// waits for whoever changes a network anywhere on the host, as long as half a second while containers come and go.
+	addrs, err := h.AddrList(nil, netlink.FAMILY_V4)
+	if err == nil && slices.ContainsFunc(links, isENI) {
+		var v6 []netlink.Addr
+		v6, err = h.AddrList(nil, netlink.FAMILY_V6)
+		addrs = append(addrs, v6...)
+	}
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
@@ -147,9 +154,9 @@ func (found *namespace) fill(h *netlink.Handle, host netns.NsHandle, believed []
 				copy(ep.MAC[:], attrs.HardwareAddr)
 				found.endpoints = append(found.endpoints, ep)
 				found.ecs = found.ecs || attrs.Name == ecsDevice
-			case attrs.Name == eniDevice && link.Type() != "veth" && addr.Is4():
+			case isENI(link) && addr.Is4():
 				found.eni4 = append(found.eni4, addr.String())
-			case attrs.Name == eniDevice && link.Type() != "veth" && a.Scope == unix.RT_SCOPE_UNIVERSE:
+			case isENI(link) && a.Scope == unix.RT_SCOPE_UNIVERSE:
 				found.eni6 = append(found.eni6, addr.String())
 			}
 		}
@@ -157,6 +164,9 @@ func (found *namespace) fill(h *netlink.Handle, host netns.NsHandle, believed []
 	slices.SortFunc(found.endpoints, compareEndpoints)
 	return nil
 }
+
+// isENI reports whether link is the task's network interface in an awsvpc task.
+func isENI(link netlink.Link) bool { return link.Attrs().Name == eniDevice && link.Type() != "veth" }
 
 func compareEndpoints(a, b task.Endpoint) int {
 	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Ifindex, b.Ifindex))

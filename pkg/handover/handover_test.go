@@ -154,6 +154,21 @@ func TestState(t *testing.T) {
 	}
 }
 
+// A host with 10,000 containers can be taken over.
+func TestLargeState(t *testing.T) {
+	ctx, cfg := testContext(t), testConfig(t)
+	const size = 60 << 20
+	newHolder(t, ctx, cfg, func() (State, error) { return State{Meta: make([]byte, size)}, nil })
+	p, err := Take(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if len(p.Meta) != size {
+		t.Errorf("got %d bytes, want %d", len(p.Meta), size)
+	}
+}
+
 // TestListenerStaysNonBlocking: the holder goes on accepting with deadlines while its listener is on the
 // way, which it could not if the way made the socket, which both share, block.
 func TestListenerStaysNonBlocking(t *testing.T) {

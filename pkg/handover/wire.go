@@ -40,8 +40,9 @@ const (
 	partMeta  = 32 << 10
 	partFiles = 253 // SCM_MAX_FD, include/net/scm.h
 
-	// What a state can be at most: the size of the port table and more.
-	maxMeta  = 16 << 20
+	// What a state can be at most: the samples and documents of 1,000 tasks with 10 containers each take 60 MB
+	// and more, the files are a link for each of as many ports.
+	maxMeta  = 256 << 20
 	maxFiles = 16 << 10
 )
 

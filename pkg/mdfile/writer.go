@@ -105,6 +105,9 @@ func NewWriter(cfg Config, log *zap.Logger) (*Writer, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
+	if cfg.Layout.Platform == Linux {
+		cfg.Layout.DataDir = path.Clean(cfg.Layout.DataDir) // as the Engine shows it in mounts
+	}
 	w := &Writer{cfg: cfg, log: log, now: time.Now, byDir: map[string]*Entry{}, byID: map[string]*Entry{}}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -203,11 +206,7 @@ func (w *Writer) load(dir string, list []fs.DirEntry) *Entry {
 	if info, err := w.root.Stat(dir); err == nil {
 		e.made = info.ModTime()
 	}
-	for _, f := range list {
-		if strings.HasPrefix(f.Name(), tmpPrefix) {
-			_ = w.root.Remove(path.Join(dir, f.Name()))
-		}
-	}
+	w.removeTemp(dir, list, grace) // a younger one may be being written by the metad that is taken over from
 	if doc, err := readDocument(w.root.FS(), path.Join(dir, FileName)); err == nil {
 		e.id = doc.ContainerID
 		e.last = doc.append(nil, time.Time{})
@@ -217,6 +216,18 @@ func (w *Writer) load(dir string, list []fs.DirEntry) *Entry {
 		w.byID[e.id] = e
 	}
 	return e
+}
+
+// removeTemp removes files of dir that were not written to their end, if they are older than age. Needs w.mu.
+func (w *Writer) removeTemp(dir string, list []fs.DirEntry, age time.Duration) {
+	for _, f := range list {
+		if !strings.HasPrefix(f.Name(), tmpPrefix) {
+			continue
+		}
+		if info, err := f.Info(); err == nil && time.Since(info.ModTime()) >= age {
+			_ = w.root.Remove(path.Join(dir, f.Name()))
+		}
+	}
 }
 
 func readDocument(fsys fs.FS, name string) (*Document, error) {
@@ -575,6 +586,8 @@ func (w *Writer) remove(e *Entry) {
 	}
 	w.unlink(e)
 	if w.ours(e.dir) {
+		list, _ := fs.ReadDir(w.root.FS(), e.dir)
+		w.removeTemp(e.dir, list, 0)
 		_ = w.root.Remove(path.Join(e.dir, FileName))
 		_ = w.root.Remove(path.Join(e.dir, AgentFileName)) // last: it says that the directory is ours
 	}

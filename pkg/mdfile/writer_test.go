@@ -308,8 +308,9 @@ func TestWriterRestart(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(agents, AgentFileName), []byte("{}"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	half := filepath.Join(root, appDir, tmpPrefix+"123")
-	if err := os.WriteFile(half, []byte("{"), 0o644); err != nil {
+	half, writing := filepath.Join(root, appDir, tmpPrefix+"123"), filepath.Join(root, filepath.Dir(appDir), "gone", tmpPrefix+"456")
+	old := time.Now().Add(-2 * grace)
+	if err := errors.Join(os.WriteFile(half, []byte("{"), 0o644), os.Chtimes(half, old, old), os.WriteFile(writing, []byte("{"), 0o644)); err != nil {
 		t.Fatal(err)
 	}
 
@@ -317,6 +318,9 @@ func TestWriterRestart(t *testing.T) {
 	g = g.restart()
 	if _, err := os.Stat(half); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("half a file is still there: %v", err)
+	}
+	if _, err := os.Stat(writing); err != nil {
+		t.Errorf("a file that another metad may be writing: %v", err)
 	}
 	g.Apply([]*task.Task{testTask(runningContainer())})
 	if d := g.read(appDir); d.MetadataFileStatus != StatusReady {
@@ -620,6 +624,19 @@ func TestConfigValidate(t *testing.T) {
 	f(Config{Layout: Layout{DataDir: "/a:b"}}, "Layout.DataDir")
 	if _, err := NewWriter(Config{DataDir: "data"}, zap.NewNop()); err == nil {
 		t.Error("NewWriter: no error")
+	}
+}
+
+// The Engine shows the directory without what is superfluous in its path, and mounts are compared with it.
+func TestWriterCleansDataDir(t *testing.T) {
+	dir := t.TempDir()
+	w, err := NewWriter(Config{Layout: Layout{DataDir: dir + "//data/./"}}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if got, want := w.Layout().Root(), dir+"/data/metadata"; got != want {
+		t.Errorf("got %s, want %s", got, want)
 	}
 }
 
