@@ -3,6 +3,7 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -31,6 +32,9 @@ func TestConfig(t *testing.T) {
 	f(Config{OnExit: OnExitDrop}, "")
 	f(Config{Netns: -2}, "Netns")
 	f(Config{MaxEntries: -1}, "MaxEntries")
+	f(Config{AgentAddr: netip.MustParseAddrPort("[::1]:80")}, "AgentAddr")
+	f(Config{AgentAddr: netip.MustParseAddrPort("127.0.0.1:0")}, "AgentAddr")
+	f(Config{AgentAddr: netip.MustParseAddrPort("127.0.0.1:51679")}, "")
 	c, err := Config{OnExit: OnExitDrop}.withDefaults()
 	if err != nil || c.Attach != AttachClsact {
 		t.Errorf("drop attaches by %q, want clsact", c.Attach)

@@ -60,10 +60,10 @@ func TestRootFollow(t *testing.T) {
 	bothModes(t, func(t *testing.T, mode AttachMode) {
 		core, logs := observer.New(zapcore.InfoLevel)
 		h := testnet.NewHost(t)
-		gone := make(chan int, 100)
+		gone, came := make(chan int, 100), make(chan int, 100)
 		l := open(t, h, Config{
 			Attach: mode, Bridges: []string{"ecs-bridge", "br-*"}, Log: zap.New(core),
-			OnPortGone: func(ifindex int) { gone <- ifindex },
+			OnPort: func(ifindex int) { came <- ifindex }, OnPortGone: func(ifindex int) { gone <- ifindex },
 		})
 		waiting := func(p string) int {
 			return logs.FilterMessage(fmt.Sprintf("bridge pattern %q matches nothing yet: waiting", p)).Len()
@@ -80,6 +80,11 @@ func TestRootFollow(t *testing.T) {
 		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
 		one, two := b.AddTask(""), b.AddTask("")
 		untilAnswer(t, one, portTag(one))
+		for _, want := range []*testnet.Task{one, two} {
+			if got := <-came; got != want.Ifindex {
+				t.Errorf("port: got %d, want %d", got, want.Ifindex)
+			}
+		}
 		put(t, l, one, 1)
 		put(t, l, two, 2)
 		untilAnswer(t, one, "metad 0x1")
