@@ -39,7 +39,7 @@ func TestRootTakeoverKilled(t *testing.T) {
 				survivor = &process{t: t, host: h, dir: d.dir, pins: d.pins}
 				t.Cleanup(survivor.kill)
 				survivor.start()
-			case <-time.After(500 * time.Millisecond):
+			case <-time.After(1500 * time.Millisecond):
 				what += "the old one serves"
 			}
 		} else {
