@@ -65,6 +65,7 @@ lint:
 	GOOS=windows go vet ./pkg/mdfile
 
 check: generate-check lint build ## what CI runs
+	$(MAKE) --no-print-directory test-kernels
 	$(MAKE) --no-print-directory test
 
 demo: ## two real tasks ask metad about themselves; needs root
