@@ -56,3 +56,19 @@ func TestCarryOver(t *testing.T) {
 		t.Error("carried over a second time")
 	}
 }
+
+// A start that fails does not wait for ever for a port that went meanwhile.
+func TestPortGoneDuringFailedStart(t *testing.T) {
+	d := &daemon{wired: make(chan struct{}), ended: make(chan struct{})}
+	returned := make(chan struct{})
+	go func() {
+		d.portGone(7)
+		close(returned)
+	}()
+	close(d.ended)
+	select {
+	case <-returned:
+	case <-time.After(10 * time.Second):
+		t.Fatal("portGone still waits for parts that never came to be")
+	}
+}

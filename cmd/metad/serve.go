@@ -67,7 +67,7 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 	}
 	defer closing(engine, &err)
 
-	d := &daemon{cfg: c, log: log, wired: make(chan struct{}), frozen: true}
+	d := &daemon{cfg: c, log: log, wired: make(chan struct{}), ended: make(chan struct{}), frozen: true}
 	socket, pred, err := handover.Start(ctx, handover.Config{Dir: c.runDir, Layout: handoverLayout, Build: version, Log: log.Named("handover")})
 	if err != nil {
 		return runDirError(c.runDir, err)
@@ -102,6 +102,7 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 		}
 		err = errors.Join(err, leave())
 	}()
+	defer close(d.ended)
 	if err := d.build(engine); err != nil {
 		return err
 	}
@@ -393,6 +394,7 @@ type daemon struct {
 	files      *mdfile.Writer
 
 	wired chan struct{} // closed when all of the above are set, but for the server
+	ended chan struct{} // closed when serve ends, before the loader is closed
 	armed atomic.Bool   // packets come here
 
 	mu       sync.Mutex   // guards what follows, and is held while tasks are published
@@ -541,7 +543,11 @@ func (d *daemon) port(ifindex int) {
 }
 
 func (d *daemon) portGone(ifindex int) {
-	<-d.wired
+	select {
+	case <-d.wired:
+	case <-d.ended: // a start that failed: the loader's Close waits for this to return
+		return
+	}
 	if err := d.table.PortGone(ifindex); err != nil {
 		d.log.Error("port gone", zap.Int("ifindex", ifindex), zap.Error(err))
 	}
