@@ -59,11 +59,10 @@ type CgroupSource struct {
 	memTotal uint64 // of the host, which is what the Engine gives as the limit of a container without
 	net      netSource
 
-	files   *[fileCount]cgroupFile
-	maxKept int // how many files may be open beside the directories
+	files *[fileCount]cgroupFile
 
 	// Scratch, and what all feeds share. Guarded by the sampler's lock, as every Feed is.
-	kept   int
+	kept   budget
 	buf    []byte
 	c      Counters
 	blkio  [2][]BlkioEntry
@@ -99,7 +98,7 @@ func NewCgroupSource(cfg CgroupConfig) (*CgroupSource, error) {
 	// At most half of what the process may have open: the directories and connections need some too.
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil {
-		s.maxKept = int(min(limit.Cur/2, 1<<20))
+		s.kept.max = int(min(limit.Cur/2, 1<<20))
 	}
 	return s, nil
 }
@@ -137,33 +136,34 @@ const (
 type cgroupFile struct {
 	dir  int
 	name string
+	how  manner
 }
 
 var filesV1 = [fileCount]cgroupFile{
-	filePerCPU:         {dirCPUAcct, "cpuacct.usage_percpu\x00"},
-	fileCPUAcct:        {dirCPUAcct, "cpuacct.stat\x00"},
-	fileCPUStat:        {dirCPU, "cpu.stat\x00"},
-	fileMemoryStat:     {dirMemory, "memory.stat\x00"},
-	fileMemoryUsage:    {dirMemory, "memory.usage_in_bytes\x00"},
-	fileMemoryPeak:     {dirMemory, "memory.max_usage_in_bytes\x00"},
-	fileMemoryFailures: {dirMemory, "memory.failcnt\x00"},
-	fileMemoryLimit:    {dirMemory, "memory.limit_in_bytes\x00"},
+	filePerCPU:         {dirCPUAcct, "cpuacct.usage_percpu\x00", atOnce},
+	fileCPUAcct:        {dirCPUAcct, "cpuacct.stat\x00", atOnce},
+	fileCPUStat:        {dirCPU, "cpu.stat\x00", atOnce},
+	fileMemoryStat:     {dirMemory, "memory.stat\x00", whole},
+	fileMemoryUsage:    {dirMemory, "memory.usage_in_bytes\x00", atOnce},
+	fileMemoryPeak:     {dirMemory, "memory.max_usage_in_bytes\x00", atOnce},
+	fileMemoryFailures: {dirMemory, "memory.failcnt\x00", atOnce},
+	fileMemoryLimit:    {dirMemory, "memory.limit_in_bytes\x00", atOnce},
 	// Of blkio only the throttle files exist on the kernels we run on: CFQ's went with Linux 5.0.
-	fileIOBytes:   {dirBlkio, "blkio.throttle.io_service_bytes\x00"},
-	fileIOs:       {dirBlkio, "blkio.throttle.io_serviced\x00"},
-	filePids:      {dirPids, "pids.current\x00"},
-	filePidsLimit: {dirPids, "pids.max\x00"},
+	fileIOBytes:   {dirBlkio, "blkio.throttle.io_service_bytes\x00", whole},
+	fileIOs:       {dirBlkio, "blkio.throttle.io_serviced\x00", whole},
+	filePids:      {dirPids, "pids.current\x00", atOnce},
+	filePidsLimit: {dirPids, "pids.max\x00", atOnce},
 }
 
 var filesV2 = [fileCount]cgroupFile{
-	fileCPUStat:        {0, "cpu.stat\x00"},
-	fileMemoryStat:     {0, "memory.stat\x00"},
-	fileMemoryUsage:    {0, "memory.current\x00"},
-	fileMemoryFailures: {0, "memory.events\x00"},
-	fileMemoryLimit:    {0, "memory.max\x00"},
-	fileIOBytes:        {0, "io.stat\x00"},
-	filePids:           {0, "pids.current\x00"},
-	filePidsLimit:      {0, "pids.max\x00"},
+	fileCPUStat:        {0, "cpu.stat\x00", whole},
+	fileMemoryStat:     {0, "memory.stat\x00", whole},
+	fileMemoryUsage:    {0, "memory.current\x00", atOnce},
+	fileMemoryFailures: {0, "memory.events\x00", whole},
+	fileMemoryLimit:    {0, "memory.max\x00", atOnce},
+	fileIOBytes:        {0, "io.stat\x00", whole},
+	filePids:           {0, "pids.current\x00", atOnce},
+	filePidsLimit:      {0, "pids.max\x00", atOnce},
 }
 
 // cgroupFeed holds a container's directories. -1: the controller is not there, and its part of
@@ -173,9 +173,7 @@ type cgroupFeed struct {
 	net netFeed
 	dir [dirCount]int32
 
-	// kept are the files that stay open while the container is hot; -1: not open. Reading an open file
-	// takes a fifth of the time, and costs the kernel a page of memory.
-	kept [fileCount]int32
+	kept [fileCount]keptFile // while the container is hot
 
 	hot              bool
 	cpuStat          bool // v1: the kernel can throttle
@@ -187,9 +185,6 @@ func (s *CgroupSource) Open(t *task.Task, c *task.Container, _ func(*Counters)) 
 	f := &cgroupFeed{src: s, net: netFeed{proc: -1}}
 	for i := range f.dir {
 		f.dir[i] = -1
-	}
-	for i := range f.kept {
-		f.kept[i] = -1
 	}
 	if err := f.open(t, c); err != nil {
 		f.Close()
@@ -211,7 +206,7 @@ func (f *cgroupFeed) open(t *task.Task, c *task.Container) error {
 	if f.net, err = s.net.open(pid, eni, c.NetworkMode == "host"); err != nil {
 		return err
 	}
-	membership, err := readFile(proc, "cgroup\x00", s.buf, false)
+	membership, err := readFile(proc, "cgroup\x00", s.buf, inPieces)
 	if err != nil {
 		return fmt.Errorf("cgroup of process %d: %w", c.PID, gone(err))
 	}
@@ -223,7 +218,7 @@ func (f *cgroupFeed) open(t *task.Task, c *task.Container) error {
 		if err := f.openCgroup(0, s.cfg.CgroupRoot, path); err != nil {
 			return err
 		}
-		list, err := readFile(int(f.dir[0]), "cgroup.controllers\x00", s.buf, true)
+		list, err := readFile(int(f.dir[0]), "cgroup.controllers\x00", s.buf, whole)
 		if err != nil {
 			return gone(err)
 		}
@@ -271,8 +266,8 @@ func (f *cgroupFeed) openCgroup(i int, root string, path []byte) error {
 
 // Close lets go of the directories and files.
 func (f *cgroupFeed) Close() {
-	f.net.close()
 	f.cool()
+	f.net.close()
 	for i, fd := range f.dir {
 		if fd >= 0 {
 			unix.Close(int(fd))
@@ -283,35 +278,17 @@ func (f *cgroupFeed) Close() {
 
 // cool closes the files.
 func (f *cgroupFeed) cool() {
-	for i, fd := range f.kept {
-		if fd >= 0 {
-			unix.Close(int(fd))
-			f.kept[i] = -1
-			f.src.kept--
-		}
+	for i := range f.kept {
+		f.kept[i].close(&f.src.kept)
 	}
+	f.net.dev.close(&f.src.kept)
 }
 
 // file reads a cgroup file into the source's buffer. The bytes are valid until the next one.
 func (f *cgroupFeed) file(i int) ([]byte, error) {
 	at := f.src.files[i]
 	dir := int(f.dir[at.dir])
-	fd, err := int(f.kept[i]), error(nil)
-	if fd < 0 {
-		fd, err = openat(dir, at.name)
-	}
-	var b []byte
-	if err == nil {
-		b, err = readAll(fd, f.src.buf, true)
-		switch {
-		case f.kept[i] >= 0:
-		case err == nil && f.hot && f.src.kept < f.src.maxKept:
-			f.kept[i] = int32(fd)
-			f.src.kept++
-		default:
-			unix.Close(fd)
-		}
-	}
+	b, err := f.kept[i].read(dir, at.name, f.src.buf, at.how, f.hot, &f.src.kept)
 	if err == nil {
 		return b, nil
 	}
@@ -373,7 +350,7 @@ func (f *cgroupFeed) Sample(hot bool) (*Counters, error) {
 	if err := s.readSystem(c); err != nil {
 		return nil, err
 	}
-	if c.Networks, err = f.net.read(c.Networks, s.buf); err != nil {
+	if c.Networks, err = f.net.read(c.Networks, s.buf, hot, &s.kept); err != nil {
 		return nil, err
 	}
 	return c, nil

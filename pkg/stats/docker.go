@@ -184,7 +184,7 @@ func (f *dockerFeed) readNetworks(c *Counters) error {
 	f.src.mu.Lock()
 	defer f.src.mu.Unlock()
 	var err error
-	c.Networks, err = f.net.read(nil, f.src.buf)
+	c.Networks, err = f.net.read(nil, f.src.buf, false, nil)
 	return err
 }
 

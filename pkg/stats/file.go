@@ -34,25 +34,35 @@ func openDir(path string) (int, error) {
 	return fd, nil
 }
 
+// manner is how the kernel makes a file's text.
+type manner uint8
+
+const (
+	// inPieces: of as many whole lines as fit into a page, as files do that list objects (fs/seq_file.c).
+	inPieces manner = iota
+	// whole: in one piece, as all files of cgroupfs.
+	whole
+	// atOnce: whole, and of numbers that are there already: no lock that others hold for long, nothing to add up.
+	atOnce
+)
+
 // readFile reads the file called name, which must end in a NUL, in the directory dir into buf and
 // returns the part of buf it fills. It does not allocate unless it fails. A file that does not fit is
-// errDamaged. whole: see readAll.
-func readFile(dir int, name string, buf []byte, whole bool) ([]byte, error) {
+// errDamaged.
+func readFile(dir int, name string, buf []byte, how manner) ([]byte, error) {
 	fd, err := openat(dir, name)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	return readAll(fd, buf, whole)
+	return readAll(fd, buf, how)
 }
 
-// readAll reads an open file from its start, which has the kernel make its text anew. whole tells that
-// the kernel hands the text out in one piece: the files of cgroupfs are so, those that list objects come in
-// pieces of as many whole lines as fit into a page (fs/seq_file.c).
-func readAll(fd int, buf []byte, whole bool) ([]byte, error) {
+// readAll reads an open file from its start, which has the kernel make its text anew.
+func readAll(fd int, buf []byte, how manner) ([]byte, error) {
 	n := 0
 	for {
-		m, err := unix.Pread(fd, buf[n:], int64(n))
+		m, err := pread(fd, buf[n:], n, how)
 		if err == unix.EINTR {
 			continue
 		}
@@ -63,10 +73,23 @@ func readAll(fd int, buf []byte, whole bool) ([]byte, error) {
 		if n == len(buf) {
 			return nil, fmt.Errorf("%w: more than %d bytes", errDamaged, len(buf))
 		}
-		if m == 0 || whole || n < listBytes {
+		if m == 0 || how != inPieces || n < listBytes {
 			return buf[:n], nil
 		}
 	}
+}
+
+// pread tells the Go runtime of the call only where it may take a while. The runtime's watch over a thread that
+// may be waiting costs a tenth of a sample, which is a dozen of calls of a microsecond each.
+func pread(fd int, buf []byte, at int, how manner) (int, error) {
+	if how != atOnce {
+		return unix.Pread(fd, buf, int64(at))
+	}
+	n, _, errno := unix.RawSyscall6(unix.SYS_PREAD64, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)), uintptr(at), 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
 }
 
 // openat opens the file called name, which must end in a NUL, for reading. Unlike unix.Openat it
@@ -81,4 +104,39 @@ func openat(dir int, name string) (int, error) {
 		return -1, errno
 	}
 	return int(fd), nil
+}
+
+// budget counts the files that a source keeps open between two readings.
+type budget struct{ open, max int }
+
+// keptFile is a file that may stay open between two readings, each of which begins anew: that takes a fifth of
+// the time, and costs the kernel a page of memory. The zero value is one that is not open.
+type keptFile struct{ fd int32 } // the descriptor and 1
+
+// read returns what readFile does. keep leaves the file open for the next reading, if the budget allows.
+func (k *keptFile) read(dir int, name string, buf []byte, how manner, keep bool, b *budget) ([]byte, error) {
+	if k.fd > 0 {
+		return readAll(int(k.fd-1), buf, how)
+	}
+	fd, err := openat(dir, name)
+	if err != nil {
+		return nil, err
+	}
+	text, err := readAll(fd, buf, how)
+	if err != nil || !keep || b.open >= b.max {
+		unix.Close(fd)
+		return text, err
+	}
+	k.fd = int32(fd) + 1
+	b.open++
+	return text, nil
+}
+
+// close closes the file, if it is open.
+func (k *keptFile) close(b *budget) {
+	if k.fd > 0 {
+		unix.Close(int(k.fd - 1))
+		k.fd = 0
+		b.open--
+	}
 }

@@ -107,7 +107,7 @@ func residentBytes(b *testing.B) int {
 	return pages * os.Getpagesize()
 }
 
-func cpuTime(b *testing.B) time.Duration {
+func cpuTime(b testing.TB) time.Duration {
 	var ru unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &ru); err != nil {
 		b.Fatal(err)

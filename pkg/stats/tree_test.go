@@ -306,8 +306,8 @@ func TestFilesKeptOpen(t *testing.T) {
 	versions(t, func(t *testing.T, tr *tree) {
 		a, b := tr.add(0), tr.add(1)
 		src := treeSource(t, tr.dir)
-		files := map[bool]int{false: 12, true: 8}[tr.v2]
-		src.maxKept = files + 3
+		files := map[bool]int{false: 13, true: 9}[tr.v2]
+		src.kept.max = files + 3
 		var feeds []Feed
 		for _, c := range []*task.Container{a, b} {
 			feed, err := src.Open(aTask(c), c, nil)
@@ -322,8 +322,8 @@ func TestFilesKeptOpen(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if src.kept != kept {
-				t.Errorf("got %d files kept open, want %d", src.kept, kept)
+			if src.kept.open != kept {
+				t.Errorf("got %d files kept open, want %d", src.kept.open, kept)
 			}
 			if s.Pids.Current != 3 {
 				t.Errorf("got %d processes, want 3", s.Pids.Current)
@@ -342,8 +342,8 @@ func TestFilesKeptOpen(t *testing.T) {
 		sample(1, true, files)
 		feeds[0].Close()
 		feeds[1].Close()
-		if src.kept != 0 {
-			t.Errorf("closed: %d files kept open", src.kept)
+		if src.kept.open != 0 {
+			t.Errorf("closed: %d files kept open", src.kept.open)
 		}
 	})
 }
