@@ -47,6 +47,8 @@
  * answer on its way, short enough for an address that moved. */
 #define NEIGHBOUR_HOLD_NS (10ULL * 1000 * 1000 * 1000)
 #define EVENT_INTERVAL_NS (1ULL * 1000 * 1000 * 1000)
+/* How long after its SYN a handshake may still be under way: the client sends another one then. */
+#define HANDSHAKE_NS (1ULL * 1000 * 1000 * 1000)
 
 /* What an accepted socket's mark says about its sender. */
 enum tag {
@@ -78,6 +80,19 @@ struct neighbour {
 	__u64 seen_ns; /* bpf_ktime_get_ns of its last packet */
 };
 
+/* Who began a connection with the server. */
+struct client {
+	struct addr addr;
+	__be16 port;
+	__u8 pad[2];
+};
+
+struct handshake {
+	__u32 tag; /* that the SYN was given */
+	__u32 ifindex; /* where it came in */
+	__u64 begun_ns; /* bpf_ktime_get_ns */
+};
+
 /* What a task has sent to the endpoint. */
 struct task_counters {
 	__u64 packets;
@@ -97,6 +112,7 @@ enum verdict {
 	VERDICT_OTHER_PORT, /* left alone: not port 80 */
 	VERDICT_UNARMED, /* left alone: metad is not serving */
 	VERDICT_UNARMED_DROP, /* dropped for the same reason, --on-exit=drop */
+	VERDICT_UNARMED_HANDSHAKE, /* to the server all the same, which had its SYN a moment ago */
 
 	VERDICT_PORT_TASK, /* to the server, with the task's tag */
 	VERDICT_PORT_UNKNOWN, /* to the server, with the port's tag: no task has the address */
@@ -180,6 +196,14 @@ struct {
 	__type(value, struct neighbour);
 	__uint(max_entries, 16384);
 } neighbours SEC(".maps");
+
+/* The last connections that the server was asked for: those that may be half open when it goes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct client);
+	__type(value, struct handshake);
+	__uint(max_entries, 4096);
+} handshakes SEC(".maps");
 
 /* Entries are made and removed by user space with those of ip_task: as large, never larger. */
 struct {
@@ -388,8 +412,20 @@ static __always_inline int is_agents(struct __sk_buff *skb, const struct sender 
 	return !connection(skb, s, META_ADDR, META_PORT, server_netns);
 }
 
-static __always_inline int deliver(struct __sk_buff *skb, __u32 tag, enum verdict v)
+static __always_inline int deliver(struct __sk_buff *skb, const struct sender *s, __u32 tag,
+				   enum verdict v)
 {
+	if (s->syn) {
+		struct client c = {.port = s->port};
+		struct handshake h = {
+		    .tag = tag,
+		    .ifindex = skb->ifindex,
+		    .begun_ns = bpf_ktime_get_ns(),
+		};
+
+		__builtin_memcpy(&c.addr, &s->addr, sizeof(c.addr));
+		bpf_map_update_elem(&handshakes, &c, &h, BPF_ANY);
+	}
 	skb->mark = tag;
 	/* The frame is addressed to the bridge: for the stack it would be somebody else's. */
 	bpf_skb_change_type(skb, PACKET_HOST);
@@ -469,7 +505,7 @@ int from_port(struct __sk_buff *skb)
 		if (is_agents(skb, &s))
 			return verdict(VERDICT_PORT_AGENT, TC_ACT_UNSPEC);
 		count(skb, &s);
-		return deliver(skb, t->tag, VERDICT_PORT_TASK);
+		return deliver(skb, &s, t->tag, VERDICT_PORT_TASK);
 	}
 	if (is_agents(skb, &s))
 		return verdict(VERDICT_PORT_AGENT, TC_ACT_UNSPEC);
@@ -477,7 +513,7 @@ int from_port(struct __sk_buff *skb)
 	if (learn(skb, &s, tag))
 		return refuse(skb, &s, VERDICT_PORT_CLAIMED);
 	tell(skb, &s, VERDICT_PORT_UNKNOWN);
-	return deliver(skb, tag, VERDICT_PORT_UNKNOWN);
+	return deliver(skb, &s, tag, VERDICT_PORT_UNKNOWN);
 }
 
 SEC("tc")
@@ -499,29 +535,43 @@ int from_bridge(struct __sk_buff *skb)
 			return verdict(VERDICT_BRIDGE_AGENT, TC_ACT_UNSPEC);
 		count(skb, &s);
 		if (trust_bridge)
-			return deliver(skb, t->tag, VERDICT_BRIDGE_TRUSTED);
-		return deliver(skb, TAG_NONE, VERDICT_BRIDGE_TASK);
+			return deliver(skb, &s, t->tag, VERDICT_BRIDGE_TRUSTED);
+		return deliver(skb, &s, TAG_NONE, VERDICT_BRIDGE_TASK);
 	}
 	if (is_agents(skb, &s))
 		return verdict(VERDICT_BRIDGE_AGENT, TC_ACT_UNSPEC);
 	if (learn(skb, &s, TAG_NONE))
 		return refuse(skb, &s, VERDICT_BRIDGE_CLAIMED);
 	tell(skb, &s, VERDICT_BRIDGE_UNKNOWN);
-	return deliver(skb, TAG_NONE, VERDICT_BRIDGE_UNKNOWN);
+	return deliver(skb, &s, TAG_NONE, VERDICT_BRIDGE_UNKNOWN);
 }
 
-/* unserved decides about a packet of ours that nobody is there for. */
+/* unserved decides about a packet of ours that nobody is there for.
+ *
+ * A client whose SYN the server had believes that it is connected as soon as it has the answer. If
+ * its next packets were left alone, nobody would know the connection, and perhaps nobody would say
+ * so: where conntrack remembers the port from a connection to the agent, it calls them invalid, and
+ * they are lost until the client gives up. The server's namespace, which lasts a little longer than
+ * the server, resets such a connection, or goes on with it during a stop. */
 static __always_inline int unserved(struct __sk_buff *skb)
 {
-	struct sender s;
-	enum verdict v;
+	struct sender s = {};
+	enum verdict v = parse(skb, &s);
+	struct client c = {};
+	struct handshake *h;
 
-	if (!exit_drop)
-		return verdict(VERDICT_UNARMED, TC_ACT_UNSPEC);
-	v = parse(skb, &s);
 	if (v != VERDICT_COUNT)
 		return verdict(v, TC_ACT_UNSPEC);
-	return verdict(VERDICT_UNARMED_DROP, TC_ACT_SHOT);
+	__builtin_memcpy(&c.addr, &s.addr, sizeof(c.addr));
+	c.port = s.port;
+	h = bpf_map_lookup_elem(&handshakes, &c);
+	if (h && s.syn)
+		bpf_map_delete_elem(&handshakes, &c); /* now it is who answers this one's */
+	else if (h && h->ifindex == skb->ifindex && bpf_ktime_get_ns() - h->begun_ns < HANDSHAKE_NS)
+		return deliver(skb, &s, h->tag, VERDICT_UNARMED_HANDSHAKE);
+	if (exit_drop)
+		return verdict(VERDICT_UNARMED_DROP, TC_ACT_SHOT);
+	return verdict(VERDICT_UNARMED, TC_ACT_UNSPEC);
 }
 
 SEC("tc")

@@ -18,6 +18,13 @@ type MetadAddr struct {
 	Octets [4]uint8
 }
 
+type MetadClient struct {
+	_    structs.HostLayout
+	Addr MetadAddr
+	Port uint16
+	Pad  [2]uint8
+}
+
 type MetadEvent struct {
 	_        structs.HostLayout
 	TimeNs   uint64
@@ -39,6 +46,13 @@ type MetadEventGate struct {
 	Pad      uint32
 	NextNs   uint64
 	HeldBack uint64
+}
+
+type MetadHandshake struct {
+	_       structs.HostLayout
+	Tag     uint32
+	Ifindex uint32
+	BegunNs uint64
 }
 
 type MetadNeighbour struct {
@@ -86,38 +100,39 @@ type MetadTaskValue struct {
 type MetadVerdict uint32
 
 const (
-	MetadVerdictVERDICT_NOT_IPV4         MetadVerdict = 0
-	MetadVerdictVERDICT_NOT_META         MetadVerdict = 1
-	MetadVerdictVERDICT_VLAN             MetadVerdict = 2
-	MetadVerdictVERDICT_MALFORMED        MetadVerdict = 3
-	MetadVerdictVERDICT_OTHER_PORT       MetadVerdict = 4
-	MetadVerdictVERDICT_UNARMED          MetadVerdict = 5
-	MetadVerdictVERDICT_UNARMED_DROP     MetadVerdict = 6
-	MetadVerdictVERDICT_PORT_TASK        MetadVerdict = 7
-	MetadVerdictVERDICT_PORT_UNKNOWN     MetadVerdict = 8
-	MetadVerdictVERDICT_PORT_WRONG_PORT  MetadVerdict = 9
-	MetadVerdictVERDICT_PORT_WRONG_MAC   MetadVerdict = 10
-	MetadVerdictVERDICT_PORT_CLAIMED     MetadVerdict = 11
-	MetadVerdictVERDICT_PORT_HOST        MetadVerdict = 12
-	MetadVerdictVERDICT_PORT_AGENT       MetadVerdict = 13
-	MetadVerdictVERDICT_BRIDGE_TASK      MetadVerdict = 14
-	MetadVerdictVERDICT_BRIDGE_TRUSTED   MetadVerdict = 15
-	MetadVerdictVERDICT_BRIDGE_UNKNOWN   MetadVerdict = 16
-	MetadVerdictVERDICT_BRIDGE_WRONG_MAC MetadVerdict = 17
-	MetadVerdictVERDICT_BRIDGE_CLAIMED   MetadVerdict = 18
-	MetadVerdictVERDICT_BRIDGE_HOST      MetadVerdict = 19
-	MetadVerdictVERDICT_BRIDGE_AGENT     MetadVerdict = 20
-	MetadVerdictVERDICT_HOST             MetadVerdict = 21
-	MetadVerdictVERDICT_HOST_NOT_OURS    MetadVerdict = 22
-	MetadVerdictVERDICT_CARRIED          MetadVerdict = 23
-	MetadVerdictVERDICT_REPLY_TASK       MetadVerdict = 24
-	MetadVerdictVERDICT_REPLY_PORT       MetadVerdict = 25
-	MetadVerdictVERDICT_REPLY_BRIDGE     MetadVerdict = 26
-	MetadVerdictVERDICT_REPLY_HOST       MetadVerdict = 27
-	MetadVerdictVERDICT_REPLY_NOT_OURS   MetadVerdict = 28
-	MetadVerdictVERDICT_REPLY_NOWHERE    MetadVerdict = 29
-	MetadVerdictVERDICT_REPLY_NOT_THEIRS MetadVerdict = 30
-	MetadVerdictVERDICT_COUNT            MetadVerdict = 31
+	MetadVerdictVERDICT_NOT_IPV4          MetadVerdict = 0
+	MetadVerdictVERDICT_NOT_META          MetadVerdict = 1
+	MetadVerdictVERDICT_VLAN              MetadVerdict = 2
+	MetadVerdictVERDICT_MALFORMED         MetadVerdict = 3
+	MetadVerdictVERDICT_OTHER_PORT        MetadVerdict = 4
+	MetadVerdictVERDICT_UNARMED           MetadVerdict = 5
+	MetadVerdictVERDICT_UNARMED_DROP      MetadVerdict = 6
+	MetadVerdictVERDICT_UNARMED_HANDSHAKE MetadVerdict = 7
+	MetadVerdictVERDICT_PORT_TASK         MetadVerdict = 8
+	MetadVerdictVERDICT_PORT_UNKNOWN      MetadVerdict = 9
+	MetadVerdictVERDICT_PORT_WRONG_PORT   MetadVerdict = 10
+	MetadVerdictVERDICT_PORT_WRONG_MAC    MetadVerdict = 11
+	MetadVerdictVERDICT_PORT_CLAIMED      MetadVerdict = 12
+	MetadVerdictVERDICT_PORT_HOST         MetadVerdict = 13
+	MetadVerdictVERDICT_PORT_AGENT        MetadVerdict = 14
+	MetadVerdictVERDICT_BRIDGE_TASK       MetadVerdict = 15
+	MetadVerdictVERDICT_BRIDGE_TRUSTED    MetadVerdict = 16
+	MetadVerdictVERDICT_BRIDGE_UNKNOWN    MetadVerdict = 17
+	MetadVerdictVERDICT_BRIDGE_WRONG_MAC  MetadVerdict = 18
+	MetadVerdictVERDICT_BRIDGE_CLAIMED    MetadVerdict = 19
+	MetadVerdictVERDICT_BRIDGE_HOST       MetadVerdict = 20
+	MetadVerdictVERDICT_BRIDGE_AGENT      MetadVerdict = 21
+	MetadVerdictVERDICT_HOST              MetadVerdict = 22
+	MetadVerdictVERDICT_HOST_NOT_OURS     MetadVerdict = 23
+	MetadVerdictVERDICT_CARRIED           MetadVerdict = 24
+	MetadVerdictVERDICT_REPLY_TASK        MetadVerdict = 25
+	MetadVerdictVERDICT_REPLY_PORT        MetadVerdict = 26
+	MetadVerdictVERDICT_REPLY_BRIDGE      MetadVerdict = 27
+	MetadVerdictVERDICT_REPLY_HOST        MetadVerdict = 28
+	MetadVerdictVERDICT_REPLY_NOT_OURS    MetadVerdict = 29
+	MetadVerdictVERDICT_REPLY_NOWHERE     MetadVerdict = 30
+	MetadVerdictVERDICT_REPLY_NOT_THEIRS  MetadVerdict = 31
+	MetadVerdictVERDICT_COUNT             MetadVerdict = 32
 )
 
 type MetadVerdictCount struct {
@@ -132,6 +147,7 @@ const (
 	MetadMapCounters      = "counters"
 	MetadMapEventGates    = "event_gates"
 	MetadMapEvents        = "events"
+	MetadMapHandshakes    = "handshakes"
 	MetadMapIpTask        = "ip_task"
 	MetadMapNeighbours    = "neighbours"
 	MetadMapSlots         = "slots"
@@ -211,6 +227,7 @@ type MetadMapSpecs struct {
 	Counters   *ebpf.MapSpec `ebpf:"counters"`
 	EventGates *ebpf.MapSpec `ebpf:"event_gates"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
+	Handshakes *ebpf.MapSpec `ebpf:"handshakes"`
 	IpTask     *ebpf.MapSpec `ebpf:"ip_task"`
 	Neighbours *ebpf.MapSpec `ebpf:"neighbours"`
 	Slots      *ebpf.MapSpec `ebpf:"slots"`
@@ -254,6 +271,7 @@ type MetadMaps struct {
 	Counters   *ebpf.Map `ebpf:"counters"`
 	EventGates *ebpf.Map `ebpf:"event_gates"`
 	Events     *ebpf.Map `ebpf:"events"`
+	Handshakes *ebpf.Map `ebpf:"handshakes"`
 	IpTask     *ebpf.Map `ebpf:"ip_task"`
 	Neighbours *ebpf.Map `ebpf:"neighbours"`
 	Slots      *ebpf.Map `ebpf:"slots"`
@@ -265,6 +283,7 @@ func (m *MetadMaps) Close() error {
 		m.Counters,
 		m.EventGates,
 		m.Events,
+		m.Handshakes,
 		m.IpTask,
 		m.Neighbours,
 		m.Slots,

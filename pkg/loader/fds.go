@@ -27,10 +27,12 @@ const (
 
 // lowFDs is a set of file descriptor numbers held by copies of one descriptor that means nothing.
 type lowFDs struct {
-	mu    sync.Mutex
 	dummy int
-	free  []int // ascending
-	held  map[int]bool
+	top   int // the highest of them
+
+	mu   sync.Mutex // guards what follows
+	free []int      // ascending
+	held map[int]bool
 }
 
 // reserveLowFDs takes the lowest numbers there are, but never more than a quarter of what the
@@ -53,8 +55,27 @@ func reserveLowFDs() (*lowFDs, error) {
 		}
 		f.free = append(f.free, fd)
 		f.held[fd] = true
+		f.top = fd
 	}
 	return f, nil
+}
+
+// fill takes the lower numbers that have become free since: what is opened from now on is released before the links.
+func (f *lowFDs) fill() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for {
+		fd, err := unix.FcntlInt(uintptr(f.dummy), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("reserve file descriptors: %w", err)
+		}
+		if fd > f.top {
+			return unix.Close(fd)
+		}
+		i, _ := slices.BinarySearch(f.free, fd)
+		f.free = slices.Insert(f.free, i, fd)
+		f.held[fd] = true
+	}
 }
 
 // where is an end of the reserved numbers.

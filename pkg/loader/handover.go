@@ -41,10 +41,10 @@ type handoverHook struct {
 func mapsOf(o *bpf.MetadObjects) ([]string, []*ebpf.Map) {
 	return []string{
 			bpf.MetadMapIpTask, bpf.MetadMapNeighbours, bpf.MetadMapCounters, bpf.MetadMapVerdicts,
-			bpf.MetadMapEvents, bpf.MetadMapEventGates, bpf.MetadMapSlots,
+			bpf.MetadMapEvents, bpf.MetadMapEventGates, bpf.MetadMapSlots, bpf.MetadMapHandshakes,
 		}, []*ebpf.Map{
 			o.IpTask, o.Neighbours, o.Counters, o.Verdicts,
-			o.Events, o.EventGates, o.Slots,
+			o.Events, o.EventGates, o.Slots, o.Handshakes,
 		}
 }
 
@@ -246,6 +246,9 @@ func Adopt(cfg Config, files []*os.File, meta []byte) (_ *Loader, _ net.Listener
 			return nil, nil, err
 		}
 		l.hooks[k.ifindex] = k
+	}
+	if err := l.fds.fill(); err != nil {
+		return nil, nil, err
 	}
 	if l.listener, err = net.FileListener(files[2]); err != nil {
 		return nil, nil, fmt.Errorf("listener: %w", err)

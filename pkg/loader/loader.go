@@ -296,6 +296,9 @@ func (l *Loader) attachPair() error {
 // Listen returns the listener on Endpoint in the server's namespace. An accepted connection's SO_MARK
 // is a bpf.MetadTag or a task's tag. Call it once, after Open and before Arm; the caller closes it.
 func (l *Loader) Listen() (net.Listener, error) {
+	if err := l.fds.fill(); err != nil {
+		return nil, err
+	}
 	var ln net.Listener
 	err := inNS(l.server, func() (err error) {
 		var lc net.ListenConfig

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -213,16 +214,48 @@ func TestRootVerdicts(t *testing.T) {
 		})
 	}
 
+	// A handshake that was under way is the server's to end; anything else is left alone.
 	t.Run("not armed", func(t *testing.T) {
+		const halfOpen, lateOpen, bridgeOpen = 41001, 41002, 41003
+		from := func(port uint16, flags byte) []byte {
+			return with(own, func(f *testnet.Frame) { f.SrcPort, f.Flags = port, flags })
+		}
+		for _, p := range []uint16{halfOpen, lateOpen} {
+			run(t, h, l.objs.MetadPort, from(p, testnet.SYN), port, 0)
+		}
+		run(t, h, l.objs.MetadBridge, from(bridgeOpen, testnet.SYN), bridge, 0)
 		if err := l.Disarm(); err != nil {
 			t.Fatal(err)
 		}
-		before := verdictsOf(t, l)
-		if ret, _, mark := run(t, h, l.objs.MetadPort, own.Bytes(), port, 0); ret != actUnspec || mark != 0 {
-			t.Errorf("got %#x and mark %#x", ret, mark)
-		}
-		if got := moved(t, l, before); !slices.Equal(got, []string{"unarmed"}) {
-			t.Errorf("counters that moved: got %v", got)
+		for _, c := range []struct {
+			name    string
+			program *ebpf.Program
+			frame   []byte
+			ifindex int
+			ret     uint32
+			mark    uint32
+			verdict string
+			after   time.Duration
+		}{
+			{"its handshake", l.objs.MetadPort, from(halfOpen, testnet.ACK), port, actRedirect, 7, "unarmed_handshake", 0},
+			{"and once more", l.objs.MetadPort, from(halfOpen, testnet.ACK), port, actRedirect, 7, "unarmed_handshake", 0},
+			{"bridge: its handshake", l.objs.MetadBridge, from(bridgeOpen, testnet.ACK), bridge, actRedirect, 0, "unarmed_handshake", 0},
+			{"another port's", l.objs.MetadPort, from(halfOpen, testnet.ACK), other.Ifindex, actUnspec, 0, "unarmed", 0},
+			{"bridge: a port's", l.objs.MetadBridge, from(halfOpen, testnet.ACK), bridge, actUnspec, 0, "unarmed", 0},
+			{"another connection", l.objs.MetadPort, from(halfOpen+100, testnet.ACK), port, actUnspec, 0, "unarmed", 0},
+			{"another address", l.objs.MetadPort, with(stranger, func(f *testnet.Frame) { f.SrcPort, f.Flags = halfOpen, testnet.ACK }), port, actUnspec, 0, "unarmed", 0},
+			{"a new connection", l.objs.MetadPort, from(halfOpen, testnet.SYN), port, actUnspec, 0, "unarmed", 0},
+			{"which is somebody else's", l.objs.MetadPort, from(halfOpen, testnet.ACK), port, actUnspec, 0, "unarmed", 0},
+			{"too long ago", l.objs.MetadPort, from(lateOpen, testnet.ACK), port, actUnspec, 0, "unarmed", 1100 * time.Millisecond},
+		} {
+			time.Sleep(c.after)
+			before := verdictsOf(t, l)
+			if ret, _, mark := run(t, h, c.program, c.frame, c.ifindex, 0); ret != c.ret || mark != c.mark {
+				t.Errorf("%s: got %#x and mark %#x, want %#x and mark %#x", c.name, ret, mark, c.ret, c.mark)
+			}
+			if got := moved(t, l, before); !slices.Equal(got, []string{c.verdict}) {
+				t.Errorf("%s: counters that moved: got %v, want %s alone", c.name, got, c.verdict)
+			}
 		}
 	})
 
