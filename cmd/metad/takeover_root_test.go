@@ -63,7 +63,7 @@ func TestRootTakeoverKilled(t *testing.T) {
 		outcome, l.requests(), l.right, l.agent, len(l.wrong), len(l.failed), len(l.slow))
 	// Connections that a killed process had are reset, not left hanging; were its links to go first, every
 	// round would leave many.
-	if len(l.wrong) > 0 || len(l.slow) >= rounds/2 {
+	if len(l.wrong) > 0 || len(l.slow) > 0 {
 		t.Errorf("wrong: %v, slow: %v", first(l.wrong), first(l.slow))
 	}
 	if code := d.stop(); code != 0 {

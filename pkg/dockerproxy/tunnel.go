@@ -60,7 +60,7 @@ func (p *Proxy) tunnel(w http.ResponseWriter, r *http.Request) {
 		// there. A client that leaves must not let the Engine work on.
 		_, err := io.CopyN(engine, buffered, int64(buffered.Reader.Buffered()))
 		if err == nil {
-			_ = pump(engine, client)
+			_ = pumpBytes(engine, client)
 		}
 		engine.Close()
 	}()
@@ -70,7 +70,8 @@ func (p *Proxy) tunnel(w http.ResponseWriter, r *http.Request) {
 }
 
 // pump moves bytes until the end. Where both ends are sockets of the kernel it never sees them: they go through a
-// pipe by splice(2), which halves the time of a copy between two unix sockets.
+// pipe by splice(2), which halves the time of a copy between two unix sockets if they come in large pieces, as the
+// Engine's do.
 func pump(to, from net.Conn) error {
 	in, err := rawConn(from)
 	if err != nil {
@@ -131,8 +132,9 @@ func splice(wait func(func(uintptr) bool) error, move func(socket int) (int64, e
 	return n, err
 }
 
-// pumpBytes is pump for connections of any kind. The interfaces are narrowed because what io.Copy would use
-// instead copies in smaller pieces.
+// pumpBytes is pump for connections of any kind, and for the many small pieces in which the docker CLI sends, of
+// which one read takes several. The interfaces are narrowed because what io.Copy would use instead copies in
+// smaller pieces.
 func pumpBytes(to, from net.Conn) error {
 	_, err := io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, make([]byte, tunnelBuffer))
 	return err
