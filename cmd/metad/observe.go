@@ -68,6 +68,7 @@ type metrics struct{ d *daemon }
 var (
 	descVerdicts = prometheus.NewDesc("metad_verdicts_total", "Packets by what the eBPF programs decided.", []string{"verdict"}, nil)
 	descPorts    = prometheus.NewDesc("metad_ports", "Ports of the watched bridges that metad's program is attached to.", nil, nil)
+	descPending  = prometheus.NewDesc("metad_ports_pending", "Ports that metad's program is still to be attached to after a start.", nil, nil)
 	descUnhooked = prometheus.NewDesc("metad_devices_not_attached", "Ports and bridges that metad's program could not be attached to.", nil, nil)
 	descAttach   = prometheus.NewDesc("metad_attach_errors_total", "Attachments that failed.", nil, nil)
 	descTasks    = prometheus.NewDesc("metad_tasks", "Tasks known.", nil, nil)
@@ -104,6 +105,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	l := m.d.loader.Status()
 	gauge(descPorts, l.Ports)
+	gauge(descPending, l.Pending)
 	gauge(descUnhooked, l.NotAttached)
 	counter(descAttach, l.AttachErrors)
 	gauge(descTasks, len(m.d.table.Views()))

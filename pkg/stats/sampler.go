@@ -39,7 +39,7 @@ type Config struct {
 	// HotFor is how long after a question a container is sampled each second. The default, 65 s,
 	// keeps one hot that is asked once a minute.
 	HotFor time.Duration
-	// Cold is the time between two samples that nobody asked for; default 60 s.
+	// Cold is the time between two samples that nobody asked for; default 90 s.
 	Cold time.Duration
 
 	Log *zap.Logger // nil: none
@@ -121,7 +121,7 @@ func New(cfg Config, sources ...Source) *Sampler {
 		cfg.HotFor = 65 * time.Second
 	}
 	if cfg.Cold == 0 {
-		cfg.Cold = time.Minute
+		cfg.Cold = 90 * time.Second
 	}
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()

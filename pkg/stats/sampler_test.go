@@ -136,8 +136,8 @@ func TestHotAndCold(t *testing.T) {
 		s.Apply([]*task.Task{aTask(c)})
 		sleep(10 * time.Minute)
 		f := src.feeds["a"]
-		if n := len(f.reads); n < 11 || n > 12 {
-			t.Errorf("unasked for 10 minutes: got %d samples, want 2 and one a minute", n)
+		if n := len(f.reads); n != 8 {
+			t.Errorf("unasked for 10 minutes: got %d samples, want 2 and one each 90 s", n)
 		}
 		f.reads = nil
 		c.Stats.Ask(time.Now().UnixNano())
@@ -157,8 +157,8 @@ func TestHotAndCold(t *testing.T) {
 		sleep(2 * time.Minute)
 		f.reads, f.hot = nil, nil
 		sleep(5 * time.Minute)
-		if n := len(f.reads); n < 4 || n > 6 {
-			t.Errorf("cold again for 5 minutes: got %d samples, want one a minute", n)
+		if n := len(f.reads); n < 3 || n > 4 {
+			t.Errorf("cold again for 5 minutes: got %d samples, want one each 90 s", n)
 		}
 		for _, hot := range f.hot {
 			if hot {

@@ -25,7 +25,7 @@ func (s *Sampler) Subscribe(id string) *Subscription {
 	}
 	sub := &Subscription{s: s, e: e}
 	if !e.hot {
-		sub.seen = e.cell.Load() // may be a minute old: not news
+		sub.seen = e.cell.Load() // may be old: not news
 	}
 	e.subscribers++
 	s.signal()
