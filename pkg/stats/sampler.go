@@ -54,9 +54,7 @@ const (
 	slots = 10
 	slot  = hotInterval / slots
 	group = 128
-	// idle is how soon a question is noticed when no container is hot.
-	idle = 500 * time.Millisecond
-	// together is how much later than due a container may be sampled, to be so with others.
+	// together is how much later than due a container may be sampled, and a question noticed, to be so with others.
 	together = slot / 5
 	// prime is the time from a container's first sample, which is not shown, to the second, which has a
 	// real precpu_stats to show. The host's CPU time moves in steps of 10 ms, so it is precise to 2 %.
@@ -162,6 +160,7 @@ func (s *Sampler) Apply(tasks []*task.Task) {
 					due: now + added*burst,
 				}
 				added++
+				c.Stats.Notify(s.wake)
 			case e.c != c || e.task != t:
 				s.change(e, t, c, now)
 			}
@@ -196,6 +195,7 @@ func (s *Sampler) change(e *entry, t *task.Task, c *task.Container, now time.Dur
 	if e.cell != c.Stats {
 		e.cell.Store(nil)
 		e.cell = c.Stats
+		e.cell.Notify(s.wake)
 	}
 	e.task, e.c, e.name = t, c, "/"+c.DockerName
 }
@@ -235,15 +235,18 @@ func (s *Sampler) signal() {
 func (s *Sampler) Run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var last time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			s.stop()
 			return
-		case <-timer.C:
 		case <-s.wake:
+			timer.Reset(max(0, together-time.Since(last)))
+		case <-timer.C:
+			last = time.Now()
+			timer.Reset(s.pass())
 		}
-		timer.Reset(s.pass())
 	}
 }
 
@@ -262,7 +265,7 @@ func (s *Sampler) stop() {
 func (s *Sampler) pass() time.Duration {
 	clock := time.Now()
 	now, wall := clock.Sub(s.epoch), clock.UnixNano()
-	next := now + idle
+	next := now + s.cfg.Cold
 	s.mu.Lock()
 	for _, e := range s.order {
 		if e.ended {

@@ -143,8 +143,11 @@ func TestHotAndCold(t *testing.T) {
 		c.Stats.Ask(time.Now().UnixNano())
 		asked := time.Now()
 		sleep(30 * time.Second)
-		if first := f.reads[0].Sub(asked); first > idle {
-			t.Errorf("first sample %v after the question, want it within %v", first, idle)
+		if len(f.reads) == 0 {
+			t.Fatal("asked, and not sampled in 30 s")
+		}
+		if first := f.reads[0].Sub(asked); first > together {
+			t.Errorf("first sample %v after the question, want it within %v", first, together)
 		}
 		for i := 1; i < len(f.reads); i++ {
 			if d := f.reads[i].Sub(f.reads[i-1]); d > hotInterval {
@@ -164,6 +167,28 @@ func TestHotAndCold(t *testing.T) {
 			if hot {
 				t.Error("the source was told that the container is hot")
 			}
+		}
+	})
+}
+
+// A question is noticed at once, also in a cell that took another one's place.
+func TestAskedInNewCell(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newFakeSource()
+		s := running(t, Config{}, src)
+		c := aContainer("a")
+		s.Apply([]*task.Task{aTask(c)})
+		sleep(10 * time.Second)
+		again := *c
+		again.Stats = new(task.StatsCell)
+		s.Apply([]*task.Task{aTask(&again)})
+		sleep(time.Second)
+		f := src.feeds["a"]
+		n := len(f.reads)
+		again.Stats.Ask(time.Now().UnixNano())
+		sleep(2 * together)
+		if len(f.reads) != n+1 {
+			t.Errorf("got %d samples, want one more than %d", len(f.reads), n)
 		}
 	})
 }
@@ -400,7 +425,7 @@ func TestApplyUnchangedKeepsFeeds(t *testing.T) {
 		renamed.DockerName = "other"
 		renamed.Stats = c.Stats
 		s.Apply([]*task.Task{aTask(&renamed)})
-		sleep(time.Minute)
+		sleep(2 * time.Minute)
 		if d := decode(t, c.Stats.Load()); d.Name != "/other" {
 			t.Errorf("got name %q, want the new one", d.Name)
 		}

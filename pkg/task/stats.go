@@ -16,7 +16,11 @@ type Sample struct {
 type StatsCell struct {
 	sample atomic.Pointer[Sample]
 	asked  atomic.Int64
+	notify atomic.Pointer[chan<- struct{}]
 }
+
+// silence is how long nobody must have asked for the next question to be told of.
+const silence = int64(5 * time.Second)
 
 // Load returns the last sample, or nil before the first and after the container stopped.
 func (c *StatsCell) Load() *Sample { return c.sample.Load() }
@@ -25,8 +29,22 @@ func (c *StatsCell) Load() *Sample { return c.sample.Load() }
 func (c *StatsCell) Store(s *Sample) { c.sample.Store(s) }
 
 // Ask records that somebody wants this container's statistics at time now, in Unix nanoseconds.
-// The sampler keeps a container hot while it is asked for.
-func (c *StatsCell) Ask(now int64) { c.asked.Store(now) }
+// The sampler keeps a container hot while it is asked for; it is told of the first question in 5 s.
+func (c *StatsCell) Ask(now int64) {
+	before := c.asked.Swap(now)
+	if ago := now - before; 0 <= ago && ago < silence {
+		return
+	}
+	if ch := c.notify.Load(); ch != nil {
+		select {
+		case *ch <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Notify makes Ask send to ch, if that can take it at once, when somebody asks after a while.
+func (c *StatsCell) Notify(ch chan<- struct{}) { c.notify.Store(&ch) }
 
 // Asked returns the time of the last Ask in Unix nanoseconds, 0 if there was none.
 func (c *StatsCell) Asked() int64 { return c.asked.Load() }
