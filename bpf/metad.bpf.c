@@ -49,6 +49,7 @@
 #define EVENT_INTERVAL_NS (1ULL * 1000 * 1000 * 1000)
 /* How long after its SYN a handshake may still be under way: the client sends another one then. */
 #define HANDSHAKE_NS (1ULL * 1000 * 1000 * 1000)
+#define HANDSHAKES 4096
 
 /* What an accepted socket's mark says about its sender. */
 enum tag {
@@ -80,14 +81,11 @@ struct neighbour {
 	__u64 seen_ns; /* bpf_ktime_get_ns of its last packet */
 };
 
-/* Who began a connection with the server. */
-struct client {
-	struct addr addr;
+/* A connection that the server was asked for. */
+struct handshake {
+	struct addr addr; /* who asked */
 	__be16 port;
 	__u8 pad[2];
-};
-
-struct handshake {
 	__u32 tag; /* that the SYN was given */
 	__u32 ifindex; /* where it came in */
 	__u64 begun_ns; /* bpf_ktime_get_ns */
@@ -197,12 +195,14 @@ struct {
 	__uint(max_entries, 16384);
 } neighbours SEC(".maps");
 
-/* The last connections that the server was asked for: those that may be half open when it goes. */
+/* The last connections that the server was asked for: those that may be half open when it goes. Each
+ * has its place by a hash, and takes it from another: a hash map would cost as much as all else that
+ * is done for a SYN. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__type(key, struct client);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
 	__type(value, struct handshake);
-	__uint(max_entries, 4096);
+	__uint(max_entries, HANDSHAKES);
 } handshakes SEC(".maps");
 
 /* Entries are made and removed by user space with those of ip_task: as large, never larger. */
@@ -412,19 +412,28 @@ static __always_inline int is_agents(struct __sk_buff *skb, const struct sender 
 	return !connection(skb, s, META_ADDR, META_PORT, server_netns);
 }
 
+/* handshake_of returns the place of s's connection, which may hold another's. */
+static __always_inline struct handshake *handshake_of(const struct sender *s)
+{
+	__u32 key = (s->addr ^ s->port) * 0x9e3779b1; /* 2^32 by the golden ratio: spreads them */
+
+	key = (key ^ key >> 16) % HANDSHAKES;
+	return bpf_map_lookup_elem(&handshakes, &key);
+}
+
 static __always_inline int deliver(struct __sk_buff *skb, const struct sender *s, __u32 tag,
 				   enum verdict v)
 {
-	if (s->syn) {
-		struct client c = {.port = s->port};
-		struct handshake h = {
-		    .tag = tag,
-		    .ifindex = skb->ifindex,
-		    .begun_ns = bpf_ktime_get_ns(),
-		};
+	struct handshake *h = s->syn ? handshake_of(s) : NULL;
 
-		__builtin_memcpy(&c.addr, &s->addr, sizeof(c.addr));
-		bpf_map_update_elem(&handshakes, &c, &h, BPF_ANY);
+	if (h) {
+		/* Two at once may leave a mixture of both: who takes a wrong tag from it is
+		 * refused by metad_reply. */
+		__builtin_memcpy(&h->addr, &s->addr, sizeof(h->addr));
+		h->port = s->port;
+		h->tag = tag;
+		h->ifindex = skb->ifindex;
+		h->begun_ns = bpf_ktime_get_ns();
 	}
 	skb->mark = tag;
 	/* The frame is addressed to the bridge: for the stack it would be somebody else's. */
@@ -557,18 +566,18 @@ static __always_inline int unserved(struct __sk_buff *skb)
 {
 	struct sender s = {};
 	enum verdict v = parse(skb, &s);
-	struct client c = {};
 	struct handshake *h;
 
 	if (v != VERDICT_COUNT)
 		return verdict(v, TC_ACT_UNSPEC);
-	__builtin_memcpy(&c.addr, &s.addr, sizeof(c.addr));
-	c.port = s.port;
-	h = bpf_map_lookup_elem(&handshakes, &c);
-	if (h && s.syn)
-		bpf_map_delete_elem(&handshakes, &c); /* now it is who answers this one's */
-	else if (h && h->ifindex == skb->ifindex && bpf_ktime_get_ns() - h->begun_ns < HANDSHAKE_NS)
-		return deliver(skb, &s, h->tag, VERDICT_UNARMED_HANDSHAKE);
+	h = s.port ? handshake_of(&s) : NULL;
+	if (h && h->port == s.port && !__builtin_memcmp(&h->addr, &s.addr, sizeof(h->addr))) {
+		if (s.syn)
+			h->port = 0; /* now it is who answers this one's */
+		else if (h->ifindex == skb->ifindex &&
+			 bpf_ktime_get_ns() - h->begun_ns < HANDSHAKE_NS)
+			return deliver(skb, &s, h->tag, VERDICT_UNARMED_HANDSHAKE);
+	}
 	if (exit_drop)
 		return verdict(VERDICT_UNARMED_DROP, TC_ACT_SHOT);
 	return verdict(VERDICT_UNARMED, TC_ACT_UNSPEC);

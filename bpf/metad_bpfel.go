@@ -18,13 +18,6 @@ type MetadAddr struct {
 	Octets [4]uint8
 }
 
-type MetadClient struct {
-	_    structs.HostLayout
-	Addr MetadAddr
-	Port uint16
-	Pad  [2]uint8
-}
-
 type MetadEvent struct {
 	_        structs.HostLayout
 	TimeNs   uint64
@@ -50,6 +43,9 @@ type MetadEventGate struct {
 
 type MetadHandshake struct {
 	_       structs.HostLayout
+	Addr    MetadAddr
+	Port    uint16
+	Pad     [2]uint8
 	Tag     uint32
 	Ifindex uint32
 	BegunNs uint64

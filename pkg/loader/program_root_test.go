@@ -243,7 +243,9 @@ func TestRootVerdicts(t *testing.T) {
 			{"another port's", l.objs.MetadPort, from(halfOpen, testnet.ACK), other.Ifindex, actUnspec, 0, "unarmed", 0},
 			{"bridge: a port's", l.objs.MetadBridge, from(halfOpen, testnet.ACK), bridge, actUnspec, 0, "unarmed", 0},
 			{"another connection", l.objs.MetadPort, from(halfOpen+100, testnet.ACK), port, actUnspec, 0, "unarmed", 0},
-			{"another address", l.objs.MetadPort, with(stranger, func(f *testnet.Frame) { f.SrcPort, f.Flags = halfOpen, testnet.ACK }), port, actUnspec, 0, "unarmed", 0},
+			{"another address, in the same place", l.objs.MetadPort, with(own, func(f *testnet.Frame) {
+				f.Src, f.SrcPort, f.Flags = samePlace(f.Src, halfOpen), halfOpen, testnet.ACK
+			}), port, actUnspec, 0, "unarmed", 0},
 			{"a new connection", l.objs.MetadPort, from(halfOpen, testnet.SYN), port, actUnspec, 0, "unarmed", 0},
 			{"which is somebody else's", l.objs.MetadPort, from(halfOpen, testnet.ACK), port, actUnspec, 0, "unarmed", 0},
 			{"too long ago", l.objs.MetadPort, from(lateOpen, testnet.ACK), port, actUnspec, 0, "unarmed", 1100 * time.Millisecond},
@@ -343,6 +345,19 @@ func TestRootVerdicts(t *testing.T) {
 			t.Errorf("verdict %s was never reached", name)
 		}
 	}
+}
+
+// samePlace returns another address whose handshake from port has the same place in the map (handshake_of in C).
+func samePlace(addr netip.Addr, port uint16) netip.Addr {
+	place := func(addr netip.Addr) uint32 {
+		key := (be32(addr) ^ uint32(be16(port))) * 0x9e3779b1
+		return (key ^ key>>16) % 4096
+	}
+	other := addr.Next()
+	for place(other) != place(addr) {
+		other = other.Next()
+	}
+	return other
 }
 
 // runOn is run, in the test process's namespace if h is nil.

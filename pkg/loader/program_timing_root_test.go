@@ -57,6 +57,9 @@ func BenchmarkProgramOurs(b *testing.B) {
 	answer := testnet.Frame{DstMAC: k.MAC, Src: Endpoint.Addr(), Dst: k.Addr, SrcPort: 80, DstPort: 40000, Flags: testnet.ACK}
 	b.Run("empty", func(b *testing.B) { benchmarkProgram(b, h, emptyProgram(b), frame.Bytes(), actUnspec) })
 	b.Run("port", func(b *testing.B) { benchmarkProgram(b, h, l.objs.MetadPort, frame.Bytes(), actRedirect) })
+	syn := frame
+	syn.SrcPort, syn.Flags, syn.Payload = benchPort+1, testnet.SYN, nil
+	b.Run("syn", func(b *testing.B) { benchmarkProgram(b, h, l.objs.MetadPort, syn.Bytes(), actRedirect) })
 	b.Run("carry", func(b *testing.B) { benchmarkProgram(b, h, l.objs.MetadCarry, answer.Bytes(), actUnspec) })
 	b.Run("reply", func(b *testing.B) { benchmarkProgram(b, h, l.objs.MetadReply, answer.Bytes(), actRedirect) })
 }
