@@ -151,12 +151,14 @@ func BenchmarkRootStats(b *testing.B) {
 	fmt.Fprintln(out, "| | dockerd, containerd and shims | this program | added | share of the stream |")
 	fmt.Fprintln(out, "|---|---|---|---|---|")
 	for i, r := range rows {
-		what := fmt.Sprintf("%.5f | 1/%.0f", added(i), streamed/max(added(i), 1e-9))
-		switch i {
-		case 0:
+		what := fmt.Sprintf("%.5f | 1/%.0f", added(i), streamed/added(i))
+		switch {
+		case i == 0:
 			what = "|"
-		case 3:
+		case i == 3:
 			what = fmt.Sprintf("%.5f | 1", streamed)
+		case added(i) <= 0: // below the noise, and all that the program did certainly includes it
+			what = fmt.Sprintf("0 | less than 1/%.0f", streamed/r.ours)
 		}
 		fmt.Fprintf(out, "| %s | %.5f | %.5f | %s |\n", r.what, r.engine, r.ours, what)
 	}
