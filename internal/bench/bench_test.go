@@ -634,7 +634,8 @@ func TestBenchSlowNeighbour(t *testing.T) {
 func TestBenchBulk(t *testing.T) {
 	const rounds, seconds = 9, 1.5
 	g := newHost(t)
-	start(t, "sink", taskOf(g.tasks[1]), 0, nil)
+	var listens string
+	start(t, "sink", taskOf(g.tasks[1]), 0, nil).do("ready", &listens)
 	source := start(t, "source", taskOf(g.tasks[0]), 1, nil)
 	command := fmt.Sprintf("%s:9000 %v", g.tasks[1].Addr, seconds)
 	var with, without, ratios []float64
