@@ -40,7 +40,7 @@ bench: ## the request path and the Docker API proxy against a floor, as ratios; 
 	@scripts/install build test
 	@mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
 	go test -tags bench -count 1 -timeout 15m -v -run '^TestBench' ./internal/bench
-	go test -tags root -count 1 -run '^$$' -bench 'Program' ./pkg/loader
+	go test -tags root -count 1 -run '^$$' -bench 'Program' -benchtime 2s ./pkg/loader
 	go test -count 1 -run '^$$' -bench . -benchtime 200x ./pkg/mdfile
 	go test -tags root -count 1 -run '^$$' -bench . -benchtime 15x ./pkg/dockerproxy
 
