@@ -124,8 +124,8 @@ func rawConn(c net.Conn) (syscall.RawConn, error) {
 func splice(wait func(func(uintptr) bool) error, move func(socket int) (int64, error)) (n int64, err error) {
 	waitErr := wait(func(socket uintptr) bool {
 		for {
-			if n, err = move(int(socket)); err != unix.EINTR {
-				return err != unix.EAGAIN
+			if n, err = move(int(socket)); !errors.Is(err, unix.EINTR) {
+				return !errors.Is(err, unix.EAGAIN)
 			}
 		}
 	})

@@ -63,7 +63,7 @@ func readAll(fd int, buf []byte, how manner) ([]byte, error) {
 	n := 0
 	for {
 		m, err := pread(fd, buf[n:], n, how)
-		if err == unix.EINTR {
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {
