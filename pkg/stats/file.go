@@ -50,12 +50,8 @@ const (
 // returns the part of buf it fills. It does not allocate unless it fails. A file that does not fit is
 // errDamaged.
 func readFile(dir int, name string, buf []byte, how manner) ([]byte, error) {
-	fd, err := openat(dir, name)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(fd)
-	return readAll(fd, buf, how)
+	var once keptFile
+	return once.read(dir, name, buf, how, false, nil)
 }
 
 // readAll reads an open file from its start, which has the kernel make its text anew.
