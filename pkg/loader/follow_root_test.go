@@ -286,10 +286,7 @@ func foreignFilter(t testing.TB, h *testnet.Host, ifindex int, priority uint16, 
 // Detach takes a running metad's hooks too; the agent answers again.
 func TestRootDetach(t *testing.T) {
 	bothModes(t, func(t *testing.T, mode AttachMode) {
-		h := testnet.NewHost(t)
-		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
-		h.AddAddr("ecs-bridge", "169.254.170.2/32")
-		h.StandInAgent(testnet.Endpoint)
+		h, b := hostWithAgent(t)
 		k := b.AddTask("")
 		h.NoLeak()
 		dir := testnet.PinDir(t)
@@ -312,10 +309,7 @@ func TestRootDetach(t *testing.T) {
 
 // With --on-exit=drop nobody else is given what metad would have answered.
 func TestRootOnExitDrop(t *testing.T) {
-	h := testnet.NewHost(t)
-	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
-	h.AddAddr("ecs-bridge", "169.254.170.2/32")
-	h.StandInAgent(testnet.Endpoint)
+	h, b := hostWithAgent(t)
 	testnet.Serve(t, h.NS, "169.254.170.2:8080", func(net.Conn, *http.Request) string { return "other port" })
 	k := b.AddTask("")
 	dir := testnet.PinDir(t)
@@ -353,10 +347,7 @@ func TestRootOnExitDrop(t *testing.T) {
 // A clean stop gives everything back: devices, filters, traffic. The pins stay.
 func TestRootClose(t *testing.T) {
 	bothModes(t, func(t *testing.T, mode AttachMode) {
-		h := testnet.NewHost(t)
-		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
-		h.AddAddr("ecs-bridge", "169.254.170.2/32")
-		h.StandInAgent(testnet.Endpoint)
+		h, b := hostWithAgent(t)
 		k := b.AddTask("")
 		h.NoLeak()
 		dir := testnet.PinDir(t)

@@ -172,10 +172,7 @@ func childTasks(tasks ...*testnet.Task) (cs []childTask) {
 // nobody hangs. Most of the ports came after the start: with TCX their links are the newest files.
 func TestRootKill(t *testing.T) {
 	bothModes(t, func(t *testing.T, mode AttachMode) {
-		h := testnet.NewHost(t)
-		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
-		h.AddAddr("ecs-bridge", "169.254.170.2/32")
-		h.StandInAgent(testnet.Endpoint)
+		h, b := hostWithAgent(t)
 		k := b.AddTask("")
 		wantAnswer(t, k, "agent")
 		p := start(t, h, childConfig{PinDir: testnet.PinDir(t), Attach: mode, Tasks: childTasks(k)})
@@ -288,10 +285,7 @@ func TestRootKill(t *testing.T) {
 // from a port that the agent has not forgotten yet.
 func TestRootAgentsConnections(t *testing.T) {
 	bothModes(t, func(t *testing.T, mode AttachMode) {
-		h := testnet.NewHost(t)
-		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
-		h.AddAddr("ecs-bridge", "169.254.170.2/32")
-		h.StandInAgent(testnet.Endpoint)
+		h, b := hostWithAgent(t)
 		k, unknown := b.AddTask(""), b.AddTask("")
 		l := open(t, h, Config{Attach: mode, AgentAddr: Endpoint})
 		put(t, l, k, 1)

@@ -23,6 +23,17 @@ func bothModes(t *testing.T, f func(*testing.T, AttachMode)) {
 	t.Run("tcx", func(t *testing.T) { testnet.SkipBefore(t, "6.6"); f(t, AttachTCX) })
 }
 
+// hostWithAgent returns a host with a bridge on which the stand-in agent has the endpoint's address, as if
+// its rule had led there.
+func hostWithAgent(t testing.TB) (*testnet.Host, *testnet.Bridge) {
+	t.Helper()
+	h := testnet.NewHost(t)
+	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+	h.AddAddr(b.Name, "169.254.170.2/32")
+	h.StandInAgent(testnet.Endpoint)
+	return h, b
+}
+
 // open opens a loader on the host, to be closed at the test's end.
 func open(t testing.TB, h *testnet.Host, cfg Config) *Loader {
 	t.Helper()
