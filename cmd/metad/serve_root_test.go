@@ -430,7 +430,7 @@ func TestRootMetadataFile(t *testing.T) {
 	}
 }
 
-// F01, SEEDS 001: off by default, on for the host by the agent's variable, the label wins over either, a bind at /ecs
+// F01, proposal 001: off by default, on for the host by the agent's variable, the label wins over either, a bind at /ecs
 // over all. An entrypoint waits with `metad wait-file`. What happens while metad is away is in the file afterwards.
 func TestRootMetadataFileSwitches(t *testing.T) {
 	h := testdocker.Shared(t)

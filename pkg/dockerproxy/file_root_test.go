@@ -23,7 +23,7 @@ import (
 	"metad/pkg/task"
 )
 
-// SEEDS 001, the steps one by one with the docker command. F05: the container itself finds its file by
+// Proposal 001, the steps one by one with the docker command. F05: the container itself finds its file by
 // the variable, cannot change it, and reads the right network facts in it.
 func TestRootF05ContainerReadsItsFile(t *testing.T) {
 	g := newRootGround(t, options{})
@@ -208,7 +208,7 @@ func TestRootGrepAndSed(t *testing.T) {
 	f(`basename "$(grep TaskARN`+value+`)"`, "grepsed")
 }
 
-// SEEDS 001, second diagram: a container with --volumes-from has both files, each under its own path,
+// Proposal 001, second diagram: a container with --volumes-from has both files, each under its own path,
 // and the variable names its own. The first's container and task are not mixed up with it.
 func TestRootVolumesFrom(t *testing.T) {
 	g := newRootGround(t, options{})

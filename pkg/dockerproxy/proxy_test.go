@@ -223,7 +223,7 @@ func TestF01Switch(t *testing.T) {
 	}
 }
 
-// F02, F13, SEEDS 001: path forms, mount, variable, and the file after creation.
+// F02, F13, proposal 001: path forms, mount, variable, and the file after creation.
 func TestF02Forms(t *testing.T) {
 	f := func(form mdfile.Form, path, body, wantDir, wantContainerDir, wantFile string) {
 		t.Helper()
@@ -288,7 +288,7 @@ func TestF03Pause(t *testing.T) {
 	}
 }
 
-// SEEDS 001: what the user mounts at or under /ecs turns the file off for that container. So do
+// Proposal 001: what the user mounts at or under /ecs turns the file off for that container. So do
 // the agent's form's own path, a variable of the user's, and what --volumes-from brings.
 func TestClaimedByUser(t *testing.T) {
 	const proposal, agent = mdfile.FormProposal, mdfile.FormAgent

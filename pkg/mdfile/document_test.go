@@ -69,7 +69,7 @@ func golden(t *testing.T, name, got string) {
 }
 
 // The three lives of a file. F04: before the container is there. F05, F08, F09, F10: while it runs.
-// SEEDS 001: the sample document's keys, and what is added when.
+// Proposal 001: the sample document's keys, and what is added when.
 func TestDocumentGolden(t *testing.T) {
 	running := runningContainer()
 	first := &task.Container{Name: "app", DockerName: "ecs-web-7-app-aabb", Image: "nginx:1", State: "created"}

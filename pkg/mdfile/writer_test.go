@@ -102,7 +102,7 @@ func (g *ground) read(rel string) Document {
 
 const appDir = "default/158d1c8083dd49d6b527399fd6414f5c/app"
 
-// SEEDS 001: file before the container, basics after its creation, network facts after its start,
+// Proposal 001: file before the container, basics after its creation, network facts after its start,
 // rewritten when something changes, removed with the container.
 func TestWriterLife(t *testing.T) {
 	g := newGround(t)
@@ -181,7 +181,7 @@ func TestWriterF12ExitedAtOnce(t *testing.T) {
 	}
 }
 
-// SEEDS 001, the diagram: one directory per container, beneath that of its task, which goes with
+// Proposal 001, the diagram: one directory per container, beneath that of its task, which goes with
 // its last container.
 func TestWriterDirectories(t *testing.T) {
 	g := newGround(t)
