@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"metad/bpf"
+	"metad/pkg/lookup"
 )
 
 // SocketMark returns the SO_MARK that the accepted connection inherited from its SYN: the tag that
@@ -59,9 +60,10 @@ type conn struct {
 	peer       *peer
 	src        source
 
-	// arn is the task that the last request was answered for. Only the handler, which runs
-	// once at a time for a connection, touches it.
-	arn string
+	// Only the handler, which runs once at a time for a connection, touches these.
+	arn   string       // the task that the last request was answered for
+	view  *lookup.View // the task that the request in hand is about
+	asked []byte       // what its path names: an id, as decoded from it
 
 	all *conns
 
@@ -86,6 +88,14 @@ func (c *conn) Close() error {
 	err := c.Conn.Close()
 	c.all.remove(c)
 	return err
+}
+
+// CloseWrite tells the client that no more bytes come, if the socket can.
+func (c *conn) CloseWrite() error {
+	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return nil
 }
 
 // onClose makes Close call f, at once if the connection is closed already.
@@ -260,7 +270,7 @@ func (l *listener) admit(nc net.Conn) (*conn, error) {
 	c.remoteText = c.remote.AppendTo(nil)
 	if !l.s.conns.add(c, l.s.clock(time.Now())) {
 		_ = nc.SetWriteDeadline(time.Now().Add(acceptPause))
-		_, _ = nc.Write(rawAnswer(busy))
+		_, _ = nc.Write(errBusy.raw())
 		_ = nc.Close()
 		return nil, errRefused
 	}

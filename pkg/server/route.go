@@ -1,96 +1,69 @@
 package server
 
 import (
-	"bytes"
-	"errors"
-	"net/url"
-	"path"
 	"strings"
+
+	"github.com/valyala/fasthttp"
 )
 
-// route is what a path asks for.
-type route uint8
-
-const (
-	routeOther          route = iota // not ours: the agent's, if there is one
-	routeTask                        // /v2/metadata
-	routeContainer                   // /v2/metadata/<id>
-	routeTags                        // /v2/metadataWithTags
-	routeTaskStats                   // /v2/stats
-	routeContainerStats              // /v2/stats/<id>
-)
-
-// routeOf tells what the decoded and clean path asks for. Matching is exact, as the agent's: a slash
-// after an id is part of the id. It does not allocate.
-func routeOf(path []byte) (r route, id []byte) {
-	switch string(path) {
-	case "/v2/metadata", "/v2/metadata/":
-		return routeTask, nil
-	case "/v2/stats", "/v2/stats/":
-		return routeTaskStats, nil
-	case "/v2/metadataWithTags", "/v2/metadataWithTags/", "/v2/metadata/taskWithTags":
-		return routeTags, nil
-	}
-	const metadata, stats = "/v2/metadata/", "/v2/stats/"
-	switch {
-	case len(path) > len(metadata) && string(path[:len(metadata)]) == metadata:
-		return routeContainer, path[len(metadata):]
-	case len(path) > len(stats) && string(path[:len(stats)]) == stats:
-		return routeContainerStats, path[len(stats):]
-	}
-	return routeOther, nil
+// route is one path that metad answers itself.
+type route struct {
+	// path is matched exactly, as by the agent: a slash at its end is part of it. "{id}" at the end
+	// stands for any text that is not empty, slashes included.
+	path   string
+	answer func(*Server, *fasthttp.RequestCtx, *conn) *failure
+	// gone is what a connection is told that has had an answer, when its task is there no more.
+	gone *failure
 }
 
-// plainPath returns the path of a request target and true if the path can be used as it stands: it is
-// absolute, holds no escape, and nothing in it may need cleaning. It does not allocate. A '#' is a
-// character like any other: clients do not send fragments.
-func plainPath(target []byte) ([]byte, bool) {
-	if len(target) == 0 || target[0] != '/' {
-		return nil, false
+// routes is every path that metad answers itself. Everything else is the agent's.
+var routes = newRouteTable([]route{
+	{"/v2/metadata", (*Server).taskMetadata, errNoTask},
+	{"/v2/metadata/", (*Server).taskMetadata, errNoTask},
+	{"/v2/metadata/{id}", (*Server).containerMetadata, errNoContainer},
+	{"/v2/metadataWithTags", (*Server).taskWithTags, errNoTask},
+	{"/v2/metadataWithTags/", (*Server).taskWithTags, errNoTask},
+	{"/v2/metadata/taskWithTags", (*Server).taskWithTags, errNoTask},
+	{"/v2/stats", (*Server).taskStats, errNoTaskStats},
+	{"/v2/stats/", (*Server).taskStats, errNoTaskStats},
+	{"/v2/stats/{id}", (*Server).containerStats, errNoStats},
+})
+
+// routeTable is routes, arranged for finding one. Immutable.
+type routeTable struct {
+	exact    map[string]*route
+	prefixes []prefix
+}
+
+// prefix is a route whose path ends in {id}, and what its path begins with.
+type prefix struct {
+	text string
+	*route
+}
+
+func newRouteTable(routes []route) *routeTable {
+	t := &routeTable{exact: make(map[string]*route, len(routes))}
+	for i := range routes {
+		r := &routes[i]
+		if text, ok := strings.CutSuffix(r.path, "{id}"); ok {
+			t.prefixes = append(t.prefixes, prefix{text, r})
+			continue
+		}
+		t.exact[r.path] = r
 	}
-	for i, ch := range target {
-		switch ch {
-		case '?':
-			return target[:i], true
-		case '%':
-			return nil, false
-		case '/', '.':
-			if i > 0 && target[i-1] == '/' {
-				return nil, false
-			}
+	return t
+}
+
+// match returns the route of a decoded and clean path, nil if it is not metad's, and the id in the
+// path, which is a part of it. It does not allocate.
+func (t *routeTable) match(path []byte) (r *route, id []byte) {
+	if r := t.exact[string(path)]; r != nil {
+		return r, nil
+	}
+	for _, p := range t.prefixes {
+		if len(path) > len(p.text) && string(path[:len(p.text)]) == p.text {
+			return p.route, path[len(p.text):]
 		}
 	}
-	return target, true
+	return nil, nil
 }
-
-// parsePath is plainPath for all other targets. redirect is where the client should have asked, empty
-// if it asked well. An error means that the target is none.
-func parsePath(target []byte) (p []byte, redirect string, err error) {
-	u, err := url.ParseRequestURI(string(target))
-	if err != nil {
-		return nil, "", err
-	}
-	if u.Opaque != "" || target[0] == '*' { // "mailto:x", or the server as a whole
-		return nil, "", errNoPath
-	}
-	if clean := cleanPath(u.Path); clean != u.Path {
-		u.Path = clean
-		return nil, u.String(), nil
-	}
-	return []byte(u.Path), "", nil
-}
-
-var errNoPath = errors.New("request target without a path")
-
-// cleanPath removes empty, "." and ".." elements and keeps a slash at the end, as the agent's router
-// does (gorilla/mux, cleanPath).
-func cleanPath(p string) string {
-	clean := path.Clean("/" + p)
-	if strings.HasSuffix(p, "/") && clean != "/" {
-		clean += "/"
-	}
-	return clean
-}
-
-// hasNewline reports whether no pattern of the agent's router matches p: its dots match no newline.
-func hasNewline(p []byte) bool { return bytes.IndexByte(p, '\n') >= 0 }

@@ -17,9 +17,9 @@ const streamBuffer = 16 << 10
 
 // stream answers with a line for each new sample of the container until it stops, the client leaves, or
 // the client is too slow: nothing is kept for it here.
-func (s *Server) stream(ctx *fasthttp.RequestCtx, c *conn, id string) failure {
+func (s *Server) stream(ctx *fasthttp.RequestCtx, c *conn, id string) *failure {
 	if !s.streams.take() {
-		return busy
+		return errBusy
 	}
 	samples, cancel := s.cfg.Samples.Subscribe(id)
 	c.onClose(func() {
@@ -58,7 +58,7 @@ func (s *Server) stream(ctx *fasthttp.RequestCtx, c *conn, id string) failure {
 		}()
 		s.writeSamples(c, head, samples, chunked, gone)
 	})
-	return served
+	return nil
 }
 
 // writeSamples writes buf and then a line for each sample.

@@ -1,0 +1,149 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+
+	"github.com/valyala/fasthttp"
+
+	"metad/pkg/agentproxy"
+)
+
+const (
+	typeJSON = "application/json"
+	typeText = "text/plain; charset=utf-8"
+)
+
+// failure is the answer to a request that does not get what it asked for. A handler returns one of
+// the variables below, or nil. Texts and statuses are the ECS agent's wherever it has any
+// (agent/handlers, ecs-agent/tmds/handlers, net/http).
+type failure struct {
+	status      int
+	contentType string
+	// body is the answer's. In a text that names something, {addr} stands for the source address,
+	// {arn} for its task and {id} for what the path names.
+	body   string
+	names  bool // body has such a word, and the answer is the text as a JSON string
+	closes bool // the connection cannot be used afterwards
+	header [2]string
+}
+
+// Requests that could not be read. These close the connection.
+var (
+	errBadRequest     = plainText(http.StatusBadRequest)
+	errBadExpectation = plainText(http.StatusExpectationFailed) // other than 100-continue
+	errBadVersion     = plainText(http.StatusHTTPVersionNotSupported)
+	errHeaderTooLong  = plainText(http.StatusRequestHeaderFieldsTooLarge)
+	errBodyTooLong    = plainText(http.StatusRequestEntityTooLarge)
+	errTooSlow        = plainText(http.StatusRequestTimeout)
+	errPanicked       = &failure{status: http.StatusInternalServerError, contentType: typeJSON, body: "{}", closes: true}
+)
+
+// Requests that could be read.
+var (
+	errNoRoute = &failure{status: http.StatusNotFound, contentType: typeText, body: "404 page not found\n",
+		header: [2]string{"X-Content-Type-Options", "nosniff"}}
+	errLimited = &failure{status: http.StatusTooManyRequests, contentType: typeText, body: "You have reached maximum request limit."}
+
+	errUnknownSource = jsonText(http.StatusBadRequest, "Unable to get task arn from request: unable to associate '{addr}' with task")
+	errNoTask        = jsonText(http.StatusBadRequest, "Unable to generate metadata for task: '{arn}'")
+	errNoContainer   = jsonText(http.StatusBadRequest, "Unable to generate metadata for container '{id}'")
+	errNoStats       = jsonText(http.StatusBadRequest, "Unable to get container stats for: {id}")
+	errNoTaskStats   = jsonText(http.StatusBadRequest, "Unable to get task stats for: {arn}")
+
+	errBusy = jsonError(http.StatusServiceUnavailable, "Busy", "too many requests of this task or host are being answered",
+		"Retry-After", "1")
+	errAgentFailed = jsonError(http.StatusBadGateway, "AgentFailed", "the ECS agent closed the connection or sent no valid answer")
+	errAgentSlow   = jsonError(http.StatusGatewayTimeout, "AgentTimeout", "the ECS agent did not answer in time")
+)
+
+// plainText is net/http's way of telling an error.
+func plainText(status int) *failure {
+	return &failure{status: status, contentType: typeText, closes: true,
+		body: fmt.Sprintf("%d %s", status, http.StatusText(status))}
+}
+
+// jsonText is the agent's way of telling an error: a bare JSON string.
+func jsonText(status int, text string) *failure {
+	return &failure{status: status, contentType: typeJSON, body: text, names: true}
+}
+
+// jsonError is {"code": name, "message": text, "HTTPErrorCode": status}, the shape of the errors of
+// the agent's credentials paths, of which AWS SDKs show code and message.
+func jsonError(status int, code, message string, header ...string) *failure {
+	f := &failure{status: status, contentType: typeJSON,
+		body: fmt.Sprintf(`{"code":%q,"message":%q,"HTTPErrorCode":%d}`, code, message, status)}
+	copy(f.header[:], header)
+	return f
+}
+
+// answerTo returns the failure that a client is told of for an error met while its request was read
+// or passed on.
+func answerTo(err error) *failure {
+	var body *agentproxy.BodyError
+	switch {
+	case errors.Is(err, agentproxy.ErrAmbiguous):
+		return errBadRequest
+	case errors.Is(err, agentproxy.ErrBodyTooLong):
+		return errBodyTooLong
+	case errors.Is(err, agentproxy.ErrAbsent):
+		return errNoRoute // no agent here, or not now: the path belongs to nothing
+	case errors.Is(err, agentproxy.ErrSlow):
+		return errAgentSlow
+	case errors.Is(err, agentproxy.ErrFailed):
+		return errAgentFailed
+	case errors.As(err, &body):
+		return readError(body.Err)
+	}
+	return readError(err)
+}
+
+// readError tells what kept fasthttp from reading a request.
+func readError(err error) *failure {
+	var small *fasthttp.ErrSmallBuffer
+	var netErr net.Error
+	switch {
+	case errors.As(err, &small):
+		return errHeaderTooLong
+	case errors.As(err, &netErr) && netErr.Timeout():
+		return errTooSlow
+	}
+	return errBadRequest
+}
+
+// text returns the body of the answer to what c asked. c is nil where nothing has been asked.
+func (f *failure) text(c *conn) []byte {
+	if !f.names {
+		return []byte(f.body)
+	}
+	named := strings.NewReplacer("{addr}", c.remote.Addr().String(), "{arn}", c.arn, "{id}", string(c.asked)).Replace(f.body)
+	b, _ := json.Marshal(named) // a string always has a JSON form
+	return b
+}
+
+// fail makes f the response to what c asked.
+func fail(resp *fasthttp.Response, f *failure, c *conn) {
+	resp.SetStatusCode(f.status)
+	resp.Header.SetContentType(f.contentType)
+	resp.SetBodyRaw(f.text(c))
+	if f.header[0] != "" {
+		resp.Header.Set(f.header[0], f.header[1])
+	}
+	if f.closes {
+		resp.SetConnectionClose()
+	}
+}
+
+// raw is f's answer as it goes over a connection that fasthttp does not write to. f names nothing.
+func (f *failure) raw() []byte {
+	more := ""
+	if f.header[0] != "" {
+		more = f.header[0] + ": " + f.header[1] + "\r\n"
+	}
+	return fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n%sConnection: close\r\n\r\n%s",
+		f.status, http.StatusText(f.status), f.contentType, len(f.body), more, f.body)
+}

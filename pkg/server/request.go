@@ -1,0 +1,181 @@
+package server
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"strconv"
+
+	"github.com/valyala/fasthttp"
+
+	"metad/pkg/agentproxy"
+	"metad/pkg/lookup"
+)
+
+// handle answers one request. For the paths that metad serves itself it allocates nothing when all
+// goes well.
+func (s *Server) handle(ctx *fasthttp.RequestCtx) {
+	c := ctx.Conn().(*conn)
+	// A panic costs its request and no more: fasthttp would let it end the process.
+	defer s.recovered(ctx)
+	if s.stopping.Load() {
+		ctx.SetConnectionClose()
+	}
+	if f := s.answer(ctx, c); f != nil {
+		fail(&ctx.Response, f, c)
+	}
+	c.asked, c.view = nil, nil // an idle connection keeps nothing of a task that may be gone
+}
+
+// answer makes the response, or returns why the client does not get what it asks for.
+func (s *Server) answer(ctx *fasthttp.RequestCtx, c *conn) *failure {
+	path, redirect, f := requested(ctx)
+	switch {
+	case f != nil:
+		return f
+	case redirect != "":
+		ctx.Response.SetStatusCode(fasthttp.StatusMovedPermanently)
+		ctx.Response.Header.Set(fasthttp.HeaderLocation, redirect)
+		return finishBody(ctx)
+	case hasNewline(path):
+		return cmp.Or(finishBody(ctx), errNoRoute)
+	}
+	r, id := routes.match(path)
+	if r == nil && s.agent != nil {
+		return s.forward(ctx, c) // the agent has limits of its own
+	}
+	if f := finishBody(ctx); f != nil {
+		return f
+	}
+	if f := s.admit(ctx, c); f != nil {
+		return f
+	}
+	if r == nil {
+		return errNoRoute
+	}
+	c.asked = id
+	c.view = s.resolve(c)
+	if c.view == nil {
+		if c.arn == "" {
+			return errUnknownSource
+		}
+		return r.gone
+	}
+	c.arn = c.view.Task.ARN
+	return r.answer(s, ctx, c)
+}
+
+// resolve returns the task that c belongs to, or nil if it is not known. It waits, for UnknownWait at
+// most, if the task never was known, or if the client may be a container that the task does not show
+// yet.
+func (s *Server) resolve(c *conn) *lookup.View {
+	v := s.tasks.Resolve(c.tag, c.remote.Addr())
+	if v != nil && !v.Task.Settling || c.arn != "" || s.cfg.UnknownWait == 0 || c.remote.Addr() == s.cfg.HostAddr {
+		return v
+	}
+	s.waiting.Add(1)
+	defer s.waiting.Add(-1)
+	ctx, cancel := context.WithTimeout(s.life, s.cfg.UnknownWait)
+	defer cancel()
+	return s.tasks.Await(ctx, c.tag, c.remote.Addr())
+}
+
+// requested returns the decoded and clean path that the client asks for. redirect is where it should
+// have asked instead, or empty.
+func requested(ctx *fasthttp.RequestCtx) (path []byte, redirect string, f *failure) {
+	req := &ctx.Request.Header
+	if !req.IsHTTP11() && string(req.Protocol()) != "HTTP/1.0" {
+		return nil, "", errBadVersion
+	}
+	if hasToken(req.Peek(fasthttp.HeaderConnection), tokenClose) { // fasthttp knows one spelling of it
+		ctx.SetConnectionClose()
+	}
+	target := req.RequestURI()
+	if path, ok := plainPath(target); ok {
+		return path, "", nil
+	}
+	path, redirect, err := parsePath(target)
+	if err != nil {
+		return nil, "", errBadRequest
+	}
+	return path, redirect, nil
+}
+
+// admit sets the rate headers and takes a token from the bucket of c's source.
+func (s *Server) admit(ctx *fasthttp.RequestCtx, c *conn) *failure {
+	s.setRateHeaders(ctx, c)
+	if s.cfg.Rate == (RateLimit{}) {
+		return nil
+	}
+	wait := c.peer.bucket.take(s.clock(s.now(ctx)), s.cfg.Rate)
+	if wait == 0 {
+		return nil
+	}
+	ctx.Response.Header.Set(fasthttp.HeaderRetryAfter, strconv.FormatInt((wait+1e9-1)/1e9, 10))
+	return errLimited
+}
+
+// Names of headers as the agent's limiter writes them.
+var (
+	headerRateLimit    = []byte("X-Rate-Limit-Limit")
+	headerRateDuration = []byte("X-Rate-Limit-Duration")
+	headerRateFor      = []byte("X-Rate-Limit-Request-Forwarded-For")
+	headerRateAddr     = []byte("X-Rate-Limit-Request-Remote-Addr")
+	rateDuration       = []byte("1") // second
+)
+
+// setRateHeaders sets the four headers that the agent's limiter puts on every answer.
+func (s *Server) setRateHeaders(ctx *fasthttp.RequestCtx, c *conn) {
+	h := &ctx.Response.Header
+	h.SetCanonical(headerRateLimit, s.rateLimit)
+	h.SetCanonical(headerRateDuration, rateDuration)
+	h.SetCanonical(headerRateFor, ctx.Request.Header.Peek(fasthttp.HeaderXForwardedFor))
+	h.SetCanonical(headerRateAddr, c.remoteText)
+}
+
+// maxSkippedBody is how much of a body that no answer needs is read to keep the connection, as by
+// net/http.
+const maxSkippedBody = 256 << 10
+
+// finishBody reads past the request's body, or fasthttp would take the rest of it for the next request.
+// It fails if the request is malformed.
+func finishBody(ctx *fasthttp.RequestCtx) *failure {
+	h := &ctx.Request.Header
+	if expect := h.Peek(fasthttp.HeaderExpect); len(expect) > 0 && !bytes.EqualFold(expect, expectContinue) {
+		return errBadExpectation
+	}
+	body := ctx.RequestBodyStream()
+	if body == nil {
+		return nil
+	}
+	if h.ContentLength() == -1 && agentproxy.HasContentLength(h.RawHeaders()) {
+		return errBadRequest // two lengths: which one counts is how requests get smuggled
+	}
+	n, err := io.CopyN(io.Discard, body, maxSkippedBody+1)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return readError(err)
+	}
+	if n > maxSkippedBody {
+		ctx.SetConnectionClose()
+	}
+	return nil
+}
+
+var (
+	expectContinue = []byte("100-continue")
+	tokenClose     = []byte("close")
+)
+
+// hasToken reports whether a comma-separated list has the token, in any case. It does not allocate.
+func hasToken(list, token []byte) bool {
+	for len(list) >= len(token) {
+		item, rest, _ := bytes.Cut(list, []byte(","))
+		if bytes.EqualFold(bytes.TrimSpace(item), token) {
+			return true
+		}
+		list = rest
+	}
+	return false
+}
