@@ -1,21 +1,24 @@
-# metad. `make demo` shows it at work, `make test` tests it.
+# metad. `make help` lists the targets.
 SHELL   := /bin/bash
 export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 GOTEST  := go test -timeout 15m
 
-.PHONY: build generate generate-check test test-unit test-root test-kernels fuzz bench bench-stats lint check demo clean
+.PHONY: build help generate generate-check test test-unit test-root test-kernels fuzz bench bench-stats lint check demo clean
 
-build: ## bin/metad, static
+build: ## bin/metad, static (the default)
 	@scripts/install build
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/metad ./cmd/metad
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 generate: ## the BPF objects and their Go, with the pinned clang
 	@scripts/install build generate
 	go generate ./bpf
 
-generate-check: generate
+generate-check: generate ## fails if make generate changes what is committed
 	@git diff --exit-code -- bpf || { echo 'generated files differ from what is committed: run make generate and commit'; exit 1; }
 
 test: ## everything this machine can run
@@ -24,7 +27,7 @@ test: ## everything this machine can run
 	@if [[ $$(id -u) -eq 0 ]]; then $(MAKE) --no-print-directory test-root; else \
 		echo 'NOT ROOT: the eBPF, namespace and Docker tests were NOT run (sudo make test-root runs them)'; fi
 
-test-unit:
+test-unit: ## what needs neither root nor Docker
 	$(GOTEST) ./...
 
 test-root: ## real eBPF, network namespaces, Docker Engine; needs root
@@ -53,7 +56,7 @@ fuzz: ## every fuzz target for FUZZTIME
 	@scripts/install build
 	scripts/fuzz $(FUZZTIME)
 
-lint:
+lint: ## formatting, vet, linters; prints the longest functions and files
 	@scripts/install build generate
 	@out=$$(go tool goimports -l -local metad $$(git ls-files '*.go')); [[ -z $$out ]] || { echo "goimports: $$out"; exit 1; }
 	clang-format-14 --dry-run --Werror bpf/*.bpf.c
@@ -63,8 +66,9 @@ lint:
 	go tool ineffassign ./...
 	go tool misspell -error $$(git ls-files '*.go' '*.md' '*.c')
 	GOOS=windows go vet ./pkg/mdfile
+	@go run ./scripts/longest $$(git ls-files '*.go')
 
-check: generate-check lint build ## what CI runs
+check: generate-check lint build ## everything that CI runs; needs root
 	$(MAKE) --no-print-directory test-kernels
 	$(MAKE) --no-print-directory test
 
@@ -73,5 +77,5 @@ demo: ## two real tasks ask metad about themselves; needs root
 	@$(MAKE) --no-print-directory build
 	@scripts/demo
 
-clean:
+clean: ## removes bin and .cache
 	rm -rf bin .cache
