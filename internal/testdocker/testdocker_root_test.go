@@ -11,9 +11,10 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netns"
+
+	"metad/internal/expect"
 )
 
 func TestMain(m *testing.M) { os.Exit(Main(m)) }
@@ -141,10 +142,7 @@ func TestRootNothingLeftAfterKill(t *testing.T) {
 	}
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
-	deadline := time.Now().Add(30 * time.Second)
-	for _, err := os.Stat(dir); err == nil && time.Now().Before(deadline); _, err = os.Stat(dir) {
-		time.Sleep(20 * time.Millisecond)
-	}
+	expect.Until(t, dir+" to be removed", func() bool { _, err := os.Stat(dir); return err != nil })
 	left := append(sockets, dir, "/proc/"+pid)
 	cgroups, _ := filepath.Glob("/sys/fs/cgroup/*/" + filepath.Base(dir))
 	for _, path := range append(left, cgroups...) {

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"metad/internal/expect"
 	"metad/pkg/task"
 )
 
@@ -191,18 +192,14 @@ func TestRun(t *testing.T) {
 	}()
 	<-changed
 	m.Store("broken")
-	for logs.FilterMessageSnippet("no answer").Len() == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	expect.Until(t, "the log to say that there is no answer", func() bool { return logs.FilterMessageSnippet("no answer").Len() > 0 })
 	ts.Store(`{"Tasks":[]}`)
 	m.Store(metadata)
 	<-changed
 	if len(c.last.Load().tasks) != 0 {
 		t.Error("the new answer is not there")
 	}
-	for logs.FilterMessageSnippet("answers").Len() == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	expect.Until(t, "the log to say that the agent answers", func() bool { return logs.FilterMessageSnippet("answers").Len() > 0 })
 	cancel()
 	<-done
 	if n := len(changed); n != 0 {

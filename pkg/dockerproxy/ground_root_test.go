@@ -21,6 +21,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"metad/internal/expect"
 	"metad/internal/testdocker"
 	"metad/pkg/docker"
 	"metad/pkg/mdfile"
@@ -181,11 +182,7 @@ func ready(d mdfile.Document) bool { return d.MetadataFileStatus == mdfile.Statu
 // wait waits until ok.
 func (g *rootGround) wait(what string, ok func() bool) {
 	g.t.Helper()
-	for deadline := time.Now().Add(patience); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			g.t.Fatalf("waited in vain for: %s; log: %v", what, g.logs.All())
-		}
-	}
+	expect.Until(g.t, what, ok, func() any { return g.logs.All() })
 }
 
 // empty waits until nothing is left of the directories.

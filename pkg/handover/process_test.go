@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"metad/internal/expect"
 )
 
 // TestMain: with HANDOVER_NAME set the test binary is one of the processes that the tests start.
@@ -220,13 +222,13 @@ func (p *process) wait(t *testing.T) error {
 // address waits for the first process to listen.
 func address(t *testing.T, dir string) string {
 	t.Helper()
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		if b, err := os.ReadFile(filepath.Join(dir, "addr")); err == nil {
-			return string(b)
-		}
-	}
-	t.Fatal("nobody listens")
-	return ""
+	var addr []byte
+	expect.Until(t, "the first process to listen", func() bool {
+		b, err := os.ReadFile(filepath.Join(dir, "addr"))
+		addr = b
+		return err == nil
+	})
+	return string(addr)
 }
 
 // dialer connects to the address that was written last.
@@ -238,7 +240,7 @@ func dialer(t *testing.T, dir string) func() (net.Conn, error) {
 func answers(t *testing.T, dial func() (net.Conn, error), want string) {
 	t.Helper()
 	row, got := 0, ""
-	for end := time.Now().Add(patience); row < 10 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	expect.Until(t, want+" to answer", func() bool {
 		c, err := dial()
 		if err == nil {
 			got, err = ask(c)
@@ -247,10 +249,8 @@ func answers(t *testing.T, dial func() (net.Conn, error), want string) {
 		if row++; err != nil || got != want {
 			row = 0
 		}
-	}
-	if row < 10 {
-		t.Errorf("%s does not answer: got %q last", want, got)
-	}
+		return row == 10
+	}, func() any { return got })
 }
 
 // TestTakeovers: a chain of processes, each of which takes over from the one before under load; no

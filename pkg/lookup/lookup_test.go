@@ -9,13 +9,13 @@ import (
 	"net/netip"
 	"sync"
 	"testing"
-	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
 	"metad/bpf"
+	"metad/internal/expect"
 	"metad/pkg/task"
 )
 
@@ -349,11 +349,7 @@ func TestAwaitLimits(t *testing.T) {
 
 func waitFor(t *testing.T, f func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !f(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("waited in vain")
-		}
-	}
+	expect.Until(t, "the condition", f)
 }
 
 // FuzzEqual does what the bytes say and checks after each step that readers and kernel agree, and

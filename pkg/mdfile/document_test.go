@@ -2,9 +2,7 @@ package mdfile
 
 import (
 	"encoding/json"
-	"flag"
 	"net"
-	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -12,10 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"metad/internal/expect"
 	"metad/pkg/task"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 const (
 	testARN = "arn:aws:ecs:us-west-2:111122223333:task/default/158d1c8083dd49d6b527399fd6414f5c"
@@ -53,19 +50,7 @@ func text(t *task.Task, c *task.Container, h Host) string {
 
 func golden(t *testing.T, name, got string) {
 	t.Helper()
-	file := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("%s: got\n%s\nwant\n%s", name, got, want)
-	}
+	expect.Golden(t, filepath.Join("testdata", name), []byte(got))
 }
 
 // The three lives of a file. F04: before the container is there. F05, F08, F09, F10: while it runs.

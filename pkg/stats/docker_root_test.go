@@ -16,9 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"metad/internal/testdocker"
-	"metad/pkg/task"
-
 	"github.com/docker/docker/api/types/blkiodev"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/network"
@@ -26,6 +23,10 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 	"golang.org/x/tools/txtar"
+
+	"metad/internal/expect"
+	"metad/internal/testdocker"
+	"metad/pkg/task"
 )
 
 // follow describes containers of h as the follower of the Engine would.
@@ -229,11 +230,7 @@ func TestRootContainerLife(t *testing.T) {
 	if err := h.Client.ContainerKill(t.Context(), id, "KILL"); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(20 * time.Second); c.Stats.Load() != nil; time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("killed: still has %s", c.Stats.Load().JSON)
-		}
-	}
+	expect.Until(t, "the killed container to have no sample", func() bool { return c.Stats.Load() == nil })
 	if n := s.Metrics().Damaged.Load(); n != 0 {
 		t.Errorf("got %d damaged samples of a container that ended", n)
 	}

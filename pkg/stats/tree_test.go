@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"metad/internal/expect"
 	"metad/pkg/task"
 )
 
@@ -152,17 +153,7 @@ func TestGolden(t *testing.T) {
 		if string(got[start:end]) != string(appendCPU(nil, &s.CPU)) {
 			t.Errorf("bounds of cpu_stats: got %s", got[start:end])
 		}
-		golden := filepath.Join("testdata", "golden-"+filepath.Base(t.Name())+".json")
-		if os.Getenv("UPDATE") != "" {
-			writeFile(t, golden, append(got, '\n'))
-		}
-		want, err := os.ReadFile(golden)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if string(got)+"\n" != string(want) {
-			t.Errorf("got\n%s\nwant\n%s", got, want)
-		}
+		expect.Golden(t, filepath.Join("testdata", "golden-"+filepath.Base(t.Name())+".json"), append(got, '\n'))
 	})
 }
 
