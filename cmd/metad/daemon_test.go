@@ -26,7 +26,7 @@ func (m kernelMap) Entries() (map[netip.Addr]bpf.MetadTaskValue, error) {
 // started again.
 func TestCarryOver(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	sample := &task.Sample{JSON: []byte(`{}`)}
+	sample := &task.Sample{JSON: []byte(`{}`), V2: 1}
 	made := func(started ...time.Time) *task.Task {
 		tk := &task.Task{ARN: "arn"}
 		for i, s := range started {

@@ -73,6 +73,7 @@ var (
 	descAttach   = prometheus.NewDesc("metad_attach_errors_total", "Attachments that failed.", nil, nil)
 	descTasks    = prometheus.NewDesc("metad_tasks", "Tasks known.", nil, nil)
 	descConflict = prometheus.NewDesc("metad_address_conflicts_total", "Addresses refused because two ports claimed them.", nil, nil)
+	descCopied   = prometheus.NewDesc("metad_endpoint_id_conflicts_total", "Endpoint ids refused because two containers held them.", nil, nil)
 	descOpen     = prometheus.NewDesc("metad_connections", "Open connections from containers.", nil, nil)
 	descRefused  = prometheus.NewDesc("metad_connections_refused_total", "Connections over a limit.", nil, nil)
 	descWaiting  = prometheus.NewDesc("metad_waiting_requests", "Requests from addresses whose task is not known yet.", nil, nil)
@@ -110,6 +111,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	counter(descAttach, l.AttachErrors)
 	gauge(descTasks, len(m.d.table.Views()))
 	counter(descConflict, m.d.table.Conflicts())
+	counter(descCopied, m.d.table.EndpointConflicts())
 	counter(descTurned, m.d.table.TurnedAway())
 
 	s := m.d.server.Load().Counters()

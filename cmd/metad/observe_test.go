@@ -43,7 +43,7 @@ func TestReady(t *testing.T) {
 
 func TestTasksOfTheTable(t *testing.T) {
 	cell := new(task.StatsCell)
-	cell.Store(&task.Sample{JSON: []byte(`{"read":"x"}`)})
+	cell.Store(&task.Sample{JSON: []byte(`{"read":"x"}`), V2: len(`{"read":"x"`)})
 	table := lookup.New(&fullMap{room: true}, zap.NewNop())
 	err := table.Apply([]*task.Task{{ID: "t1", ARN: "arn:t1", Family: "web", Revision: "3", KnownStatus: task.StatusRunning,
 		Endpoints:  []task.Endpoint{{Addr: netip.MustParseAddr("172.17.0.2"), Ifindex: 12, MAC: [6]byte{2, 0x42, 0xac, 0x11, 0, 2}}},

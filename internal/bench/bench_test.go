@@ -535,7 +535,8 @@ func median[T any, N cmp.Ordered](from []T, f func(T) N) N {
 func TestBenchRequests(t *testing.T) {
 	const rounds, seconds = 7, 2
 	g := newGround(t)
-	length := len(task.AppendTask(nil, g.cfg.Tasks[0]))
+	whole, _ := task.Render(g.cfg.Tasks[0])
+	length := whole[task.V2].Len()
 	floor := start(t, "floor", hostOf(g.host), 0, floorConfig{Addr: "127.0.0.1:51679", Length: length})
 	rule := exec.Command("iptables", "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "-d", "169.254.170.2", "--dport", "80",
 		"-j", "DNAT", "--to-destination", "127.0.0.1:51679")

@@ -246,6 +246,6 @@ func FuzzParse(f *testing.F) {
 		if order[got.KnownStatus] < order[want.KnownStatus] || order[got.DesiredStatus] < order[want.DesiredStatus] {
 			t.Errorf("status went back: %s, %s", got.KnownStatus, got.DesiredStatus)
 		}
-		task.AppendTask(nil, got)
+		task.Render(got)
 	})
 }

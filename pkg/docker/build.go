@@ -55,7 +55,10 @@ func (f *Follower) build(group map[string]*tracked) *task.Task {
 		c := m.desc.container
 		c.Stats = m.stats
 		if m.ns != nil {
-			t.Endpoints = append(t.Endpoints, m.ns.endpoints...)
+			for _, ep := range m.ns.endpoints {
+				ep.Container = c.ID
+				t.Endpoints = append(t.Endpoints, ep)
+			}
 			if c.Type == task.TypeCNIPause && c.NetworkMode == "none" && len(m.ns.eni4)+len(m.ns.eni6) > 0 {
 				eni = m.ns
 			}

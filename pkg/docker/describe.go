@@ -111,7 +111,8 @@ func describe(inspect *container.InspectResponse, names *naming, health *task.He
 		for _, name := range slices.Sorted(maps.Keys(n.Networks)) {
 			if ep := n.Networks[name]; ep != nil {
 				c.DockerNetworks = append(c.DockerNetworks, task.DockerNetwork{Name: name, IPAddress: ep.IPAddress,
-					IPv6Address: ep.GlobalIPv6Address, Gateway: ep.Gateway, IPv6Gateway: ep.IPv6Gateway, MAC: ep.MacAddress})
+					IPv6Address: ep.GlobalIPv6Address, Gateway: ep.Gateway, IPv6Gateway: ep.IPv6Gateway,
+					NetworkDetails: task.NetworkDetails{MAC: ep.MacAddress}})
 			}
 		}
 	}

@@ -105,7 +105,8 @@ func TestDescribe(t *testing.T) {
 		{"M32 volumes", "running", nil, func(d *description) any { return show(d.container.Volumes) },
 			`[{"DockerName":"data","Source":"/var/lib/docker/volumes/data/_data","Destination":"/data"},{"DockerName":"","Source":"/tmp","Destination":"/ecs"}]`},
 		{"networks", "running", nil, func(d *description) any { return show(d.container.DockerNetworks) },
-			`[{"Name":"bridge","IPAddress":"172.17.0.2","IPv6Address":"","Gateway":"172.17.0.1","IPv6Gateway":"","MAC":"02:42:ac:11:00:02"}]`},
+			`[{"Name":"bridge","IPAddress":"172.17.0.2","IPv6Address":"","Gateway":"172.17.0.1","IPv6Gateway":"","MAC":"02:42:ac:11:00:02",` +
+				`"Subnet":"","IPv6Subnet":"","SubnetGateway":"","IPv6SubnetGateway":"","DNSServers":null,"DNSSearch":null,"DNSName":""}]`},
 		{"image", "running", nil, func(d *description) any { return d.container.Image + " " + d.container.ImageID[:10] }, "metad-test:latest sha256:501"},
 
 		{"v3 endpoint id", "app", func(i *container.InspectResponse) {
@@ -281,6 +282,10 @@ func TestBuildAwsvpc(t *testing.T) {
 	app.container.Ports = []task.Port{{ContainerPort: 80, Protocol: "tcp", HostPort: 8080}}
 	g := group(t, pause, app)
 	ep := task.Endpoint{Addr: netip.MustParseAddr("169.254.172.2"), Ifindex: 9, MAC: [6]byte{1}}
+	of := func(d *description, ep task.Endpoint) task.Endpoint {
+		ep.Container = d.container.ID
+		return ep
+	}
 	f := testFollower(t)
 
 	tk := f.build(g)
@@ -296,7 +301,7 @@ func TestBuildAwsvpc(t *testing.T) {
 	g[pause.container.ID].ns.eni4 = []string{"10.0.0.5", "10.0.0.6"}
 	tk = f.build(g)
 	// M12, M13, M23, M24, M25
-	if len(tk.Containers) != 2 || tk.Containers[0].KnownStatus != task.StatusResourcesProvisioned || !reflect.DeepEqual(tk.Endpoints, []task.Endpoint{ep}) {
+	if len(tk.Containers) != 2 || tk.Containers[0].KnownStatus != task.StatusResourcesProvisioned || !reflect.DeepEqual(tk.Endpoints, []task.Endpoint{of(pause, ep)}) {
 		t.Errorf("got %+v", tk)
 	}
 	for _, c := range tk.Containers {

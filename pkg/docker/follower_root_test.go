@@ -105,7 +105,7 @@ func running(tk *task.Task, c *task.Container) bool {
 // realEndpoint asks the container and the host's bridge, not the Follower's code, for an endpoint.
 func realEndpoint(t *testing.T, h *testdocker.Host, id, device, gateway string) task.Endpoint {
 	t.Helper()
-	var ep task.Endpoint
+	ep := task.Endpoint{Container: id}
 	out := h.Exec(t, id, "sh", "-c", "cat /sys/class/net/"+device+"/address; ip -4 -o addr show "+device+"; cat /sys/class/net/"+device+"/ifindex")
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	if len(lines) != 3 {
@@ -230,7 +230,7 @@ func TestRootAwsvpc(t *testing.T) {
 	w.until(t, "pause connected", pause, func(_ *task.Task, c *task.Container) bool { return c.KnownStatus == task.StatusResourcesProvisioned })
 	app := h.Run(t, testdocker.Container{Network: "container:" + pause, Labels: labels("app")})
 	tk, c := w.until(t, "app", app, func(_ *task.Task, c *task.Container) bool { return c != nil && c.KnownStatus == task.StatusRunning })
-	if want := []task.Endpoint{{Addr: port.Addr, Ifindex: port.Ifindex, MAC: [6]byte(port.MAC)}}; !slices.Equal(tk.Endpoints, want) {
+	if want := []task.Endpoint{{Addr: port.Addr, Ifindex: port.Ifindex, MAC: [6]byte(port.MAC), Container: pause}}; !slices.Equal(tk.Endpoints, want) {
 		t.Errorf("endpoints: got %v, want %v", tk.Endpoints, want)
 	}
 	if tk.ARN != arn || tk.ID != "follow" || tk.Family != "fam" || tk.Revision != "7" || tk.KnownStatus != task.StatusRunning || len(tk.Containers) != 2 {

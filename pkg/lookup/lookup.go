@@ -44,19 +44,21 @@ type entry struct {
 
 // snapshot is what readers see: immutable.
 type snapshot struct {
-	byTag  map[uint32]*View
-	byAddr map[netip.Addr]entry
+	byTag      map[uint32]*View
+	byAddr     map[netip.Addr]entry
+	byEndpoint map[string]holder // by endpoint id
 }
 
-// Table maps tags and addresses to tasks' views. Readers (Resolve, Await, Views) are safe for
+// Table maps tags, addresses and endpoint ids to tasks' views. Readers (Resolve, Await, Endpoint, Views) are safe for
 // concurrent use with each other and with the writers (all else), which take turns.
 type Table struct {
 	kernel KernelMap
 	log    *zap.Logger
 
-	snap      atomic.Pointer[snapshot]
-	conflicts atomic.Uint64
-	turned    atomic.Uint64
+	snap              atomic.Pointer[snapshot]
+	conflicts         atomic.Uint64
+	endpointConflicts atomic.Uint64
+	turned            atomic.Uint64
 
 	mu      sync.Mutex // guards what follows: the writers' state
 	tasks   []*task.Task
@@ -65,6 +67,7 @@ type Table struct {
 	written map[netip.Addr]bpf.MetadTaskValue // what the kernel holds; nil: not read yet
 	gone    map[int]bool                      // ifindexes that no longer exist: their endpoints claim nothing
 	refused map[netip.Addr]bool               // claimed twice, and told so
+	copied  map[string]bool                   // endpoint ids held twice, and told so
 	failed  bool                              // the last publish left something undone
 
 	wmu     sync.Mutex // guards what follows; taken after mu
@@ -210,6 +213,7 @@ func (t *Table) Restore(saved []Saved) error {
 			next.byAddr[ep.Addr] = entry{ep, next.byTag[s.Tag]}
 		}
 	}
+	t.complete(next)
 	t.store(next)
 	return nil
 }
@@ -326,6 +330,7 @@ func (t *Table) next(old *snapshot) *snapshot {
 		}
 	}
 	t.refused = refused
+	t.complete(next)
 	maps.DeleteFunc(t.gone, func(ifindex int, _ bool) bool { return !mentioned[ifindex] })
 	t.tags = tags
 	return next
@@ -333,7 +338,7 @@ func (t *Table) next(old *snapshot) *snapshot {
 
 // without returns old less the addresses and tags that next gives to another or nobody.
 func without(old, next *snapshot) (less *snapshot, changed bool) {
-	less = &snapshot{byTag: maps.Clone(old.byTag), byAddr: maps.Clone(old.byAddr)}
+	less = &snapshot{byTag: maps.Clone(old.byTag), byAddr: maps.Clone(old.byAddr), byEndpoint: next.byEndpoint}
 	for tag, v := range old.byTag {
 		if n := next.byTag[tag]; n == nil || n.Task.ARN != v.Task.ARN {
 			delete(less.byTag, tag)

@@ -24,7 +24,7 @@ func TestAnswerAllocs(t *testing.T) {
 				c := running(fmt.Sprintf("%064x", i+1), fmt.Sprintf("c%d", i))
 				if i%2 == 0 {
 					sample := `{"read":"` + strings.Repeat("x", 3000) + `"}`
-					c.Stats.Store(&task.Sample{JSON: []byte(sample), Read: time.Now()})
+					c.Stats.Store(&task.Sample{JSON: []byte(sample), V2: len(sample) - 1, Read: time.Now()})
 				}
 				tk.Containers = append(tk.Containers, c)
 			}

@@ -33,15 +33,15 @@ const passedOn = "the agent answers: metad passes the request on"
 var rows = []row{
 	{id: "M01", says: "T's GET /v2/metadata is answered 200, application/json, with T's document", test: func(t *testing.T) {
 		h := newHost(t, testConfig(), newTask(), newOther())
-		want(t, h.get(t, addrT, "/v2/metadata"), 200, typeJSON, string(task.AppendTask(nil, newTask())))
+		want(t, h.get(t, addrT, "/v2/metadata"), 200, typeJSON, taskDocument(task.V2, newTask()))
 	}},
 	{id: "M02", says: "/v2/metadata/ is the same as /v2/metadata", test: func(t *testing.T) {
 		h := newHost(t, testConfig(), newTask())
-		want(t, h.get(t, addrT, "/v2/metadata/"), 200, typeJSON, string(task.AppendTask(nil, newTask())))
+		want(t, h.get(t, addrT, "/v2/metadata/"), 200, typeJSON, taskDocument(task.V2, newTask()))
 	}},
 	{id: "M03", says: "every method gets what GET gets", test: func(t *testing.T) {
 		h := newHost(t, testConfig(), newTask())
-		doc := string(task.AppendTask(nil, newTask()))
+		doc := taskDocument(task.V2, newTask())
 		for _, method := range []string{"POST", "PUT", "DELETE", "PATCH", "OPTIONS", "BREW"} {
 			want(t, h.do(t, addrT, method, "/v2/metadata"), 200, typeJSON, doc)
 		}
@@ -51,14 +51,14 @@ var rows = []row{
 		h := newHost(t, testConfig(), newTask())
 		r := h.do(t, addrT, "HEAD", "/v2/metadata")
 		want(t, r, 200, typeJSON, "")
-		if n := int64(len(task.AppendTask(nil, newTask()))); r.ContentLength != n {
+		if n := int64(len(taskDocument(task.V2, newTask()))); r.ContentLength != n {
 			t.Errorf("Content-Length: got %d, want %d", r.ContentLength, n)
 		}
 	}},
 	{id: "M05", says: "a query after the path changes nothing", test: func(t *testing.T) {
 		h := newHost(t, testConfig(), newTask())
 		for _, query := range []string{"?x=1", "?", "?//../%zz", "?u=http://x/"} {
-			want(t, h.get(t, addrT, "/v2/metadata"+query), 200, typeJSON, string(task.AppendTask(nil, newTask())))
+			want(t, h.get(t, addrT, "/v2/metadata"+query), 200, typeJSON, taskDocument(task.V2, newTask()))
 		}
 	}},
 	{id: "M06", says: "a task's members are Cluster, TaskARN, Family, Revision, DesiredStatus, KnownStatus, Containers, Limits, PullStartedAt, PullStoppedAt, ExecutionStoppedAt, AvailabilityZone, in this order", test: func(t *testing.T) {
@@ -212,11 +212,11 @@ var rows = []row{
 	}},
 	{id: "C02", says: "P can be asked for too", test: func(t *testing.T) {
 		h := newHost(t, testConfig(), newTask())
-		want(t, h.get(t, addrT, "/v2/metadata/"+idP), 200, typeJSON, string(task.AppendContainer(nil, pause())))
+		want(t, h.get(t, addrT, "/v2/metadata/"+idP), 200, typeJSON, containerDocument(task.V2, pause()))
 	}},
 	{id: "C03", says: "a query after a container's id changes nothing; for the 2017 agent it was part of the id", test: func(t *testing.T) {
 		h := newHost(t, testConfig(), newTask())
-		want(t, h.get(t, addrT, "/v2/metadata/"+idA+"?x=1"), 200, typeJSON, string(task.AppendContainer(nil, running(idA, "app"))))
+		want(t, h.get(t, addrT, "/v2/metadata/"+idA+"?x=1"), 200, typeJSON, containerDocument(task.V2, running(idA, "app")))
 	}},
 	{id: "C04", says: "a slash after an id is part of the id, so there is no such container", test: func(t *testing.T) { wantNoContainer(t, idA+"/", idA+"/") }},
 	{id: "C05", says: "the first 12 characters of an id name no container", test: func(t *testing.T) { wantNoContainer(t, idA[:12], idA[:12]) }},
@@ -292,7 +292,7 @@ var rows = []row{
 		if err := h.table.Apply([]*task.Task{next}); err != nil {
 			t.Fatal(err)
 		}
-		want(t, h.get(t, addrT, "/v2/metadata"), 200, typeJSON, string(task.AppendTask(nil, next)))
+		want(t, h.get(t, addrT, "/v2/metadata"), 200, typeJSON, taskDocument(task.V2, next))
 	}},
 	{id: "E08", says: "after a restart, running tasks are known before the first answer", file: "cmd/metad/serve_root_test.go"},
 
@@ -484,7 +484,7 @@ var rows = []row{
 	{id: "L03", says: "another task is not limited with it", test: func(t *testing.T) {
 		h := newLimited(t)
 		h.exhaust(t)
-		want(t, h.get(t, addrB, "/v2/metadata"), 200, typeJSON, string(task.AppendTask(nil, newOther())))
+		want(t, h.get(t, addrB, "/v2/metadata"), 200, typeJSON, taskDocument(task.V2, newOther()))
 	}},
 	{id: "L04", says: "another query or method counts towards the same limit", test: func(t *testing.T) {
 		h := newLimited(t)
@@ -568,7 +568,7 @@ var rows = []row{
 		}
 	}},
 	{id: "W02", says: "if the tags cannot be had, the document comes without them, 200", test: func(t *testing.T) {
-		plain := string(task.AppendTask(nil, newTask()))
+		plain := taskDocument(task.V2, newTask())
 		with := func(cfg Config, endpoint string) {
 			t.Helper()
 			tk := newTask()
@@ -635,8 +635,8 @@ var rows = []row{
 	{id: "N02", says: "the server sees the task's own address", file: "internal/testdocker/testdocker_root_test.go"},
 	{id: "N03", says: "two tasks have two addresses; the containers of one task share one", test: func(t *testing.T) { // two tasks are two addresses; who shares an address is one task
 		h := newHost(t, testConfig(), newTask(), newOther())
-		want(t, h.get(t, addrT, "/v2/metadata"), 200, typeJSON, string(task.AppendTask(nil, newTask())))
-		want(t, h.get(t, addrB, "/v2/metadata"), 200, typeJSON, string(task.AppendTask(nil, newOther())))
+		want(t, h.get(t, addrT, "/v2/metadata"), 200, typeJSON, taskDocument(task.V2, newTask()))
+		want(t, h.get(t, addrB, "/v2/metadata"), 200, typeJSON, taskDocument(task.V2, newOther()))
 	}},
 	{id: "N04", says: "nothing outside the host reaches the agent's port 51679", reason: "51679 is the agent's port: metad's own listener is in a namespace to which only bridge ports lead"},
 
@@ -773,8 +773,8 @@ const (
 // sampled is T with a sample of each container.
 func sampled() *task.Task {
 	tk := newTask()
-	tk.Containers[0].Stats.Store(&task.Sample{JSON: []byte(sampleA)})
-	tk.Containers[1].Stats.Store(&task.Sample{JSON: []byte(sampleP)})
+	tk.Containers[0].Stats.Store(&task.Sample{JSON: []byte(sampleA), V2: len(sampleA) - 1})
+	tk.Containers[1].Stats.Store(&task.Sample{JSON: []byte(sampleP), V2: len(sampleP) - 1})
 	return tk
 }
 

@@ -68,7 +68,7 @@ func secretTask() *task.Task {
 	tk := newOther()
 	tk.Family = secret
 	tk.Containers[0].Name = secret
-	tk.Containers[0].Stats.Store(&task.Sample{JSON: []byte(`{"name":"` + secret + `"}`)})
+	tk.Containers[0].Stats.Store(&task.Sample{JSON: []byte(`{"name":"` + secret + `"}`), V2: len(secret) + len(`{"name":""`)})
 	return tk
 }
 
@@ -78,9 +78,9 @@ func FuzzRequest(f *testing.F) {
 	h := newStopped(f, testConfig(), sampled(), secretTask())
 	documents := map[string]bool{"": true, sampleA: true, sampleP: true, `{"` + idA + `":` + sampleA + `,"` + idP + `":` + sampleP + `}`: true}
 	for _, tk := range []*task.Task{sampled()} {
-		documents[string(task.AppendTask(nil, tk))] = true
+		documents[taskDocument(task.V2, tk)] = true
 		for _, c := range tk.Containers {
-			documents[string(task.AppendContainer(nil, c))] = true
+			documents[containerDocument(task.V2, c)] = true
 		}
 	}
 	known := map[int]bool{200: true, 301: true, 400: true, 404: true, 408: true, 417: true, 431: true, 505: true, 100: true}

@@ -141,7 +141,7 @@ func TestPipelining(t *testing.T) {
 
 func TestOddRequests(t *testing.T) {
 	h := newHost(t, testConfig(), newTask())
-	doc := string(task.AppendTask(nil, newTask()))
+	doc := taskDocument(task.V2, newTask())
 	ok := func(raw string) {
 		t.Helper()
 		want(t, h.send(t, addrT, raw), 200, typeJSON, doc)

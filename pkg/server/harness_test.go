@@ -100,6 +100,18 @@ func pause() *task.Container {
 	return p
 }
 
+// taskDocument is what is to be answered for t.
+func taskDocument(v task.Version, t *task.Task) string {
+	whole, _ := task.Render(t)
+	return whole[v].String()
+}
+
+// containerDocument is what is to be answered for c, in a task of its own.
+func containerDocument(v task.Version, c *task.Container) string {
+	_, each := task.Render(&task.Task{Containers: []*task.Container{c}})
+	return each[0][v].String()
+}
+
 // newTask is the awsvpc task T of the conformance table: containers A and P.
 func newTask() *task.Task {
 	return &task.Task{

@@ -13,7 +13,7 @@ import (
 
 // taskMetadata answers with the task's document.
 func (s *Server) taskMetadata(ctx *fasthttp.RequestCtx, c *conn) *failure {
-	document(ctx, c.view.Document)
+	document(ctx, c.view.Document(task.V2))
 	return nil
 }
 
@@ -23,14 +23,16 @@ func (s *Server) containerMetadata(ctx *fasthttp.RequestCtx, c *conn) *failure {
 	if cv == nil {
 		return errNoContainer
 	}
-	document(ctx, cv.Document)
+	document(ctx, cv.Document(task.V2))
 	return nil
 }
 
-// document makes doc, which is never written to again, the answer.
-func document(ctx *fasthttp.RequestCtx, doc []byte) {
+// document makes doc the answer.
+func document(ctx *fasthttp.RequestCtx, doc task.Document) {
 	ctx.Response.Header.SetContentType(typeJSON)
-	ctx.Response.SetBodyRaw(doc)
+	for _, segment := range doc.Segments() {
+		ctx.Response.AppendBody(segment)
+	}
 }
 
 // taskWithTags answers with the task's document as the agent gives it, tags included, or without
@@ -42,9 +44,11 @@ func document(ctx *fasthttp.RequestCtx, doc []byte) {
 func (s *Server) taskWithTags(ctx *fasthttp.RequestCtx, c *conn) *failure {
 	doc, err := s.taggedDocument(c.view.Task)
 	if err != nil {
-		doc = c.view.Document
+		document(ctx, c.view.Document(task.V2))
+		return nil
 	}
-	document(ctx, doc)
+	ctx.Response.Header.SetContentType(typeJSON)
+	ctx.Response.SetBodyRaw(doc)
 	return nil
 }
 

@@ -7,8 +7,6 @@ import (
 	"metad/pkg/task"
 )
 
-var jsonNull = []byte("null")
-
 // taskStats answers {"<id>": sample or null, …}, in the task's order.
 func (s *Server) taskStats(ctx *fasthttp.RequestCtx, c *conn) *failure {
 	v := c.view
@@ -26,7 +24,7 @@ func (s *Server) taskStats(ctx *fasthttp.RequestCtx, c *conn) *failure {
 		}
 		resp.AppendBodyString(before)
 		resp.AppendBody(cv.StatsKey)
-		resp.AppendBody(s.sampleOf(cv, asked))
+		appendSample(resp, s.sampleOf(cv, asked))
 		before = ","
 	}
 	if before == "{" {
@@ -47,18 +45,25 @@ func (s *Server) containerStats(ctx *fasthttp.RequestCtx, c *conn) *failure {
 		return s.stream(ctx, c, cv.ID)
 	}
 	ctx.Response.Header.SetContentType(typeJSON)
-	ctx.Response.SetBodyRaw(s.sampleOf(cv, s.now(ctx).UnixNano()))
+	appendSample(&ctx.Response, s.sampleOf(cv, s.now(ctx).UnixNano()))
 	return nil
 }
 
-// sampleOf returns cv's last sample, null if it has none, and tells the sampler that it was asked for.
-func (s *Server) sampleOf(cv *lookup.ContainerView, now int64) []byte {
+// sampleOf returns cv's last sample, nil if it has none, and tells the sampler that it was asked for.
+func (s *Server) sampleOf(cv *lookup.ContainerView, now int64) *task.Sample {
 	if cv.KnownStatus == task.StatusStopped || s.cfg.NoStats { // a sample that is there is an old one
-		return jsonNull
+		return nil
 	}
 	cv.Stats.Ask(now)
-	if sample := cv.Stats.Load(); sample != nil {
-		return sample.JSON
+	return cv.Stats.Load()
+}
+
+// appendSample appends sample in the form of v2 to the body of resp, null if it is nil.
+func appendSample(resp *fasthttp.Response, sample *task.Sample) {
+	if sample == nil {
+		resp.AppendBodyString("null")
+		return
 	}
-	return jsonNull
+	resp.AppendBody(sample.JSON[:sample.V2])
+	resp.AppendBodyString("}")
 }

@@ -71,7 +71,7 @@ func (s *Server) writeSamples(c *conn, buf []byte, samples <-chan *task.Sample, 
 		select {
 		case sample, ok := <-samples:
 			if ok {
-				buf = appendLine(buf[:0], sample.JSON, chunked)
+				buf = appendLine(buf[:0], sample.JSON[:sample.V2], chunked)
 				continue
 			}
 		case <-s.stopped:
@@ -85,13 +85,13 @@ func (s *Server) writeSamples(c *conn, buf []byte, samples <-chan *task.Sample, 
 	}
 }
 
-// appendLine appends json and a newline, as a chunk if chunked.
+// appendLine appends json, the brace that ends it and a newline, as a chunk if chunked.
 func appendLine(dst, json []byte, chunked bool) []byte {
 	if chunked {
-		dst = strconv.AppendInt(dst, int64(len(json)+1), 16)
+		dst = strconv.AppendInt(dst, int64(len(json)+len("}\n")), 16)
 		dst = append(dst, "\r\n"...)
 	}
-	dst = append(append(dst, json...), '\n')
+	dst = append(append(dst, json...), "}\n"...)
 	if chunked {
 		dst = append(dst, "\r\n"...)
 	}

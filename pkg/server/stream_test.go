@@ -45,7 +45,7 @@ func (f *fakeSamples) send(id, json string) int {
 	defer f.mu.Unlock()
 	for ch := range f.subs[id] {
 		select {
-		case ch <- &task.Sample{JSON: []byte(json)}:
+		case ch <- &task.Sample{JSON: []byte(json), V2: len(json) - 1}:
 			f.sent++
 		default:
 		}

@@ -25,8 +25,12 @@ import (
 	"metad/pkg/task"
 )
 
-// version is of the file's shape, task.Task's included. A file of another version is not read.
-const version = 1
+// version is of the file's shape, task.Task's included. A file of the version before is read too, for
+// the sake of an upgrade; one of any other is not.
+const (
+	version       = 2
+	versionBefore = 1 // samples had no V2
+)
 
 const (
 	fileName = "snapshot.json"
@@ -38,7 +42,7 @@ const (
 	defaultEvery = 5 * time.Second
 )
 
-// file is what is written: {"Version": 1, "Tasks": [{"Tag": 7, "Task": {…}, "Samples": {id: {"Read": time, "JSON": {…}}}}]}.
+// file is what is written: {"Version": 2, "Tasks": [{"Tag": 7, "Task": {…}, "Samples": {id: {"Read": time, "V2": 1234, "JSON": {…}}}}]}.
 type file struct {
 	Version int
 	Tasks   []saved
@@ -52,7 +56,23 @@ type saved struct {
 
 type sample struct {
 	Read time.Time
+	V2   int
 	JSON json.RawMessage
+}
+
+// parse returns what was saved, nil if it is not an object or its form of v2 is none.
+func (s *sample) parse() *task.Sample {
+	if len(s.JSON) == 0 || s.JSON[0] != '{' {
+		return nil
+	}
+	whole := len(s.JSON) - 1
+	if s.V2 == 0 { // versionBefore
+		s.V2 = whole
+	}
+	if s.V2 < 1 || s.V2 > whole || s.V2 < whole && !json.Valid(append(bytes.Clone(s.JSON[:s.V2]), '}')) {
+		return nil
+	}
+	return &task.Sample{JSON: s.JSON, V2: s.V2, Read: s.Read}
 }
 
 // Parse reads what Writer or Encode wrote. Every task that it returns is whole: containers have a
@@ -62,7 +82,7 @@ func Parse(b []byte) ([]lookup.Saved, error) {
 	if err := json.Unmarshal(b, &head); err != nil {
 		return nil, fmt.Errorf("snapshot: %w", err)
 	}
-	if head.Version != version {
+	if head.Version != version && head.Version != versionBefore {
 		return nil, fmt.Errorf("snapshot: version %d, want %d", head.Version, version)
 	}
 	var f file
@@ -110,8 +130,8 @@ func (s *saved) parse() (*task.Task, error) {
 			return nil, fmt.Errorf("container id %q", c.ID)
 		}
 		c.Stats = new(task.StatsCell)
-		if sm, ok := s.Samples[c.ID]; ok && len(sm.JSON) > 0 && sm.JSON[0] == '{' {
-			c.Stats.Store(&task.Sample{JSON: sm.JSON, Read: sm.Read})
+		if sm, ok := s.Samples[c.ID]; ok {
+			c.Stats.Store(sm.parse())
 		}
 	}
 	return t, nil
@@ -285,7 +305,7 @@ func (e *encoder) encode(b interface {
 			if err != nil {
 				return fmt.Errorf("sample of %s: %w", c.ID, err)
 			}
-			fmt.Fprintf(b, `%s"%s":{"Read":%s,"JSON":%s}`, sep, c.ID, read, s.JSON)
+			fmt.Fprintf(b, `%s"%s":{"Read":%s,"V2":%d,"JSON":%s}`, sep, c.ID, read, s.V2, s.JSON)
 			sep = ","
 		}
 		b.WriteString("}}")

@@ -111,7 +111,8 @@ func views(t testing.TB, k kernel, tasks ...*task.Task) []*lookup.View {
 func TestRestart(t *testing.T) {
 	dir, k := t.TempDir(), kernel{}
 	was := fullTask()
-	sample := &task.Sample{JSON: []byte(`{"read":"x","name":"<&>","n":[1, 2]}`), Read: time.Date(2026, 11, 22, 10, 0, 0, 5, time.UTC)}
+	const v2 = `{"read":"x","name":"<&>","n":[1, 2]`
+	sample := &task.Sample{JSON: []byte(v2 + `,"network_rate_stats":{}}`), V2: len(v2), Read: time.Date(2026, 11, 22, 10, 0, 0, 5, time.UTC)}
 	was.Containers[0].Stats.Store(sample)
 	vs := views(t, k, was)
 	w, err := NewWriter(dir)
@@ -130,12 +131,14 @@ func TestRestart(t *testing.T) {
 	if v == nil {
 		t.Fatal("got no task")
 	}
-	if !bytes.Equal(v.Document, vs[0].Document) {
-		t.Errorf("got document\n%s\nwant\n%s", v.Document, vs[0].Document)
+	for _, version := range []task.Version{task.V2, task.V3, task.V4} {
+		if got, want := v.Document(version).String(), vs[0].Document(version).String(); got != want {
+			t.Errorf("got document\n%s\nwant\n%s", got, want)
+		}
 	}
 	is := v.Task
 	got := is.Containers[0].Stats.Load()
-	if got == nil || !bytes.Equal(got.JSON, sample.JSON) || !got.Read.Equal(sample.Read) {
+	if got == nil || !bytes.Equal(got.JSON, sample.JSON) || got.V2 != sample.V2 || !got.Read.Equal(sample.Read) {
 		t.Errorf("got sample %v, want %v", got, sample)
 	}
 	is.Containers[0].Stats = was.Containers[0].Stats
@@ -153,13 +156,29 @@ func TestVersion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const golden = "testdata/task_v1.json"
+	const golden = "testdata/task_v2.json"
 	want, err := os.ReadFile(golden)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if string(b) != strings.TrimSpace(string(want)) {
 		t.Errorf("task.Task has changed:\n%s\nwant as in %s (version %d)\n%s", b, golden, version, want)
+	}
+}
+
+// An upgrade: what the version before wrote is read, its samples in the form that v2 has of them.
+func TestVersionBefore(t *testing.T) {
+	text, err := os.ReadFile("testdata/task_v1.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := Parse(fmt.Appendf(nil, `{"Version":1,"Tasks":[{"Tag":7,"Task":%s,"Samples":{"%s":{"Read":"2026-11-22T10:44:07Z","JSON":{"a":1}}}}]}`, text, id1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := all[0].Task.Containers[0]
+	if s := c.Stats.Load(); s == nil || string(s.JSON) != `{"a":1}` || s.V2 != len(`{"a":1`) || c.DockerNetworks[0].MAC == "" {
+		t.Errorf("got sample %+v of %+v", s, c)
 	}
 }
 
@@ -196,22 +215,22 @@ func TestIgnored(t *testing.T) {
 		}
 		return bytes.ReplaceAll(good, []byte(old), []byte(new))
 	}
-	one := strings.TrimSuffix(strings.TrimPrefix(string(good), `{"Version":1,"Tasks":[`), "]}\n")
+	one := strings.TrimSuffix(strings.TrimPrefix(string(good), `{"Version":2,"Tasks":[`), "]}\n")
 	f("good", good, 1, "")
 	f("none", nil, 0, "")
 	f("empty", []byte{}, 0, "unexpected end")
 	f("garbage", []byte("\x00\x01\x02"), 0, "invalid character")
 	f("truncated", good[:len(good)-8], 0, "unexpected end")
-	f("newer", change(`"Version":1`, `"Version":2`), 0, "version 2, want 1")
-	f("newer, and of another shape", []byte(`{"Version":2,"Tasks":{}}`), 0, "version 2, want 1")
+	f("newer", change(`"Version":2`, `"Version":3`), 0, "version 3, want 2")
+	f("newer, and of another shape", []byte(`{"Version":3,"Tasks":{}}`), 0, "version 3, want 2")
 	f("no version", []byte(`{}`), 0, "version 0")
 	f("no tag", change(`"Tag":1`, `"Tag":0`), 0, "no task's tag")
 	f("a port's tag", change(`"Tag":1`, `"Tag":2147483649`), 0, "no task's tag")
 	f("tag too large", change(`"Tag":1`, `"Tag":4294967296`), 0, "cannot unmarshal")
-	f("no task", []byte(`{"Version":1,"Tasks":[{"Tag":1,"Task":null}]}`), 0, "no ARN")
-	f("same tag", []byte(`{"Version":1,"Tasks":[`+one+","+strings.Replace(one, `"ARN":"text`, `"ARN":"other`, 1)+"]}"), 0, "twice")
-	f("same task", []byte(`{"Version":1,"Tasks":[`+one+","+strings.Replace(one, `"Tag":1`, `"Tag":2`, 1)+"]}"), 0, "twice")
-	f("two tasks", []byte(`{"Version":1,"Tasks":[`+one+","+strings.NewReplacer(`"Tag":1`, `"Tag":2`, `"ARN":"text`, `"ARN":"other`).Replace(one)+"]}"), 2, "")
+	f("no task", []byte(`{"Version":2,"Tasks":[{"Tag":1,"Task":null}]}`), 0, "no ARN")
+	f("same tag", []byte(`{"Version":2,"Tasks":[`+one+","+strings.Replace(one, `"ARN":"text`, `"ARN":"other`, 1)+"]}"), 0, "twice")
+	f("same task", []byte(`{"Version":2,"Tasks":[`+one+","+strings.Replace(one, `"Tag":1`, `"Tag":2`, 1)+"]}"), 0, "twice")
+	f("two tasks", []byte(`{"Version":2,"Tasks":[`+one+","+strings.NewReplacer(`"Tag":1`, `"Tag":2`, `"ARN":"text`, `"ARN":"other`).Replace(one)+"]}"), 2, "")
 	f("address of another family", change(`"169.254.172.2"`, `"fe80::1"`), 0, "endpoint fe80::1")
 	f("no address", change(`"169.254.172.2"`, `""`), 0, "endpoint invalid IP")
 	f("no port", change(`"Ifindex":42`, `"Ifindex":0`), 0, "at ifindex 0")
@@ -220,12 +239,12 @@ func TestIgnored(t *testing.T) {
 	f("null", []byte("null"), 0, "version 0")
 }
 
-// TestSampleIsObject: only an object can be put into a document.
+// TestSampleIsObject: only an object can be put into a document, whole and without what v4 adds.
 func TestSampleIsObject(t *testing.T) {
 	tk := fullTask()
-	f := func(text string, want bool) {
+	f := func(text string, v2 int, want bool) {
 		t.Helper()
-		tk.Containers[0].Stats.Store(&task.Sample{JSON: []byte(text)})
+		tk.Containers[0].Stats.Store(&task.Sample{JSON: []byte(text), V2: v2})
 		b, err := Encode(views(t, kernel{}, tk))
 		if err != nil {
 			t.Fatal(err)
@@ -238,10 +257,15 @@ func TestSampleIsObject(t *testing.T) {
 			t.Errorf("%s: got a sample: %v, want %v", text, got, want)
 		}
 	}
-	f(`{"read":1}`, true)
-	f(`null`, false)
-	f(`[]`, false)
-	f(`"x"`, false)
+	f(`{"read":1}`, 9, true)
+	f(`{"read":1,"x":{}}`, 9, true)
+	f(`{"read":1,"x":{}}`, 10, false) // the form of v2 would end in a comma
+	f(`{"read":1,"x":{}}`, 15, false)
+	f(`{"read":1}`, -1, false)
+	f(`{"read":1}`, 10, false)
+	f(`null`, 3, false)
+	f(`[]`, 1, false)
+	f(`"x"`, 2, false)
 }
 
 // TestWriteWhenChanged: the file is replaced only when there is something new to say.
@@ -276,7 +300,7 @@ func TestWriteWhenChanged(t *testing.T) {
 	f("a task", views(t, k, a), true, 1)
 	f("the same", views(t, k, a), false, 1)
 	f("another", views(t, k, a, b), true, 2)
-	a.Containers[0].Stats.Store(&task.Sample{JSON: []byte("{}")})
+	a.Containers[0].Stats.Store(&task.Sample{JSON: []byte("{}"), V2: 1})
 	f("a sample", views(t, k, a, b), true, 2)
 	f("the same sample", views(t, k, a, b), false, 2)
 	f("one gone", views(t, k, b), true, 1)
@@ -385,9 +409,9 @@ func TestRun(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	// Small ones: the fuzzer spends its time on shrinking large ones.
-	f.Add([]byte(`{"Version":1,"Tasks":[{"Tag":1,"Task":{"ARN":"a","Containers":[{"ID":"0a","StartedAt":"2026-11-22T10:44:07Z"}],` +
+	f.Add([]byte(`{"Version":2,"Tasks":[{"Tag":1,"Task":{"ARN":"a","Containers":[{"ID":"0a","StartedAt":"2026-11-22T10:44:07Z"}],` +
 		`"Endpoints":[{"Addr":"10.0.0.1","Ifindex":4,"MAC":[1,2]}]},"Samples":{"0a":{"Read":"2026-11-22T10:44:07Z","JSON":{"n":1}}}}]}`))
-	f.Add([]byte(`{"Version":1,"Tasks":[{"Tag":1,"Task":{"ARN":"a","Containers":[{"ID":""}]},"Samples":{"":{"JSON":{}}}}]}`))
+	f.Add([]byte(`{"Version":2,"Tasks":[{"Tag":1,"Task":{"ARN":"a","Containers":[{"ID":""}]},"Samples":{"":{"JSON":{}}}}]}`))
 	f.Add([]byte(`{"Version":2}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		all, err := Parse(b)
@@ -408,8 +432,8 @@ func FuzzParse(f *testing.F) {
 		vs := table.Views()
 		for _, v := range vs {
 			for _, c := range v.Containers {
-				if s := c.Stats.Load(); s != nil && !json.Valid(s.JSON) {
-					t.Errorf("sample %q", s.JSON)
+				if s := c.Stats.Load(); s != nil && !(json.Valid(s.JSON) && json.Valid(append(bytes.Clone(s.JSON[:s.V2]), '}'))) {
+					t.Errorf("sample %q, for v2 %d", s.JSON, s.V2)
 				}
 				if len(c.StatsKey) != len(c.ID)+3 || !json.Valid(append(append([]byte{'{'}, c.StatsKey...), "0}"...)) {
 					t.Errorf("key %q", c.StatsKey)

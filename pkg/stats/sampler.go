@@ -403,7 +403,7 @@ func (s *Sampler) publish(e *entry, c *Counters) {
 		prev = previous{read: e.last.Read, cpu: e.last.JSON[e.cpuStart:e.cpuEnd]}
 	}
 	s.scratch, e.cpuStart, e.cpuEnd = appendSample(s.scratch[:0], e.c.ID, e.name, c, prev)
-	sample := &task.Sample{JSON: make([]byte, len(s.scratch)), Read: c.Read}
+	sample := &task.Sample{JSON: make([]byte, len(s.scratch)), V2: len(s.scratch) - 1, Read: c.Read}
 	copy(sample.JSON, s.scratch)
 	e.last = sample
 	s.metrics.Samples.Add(1)

@@ -1,180 +1,195 @@
 package task
 
 import (
+	"bytes"
 	"encoding/json"
-	"math"
-	"time"
 )
 
-// The documents are what the ECS agent's v2 handlers send (ecs-agent/tmds/handlers/v2/response.go),
-// member by member and in that order. They are made by encoding/json, as the agent's are, so that
-// escaping, numbers and times agree by construction; rendering happens when a task changes, never
-// when it is asked for.
+// Version is a version of the endpoint, and so of the documents.
+type Version uint8
 
-// {"Cluster": text, "TaskARN": ARN, "Family": text, "Revision": "7", "DesiredStatus": status, …}
-type taskDocument struct {
-	Cluster            string
-	TaskARN            string
-	Family             string
-	Revision           string
-	DesiredStatus      Status `json:",omitempty"`
-	KnownStatus        Status
-	Containers         []containerDocument `json:",omitempty"`
-	Limits             *taskLimitsDocument `json:",omitempty"`
-	PullStartedAt      *time.Time          `json:",omitempty"`
-	PullStoppedAt      *time.Time          `json:",omitempty"`
-	ExecutionStoppedAt *time.Time          `json:",omitempty"`
-	AvailabilityZone   string              `json:",omitempty"`
-}
+// The versions. A v3 document is a v2 document that has Networks in every network mode.
+const (
+	V2 Version = iota
+	V3
+	V4
 
-// {"CPU": vCPU, "Memory": MiB}
-type taskLimitsDocument struct {
-	CPU    float64 `json:",omitempty"`
-	Memory int64   `json:",omitempty"`
-}
+	versions = int(V4) + 1
+)
 
-// {"DockerId": 64 hex digits, "Name": text, …, "Limits": {"CPU": units, "Memory": MiB}, …}
-type containerDocument struct {
-	DockerId      string //nolint:staticcheck // the name on the wire
-	Name          string
-	DockerName    string
-	Image         string
-	ImageID       string
-	Ports         []portDocument    `json:",omitempty"`
-	Labels        map[string]string `json:",omitempty"`
-	DesiredStatus Status
-	KnownStatus   Status
-	ExitCode      *int `json:",omitempty"` // 0 is printed
-	Limits        containerLimitsDocument
-	CreatedAt     *time.Time `json:",omitempty"`
-	StartedAt     *time.Time `json:",omitempty"`
-	FinishedAt    *time.Time `json:",omitempty"`
-	Type          ContainerType
-	Networks      []networkDocument `json:",omitempty"`
-	Health        *healthDocument   `json:",omitempty"` // {} before the first verdict
-	Volumes       []volumeDocument  `json:",omitempty"`
-}
+// Document is rendered JSON in segments: what is the same in the documents of several versions, or in a
+// container's document and in its task's, is in memory once. A Document is immutable, safe for
+// concurrent use, and cheap to copy.
+type Document struct{ segments [][]byte }
 
-// {"CPU": units, "Memory": MiB}: integers, and always both, or real clients choke.
-type containerLimitsDocument struct {
-	CPU    int64
-	Memory int64
-}
+// Documents are one thing's documents in all versions, indexed by Version.
+type Documents [versions]Document
 
-type portDocument struct {
-	ContainerPort uint16 `json:",omitempty"`
-	Protocol      string `json:",omitempty"`
-	HostPort      uint16 `json:",omitempty"`
-}
+// Segments returns the parts that make the document one after the other. Neither the list nor the
+// parts may be changed.
+func (d Document) Segments() [][]byte { return d.segments }
 
-type networkDocument struct {
-	NetworkMode   string   `json:",omitempty"`
-	IPv4Addresses []string `json:",omitempty"`
-	IPv6Addresses []string `json:",omitempty"`
-}
-
-type healthDocument struct {
-	Status   string     `json:"status,omitempty"`
-	Since    *time.Time `json:"statusSince,omitempty"`
-	ExitCode int        `json:"exitCode,omitempty"`
-	Output   string     `json:"output,omitempty"`
-}
-
-type volumeDocument struct {
-	DockerName  string `json:",omitempty"`
-	Source      string `json:",omitempty"`
-	Destination string `json:",omitempty"`
-}
-
-// minCPUUnits is what the agent prints for a container whose CPU limit is below it, unset included.
-const minCPUUnits = 2
-
-// AppendTask appends t's v2 metadata document to dst, as GET /v2/metadata answers it. A container
-// that is only pulled is not in it: Docker knows no such container yet.
-func AppendTask(dst []byte, t *Task) []byte {
-	d := taskDocument{
-		Cluster:            t.Cluster,
-		TaskARN:            t.ARN,
-		Family:             t.Family,
-		Revision:           t.Revision,
-		DesiredStatus:      t.DesiredStatus,
-		KnownStatus:        t.KnownStatus,
-		PullStartedAt:      shownTime(t.PullStartedAt),
-		PullStoppedAt:      shownTime(t.PullStoppedAt),
-		ExecutionStoppedAt: shownTime(t.ExecutionStoppedAt),
-		AvailabilityZone:   t.AvailabilityZone,
+// Len returns the document's length in bytes.
+func (d Document) Len() (n int) {
+	for _, s := range d.segments {
+		n += len(s)
 	}
-	limits := taskLimitsDocument(t.Limits)
-	if math.IsNaN(limits.CPU) || math.IsInf(limits.CPU, 0) { // no JSON number: as good as none
-		limits.CPU = 0
+	return n
+}
+
+// AppendTo appends the document to dst.
+func (d Document) AppendTo(dst []byte) []byte {
+	for _, s := range d.segments {
+		dst = append(dst, s...)
 	}
-	if limits != (taskLimitsDocument{}) {
-		d.Limits = &limits
-	}
-	for _, c := range t.Containers {
-		if c.ID != "" || c.KnownStatus != StatusPulled {
-			d.Containers = append(d.Containers, newContainerDocument(c))
+	return dst
+}
+
+// String returns a copy of the document.
+func (d Document) String() string { return string(d.AppendTo(nil)) }
+
+// Render returns t's documents and those of each of its containers, in t's order. A container that is
+// only pulled is in v4's task document alone: Docker knows no such container yet.
+func Render(t *Task) (whole Documents, containers []Documents) {
+	containers = make([]Documents, len(t.Containers))
+	var elements [versions][][]byte
+	for i, c := range t.Containers {
+		b := buildContainer(t, c)
+		containers[i] = b.documents()
+		for v := range elements {
+			if c.ID == "" && c.KnownStatus == StatusPulled && Version(v) != V4 {
+				continue
+			}
+			list := containers[i][v].segments
+			if len(elements[v]) > 0 { // not the first: take the comma before it too
+				elements[v] = append(elements[v], b.buf[:1+len(list[0])])
+				list = list[1:]
+			}
+			elements[v] = append(elements[v], list...)
 		}
 	}
-	return appendJSON(dst, d)
+	return buildTask(t, &elements).documents(), containers
 }
 
-// AppendContainer appends c's v2 metadata document to dst, as GET /v2/metadata/<id> answers it: the
-// same bytes as c's element in its task's document.
-func AppendContainer(dst []byte, c *Container) []byte {
-	return appendJSON(dst, newContainerDocument(c))
-}
-
-func newContainerDocument(c *Container) containerDocument {
-	d := containerDocument{
-		DockerId:      c.ID,
-		Name:          c.Name,
-		DockerName:    c.DockerName,
-		Image:         c.Image,
-		ImageID:       c.ImageID,
-		Labels:        c.Labels,
-		DesiredStatus: c.DesiredStatus,
-		KnownStatus:   c.KnownStatus,
-		ExitCode:      c.ExitCode,
-		Limits:        containerLimitsDocument{CPU: max(c.Limits.CPU, minCPUUnits), Memory: c.Limits.Memory},
-		CreatedAt:     shownTime(c.CreatedAt),
-		StartedAt:     shownTime(c.StartedAt),
-		FinishedAt:    shownTime(c.FinishedAt),
-		Type:          c.Type,
-	}
-	for _, p := range c.Ports {
-		if len(c.Networks) > 0 { // the task has an interface of its own: nothing is mapped
-			p.HostPort = p.ContainerPort
+// buildTask lays out t's documents around the elements of their lists of containers.
+//
+//	v2, v3: {"Cluster": text, …, "KnownStatus": status, "Containers": […], "Limits": {}, …, "AvailabilityZone": text}
+//	v4: {"Cluster": text, …, "KnownStatus": status, "Limits": {}, …, "LaunchType": text, "Containers": […], …}
+func buildTask(t *Task, elements *[versions][][]byte) *builder {
+	b := &builder{}
+	list := func(v Version) {
+		if len(elements[v]) > 0 {
+			b.add([]byte(`,"Containers":[`), v)
+			b.share(elements[v], v)
+			b.add([]byte("]"), v)
 		}
-		d.Ports = append(d.Ports, portDocument{p.ContainerPort, p.Protocol, p.HostPort})
 	}
-	for _, n := range c.Networks {
-		d.Networks = append(d.Networks, networkDocument{n.Mode, n.IPv4Addresses, n.IPv6Addresses})
+	b.add([]byte("{"), V2, V3, V4)
+	b.add(members(newTaskHead(t))[1:], V2, V3, V4)
+	list(V2)
+	list(V3)
+	b.add(members(newTaskRest(t)), V2, V3, V4)
+	b.add([]byte("}"), V2, V3)
+	b.add(members(taskLaunch{t.LaunchType}), V4)
+	list(V4)
+	b.add(members(newTaskTail(t)), V4)
+	b.add([]byte("}"), V4)
+	return b
+}
+
+// buildContainer lays out the documents of c, one of t's containers, after a comma that is in none of
+// them: they are elements of t's documents too.
+//
+//	v2, v3: {"DockerId": id, …, "Type": type, "Networks": […], "Health": {}, "Volumes": […]}
+//	v4: {"DockerId": id, …, "Type": type, "Health": {}, "Volumes": […], "LogDriver": text, …, "Networks": […], …}
+func buildContainer(t *Task, c *Container) *builder {
+	b := &builder{}
+	b.add([]byte(","))
+	b.add([]byte("{"), V2, V3, V4)
+	b.add(members(newContainerHead(c))[1:], V2, V3, V4)
+	ports2, ports4 := members(containerPorts{newPorts(c, false)}), members(containerPorts{newPorts(c, true)})
+	if bytes.Equal(ports2, ports4) {
+		b.add(ports2, V2, V3, V4)
+	} else {
+		b.add(ports2, V2, V3)
+		b.add(ports4, V4)
 	}
-	if h := c.Health; h != nil {
-		d.Health = &healthDocument{h.Status, shownTime(h.Since), h.ExitCode, h.Output}
+	b.add(members(newContainerBody(c)), V2, V3, V4)
+	if len(c.Networks) > 0 {
+		b.add(members(containerNetworks{newNetworks(c.Networks)}), V2, V3)
+	} else {
+		b.add(members(containerNetworks{newDockerNetworks(t, c)}), V3)
 	}
-	for _, v := range c.Volumes {
-		d.Volumes = append(d.Volumes, volumeDocument(v))
+	b.add(members(newContainerRest(c)), V2, V3, V4)
+	b.add([]byte("}"), V2, V3)
+	b.add(members(newContainerTail(t, c)), V4)
+	b.add([]byte("}"), V4)
+	return b
+}
+
+// builder lays out one thing's documents in one piece of memory. Text is added in the order that it has
+// in each of the documents that it is a part of.
+type builder struct {
+	buf   []byte
+	parts [versions][]part
+}
+
+// part is a part of one document: the builder's bytes from start to end, or shared.
+type part struct {
+	start, end int
+	shared     []byte
+}
+
+// add makes text the next part of the documents of vs.
+func (b *builder) add(text []byte, vs ...Version) {
+	start := len(b.buf)
+	b.buf = append(b.buf, text...)
+	for _, v := range vs {
+		if n := len(b.parts[v]); n > 0 && b.parts[v][n-1].shared == nil && b.parts[v][n-1].end == start {
+			b.parts[v][n-1].end = len(b.buf)
+		} else {
+			b.parts[v] = append(b.parts[v], part{start: start, end: len(b.buf)})
+		}
+	}
+}
+
+// share makes segments, which belong to other documents, the next parts of v's.
+func (b *builder) share(segments [][]byte, v Version) {
+	for _, s := range segments {
+		b.parts[v] = append(b.parts[v], part{shared: s})
+	}
+}
+
+// documents returns what was laid out. Nothing can be added after it.
+func (b *builder) documents() (d Documents) {
+	b.buf = append(make([]byte, 0, len(b.buf)), b.buf...)
+	n := 0
+	for v := range b.parts {
+		n += len(b.parts[v])
+	}
+	all := make([][]byte, 0, n)
+	for v, list := range b.parts {
+		first := len(all)
+		for _, p := range list {
+			if p.shared == nil {
+				p.shared = b.buf[p.start:p.end:p.end]
+			}
+			all = append(all, p.shared)
+		}
+		d[v] = Document{all[first:len(all):len(all)]}
 	}
 	return d
 }
 
-// shownTime returns t in UTC, or nil if a document must not show it: a zero time, or one that
-// RFC 3339 cannot write.
-func shownTime(t time.Time) *time.Time {
-	t = t.UTC()
-	if t.IsZero() || t.Year() < 0 || t.Year() > 9999 {
-		return nil
-	}
-	return &t
-}
-
-// appendJSON appends v, all of whose values have a JSON form.
-func appendJSON(dst []byte, v any) []byte {
+// members returns the members of the JSON object that v is, each after a comma.
+func members(v any) []byte {
 	b, err := json.Marshal(v)
-	if err != nil {
+	if err != nil { // all values of the wire types have a JSON form
 		panic(err)
 	}
-	return append(dst, b...)
+	if len(b) == len("{}") {
+		return nil
+	}
+	b[0] = ','
+	return b[:len(b)-1]
 }

@@ -7,7 +7,8 @@ import (
 
 // Sample is one rendered statistics document of one container. Immutable once stored.
 type Sample struct {
-	JSON []byte    // the Engine API's stats object; never empty, no trailing newline
+	JSON []byte    // v4's form: the Engine API's stats object and network_rate_stats; never empty, no trailing newline
+	V2   int       // JSON[:V2] and "}" are the form of v2 and v3: the object without network_rate_stats
 	Read time.Time // when the counters were read
 }
 

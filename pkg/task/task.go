@@ -8,6 +8,7 @@ package task
 
 import (
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -71,6 +72,14 @@ type Task struct {
 	AvailabilityZone     string // left out when empty
 	ContainerInstanceARN string // metadata file only
 
+	// v4 only; left out when empty.
+	LaunchType         string // "EC2", "EXTERNAL", …
+	ServiceName        string
+	VPCID              string
+	AvailabilityZoneID string
+
+	FaultInjectionEnabled bool // v4 only, always shown
+
 	// Settling: a container of the task is being created or started, and what it is is not known yet. Who
 	// asks just now may be that container.
 	Settling bool `json:"-"`
@@ -91,6 +100,8 @@ type Endpoint struct {
 	Addr    netip.Addr // IPv4, as seen by the endpoint
 	Ifindex int        // host end of the veth, in the host's network namespace
 	MAC     [6]byte    // the container's end
+
+	Container string // Docker id of the container that the namespace was made for; "": not known
 }
 
 // Container is one container of a task.
@@ -118,14 +129,21 @@ type Container struct {
 	Health   *Health   // nil: no Docker health check
 	Volumes  []Volume
 
-	// What follows is for the sampler and the metadata file; no v2 document shows it.
+	// What follows is not for v2 documents.
 
-	PID            int    // init process, 0 unless running
-	State          string // Docker's word: created, running, paused, restarting, removing, exited, dead
-	NetworkMode    string // HostConfig.NetworkMode
+	ARN            string // "": made of the task's ARN and ID
+	LogDriver      string
+	LogOptions     map[string]string
 	DockerNetworks []DockerNetwork
-	RestartCount   int
-	EndpointID     string // last part of the agent's ECS_CONTAINER_METADATA_URI in its environment; "": none
+	RestartPolicy  bool // Docker restarts it
+	RestartCount   int  // shown if RestartPolicy
+
+	// What follows no document shows.
+
+	PID         int    // init process, 0 unless running
+	State       string // Docker's word: created, running, paused, restarting, removing, exited, dead
+	NetworkMode string // HostConfig.NetworkMode
+	EndpointID  string // last part of ECS_CONTAINER_METADATA_URI(_V4) in its environment; "": none
 
 	// Stats is the cell that the sampler fills and the server reads. It belongs to the container,
 	// not to this version of its description: every version carries the same pointer. Never nil
@@ -144,14 +162,24 @@ type Port struct {
 	ContainerPort uint16
 	Protocol      string // "tcp", "udp"
 	HostPort      uint16
-	HostIP        string // metadata file only
+	HostIP        string // v4 and metadata file only
 }
 
-// Network is a v2 network element.
+// Network is a network interface of the task's own.
 type Network struct {
 	Mode          string // "awsvpc"
 	IPv4Addresses []string
 	IPv6Addresses []string
+	NetworkDetails
+}
+
+// NetworkDetails is what only v4 shows of a network; an empty member is left out.
+type NetworkDetails struct {
+	MAC                              string
+	Subnet, IPv6Subnet               string // "10.0.0.0/24"
+	SubnetGateway, IPv6SubnetGateway string // "10.0.0.1/24"
+	DNSServers, DNSSearch            []string
+	DNSName                          string // of the container there
 }
 
 // DockerNetwork is one network as Docker's inspect lists it, in the order of the names.
@@ -161,7 +189,7 @@ type DockerNetwork struct {
 	IPv6Address string
 	Gateway     string
 	IPv6Gateway string
-	MAC         string
+	NetworkDetails
 }
 
 // Health is the state of a Docker health check. All members zero until the first verdict.
@@ -181,6 +209,14 @@ type Volume struct {
 
 // Running reports whether the container has processes: it is up, paused included.
 func (c *Container) Running() bool { return c.PID != 0 }
+
+// Is reports whether ref, as in the network mode "container:<ref>", names the container: by its full or
+// short id or by its Docker name.
+func (c *Container) Is(ref string) bool {
+	return ref != "" && (ref == c.ID || ref == c.DockerName || len(ref) == shortID && strings.HasPrefix(c.ID, ref))
+}
+
+const shortID = 12
 
 // Pause returns the container that holds the awsvpc task's network namespace, or nil.
 func (t *Task) Pause() *Container {
