@@ -5,7 +5,7 @@ export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 GOTEST  := go test -timeout 15m
 
-.PHONY: build help generate generate-check test test-unit test-root test-kernels fuzz bench bench-stats lint check demo clean
+.PHONY: build help generate generate-check test test-unit test-root test-kernels test-engines fuzz bench bench-stats lint check demo clean
 
 build: ## bin/metad, static (the default)
 	@scripts/install build
@@ -38,6 +38,11 @@ test-root: ## real eBPF, network namespaces, Docker Engine; needs root
 test-kernels: ## the data-path tests on other kernels, under qemu
 	@scripts/install build kernels
 	scripts/kernels/run
+
+test-engines: ## the tests with Docker on Docker 20.10, 26.1, 28.5 and 29 (ENGINE=26.1: that one alone); needs root
+	@scripts/install build engines
+	@mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
+	scripts/engines/run $(ENGINE)
 
 bench: ## the request path and the Docker API proxy against a floor, as ratios; needs root
 	@scripts/install build test

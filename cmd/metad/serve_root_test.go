@@ -33,13 +33,7 @@ const probeImage = "metad-probe:latest"
 // importProbe puts internal/probe into an image of h.
 func importProbe(t testing.TB, h *testdocker.Host) {
 	t.Helper()
-	file := filepath.Join(t.TempDir(), "probe")
-	build := exec.Command("go", "build", "-o", file, "metad/internal/probe")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build probe: %v: %s", err, out)
-	}
-	h.ImageFromBinary(t, probeImage, file)
+	h.ImageFromBinary(t, probeImage, testdocker.Build(t, "metad/internal/probe"))
 }
 
 type doc struct {
@@ -435,12 +429,7 @@ func TestRootMetadataFile(t *testing.T) {
 func TestRootMetadataFileSwitches(t *testing.T) {
 	h := testdocker.Shared(t)
 	socket := filepath.Join(t.TempDir(), "docker.sock")
-	metad := filepath.Join(t.TempDir(), "metad")
-	build := exec.Command("go", "build", "-o", metad, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build metad: %v: %s", err, out)
-	}
+	metad := testdocker.Build(t, "metad/cmd/metad")
 	docker := dockerAt(t, h, socket)
 	variable := func(want string, args ...string) {
 		t.Helper()

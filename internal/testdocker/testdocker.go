@@ -13,8 +13,10 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -290,13 +292,57 @@ func (h *Host) BundleDir() string {
 	return filepath.Join(h.dir.containerdState(), "io.containerd.runtime.v2.task", "moby")
 }
 
+// SkipBefore skips the test on an Engine older than release, "25.0".
+func (h *Host) SkipBefore(t testing.TB, release string) {
+	t.Helper()
+	v, err := h.Client.ServerVersion(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var have, want [2]int
+	fmt.Sscanf(v.Version, "%d.%d", &have[0], &have[1])
+	fmt.Sscanf(release, "%d.%d", &want[0], &want[1])
+	if slices.Compare(have[:], want[:]) < 0 {
+		t.Skipf("needs Docker Engine %s", release)
+	}
+}
+
+// Build returns the static program made of the package "metad/…". In METAD_TEST_BIN it is built already.
+func Build(t testing.TB, pkg string) (file string) {
+	t.Helper()
+	if dir := os.Getenv("METAD_TEST_BIN"); dir != "" {
+		return filepath.Join(dir, path.Base(pkg))
+	}
+	file = filepath.Join(t.TempDir(), path.Base(pkg))
+	build := exec.Command("go", "build", "-o", file, pkg)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v: %s", pkg, err, out)
+	}
+	return file
+}
+
+// Compose runs Compose in dir against the Engine at a socket and returns its output, standard error included.
+// An exit code other than 0 fails the test.
+func (h *Host) Compose(t testing.TB, dir, socket string, args ...string) string {
+	t.Helper()
+	cmd := h.Command("/usr/bin/docker-compose", args...) // of Debian: version 1 in bookworm, later 2
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+socket, "DOCKER_CONFIG="+filepath.Join(h.Dir, "cli"), "DOCKER_CONTEXT=")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("docker-compose %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
 // CLICommand returns the docker command line client, set up to talk to the host's Engine.
 func (h *Host) CLICommand(args ...string) *exec.Cmd {
-	path := "/usr/bin/docker" // the distribution's, the one that fits dockerd
-	if _, err := os.Stat(path); err != nil {
-		path = "docker"
+	docker := "/usr/bin/docker" // the distribution's, the one that fits dockerd
+	if _, err := os.Stat(docker); err != nil {
+		docker = "docker"
 	}
-	cmd := h.Command(path, args...)
+	cmd := h.Command(docker, args...)
 	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+h.Socket, "DOCKER_CONFIG="+filepath.Join(h.Dir, "cli"), "DOCKER_CONTEXT=")
 	return cmd
 }
@@ -323,9 +369,9 @@ func (d hostDir) logTail(daemon string) string {
 // lookDaemon finds a daemon also where an ordinary PATH does not lead.
 func lookDaemon(name string) (string, error) {
 	for _, dir := range []string{"/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin"} {
-		path := filepath.Join(dir, name)
-		if fi, err := os.Stat(path); err == nil && fi.Mode()&0o111 != 0 {
-			return path, nil
+		file := filepath.Join(dir, name)
+		if fi, err := os.Stat(file); err == nil && fi.Mode()&0o111 != 0 {
+			return file, nil
 		}
 	}
 	return "", fmt.Errorf("%s is not installed", name)

@@ -48,7 +48,7 @@ func open(t testing.TB, h *testnet.Host, cfg Config) *Loader {
 	if err != nil {
 		t.Fatalf("open: %+v", err)
 	}
-	t.Log("attach mode:", l.mode) // for the table of scripts/kernels
+	t.Log("attach mode:", l.mode) // for the table of scripts/results
 	t.Cleanup(func() {
 		if err := l.Close(); err != nil {
 			t.Errorf("close: %v", err)

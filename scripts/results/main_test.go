@@ -6,7 +6,7 @@ import (
 )
 
 // transcript is what a guest prints whose tests are all as they should be.
-const transcript = `@kernel 6.1.0-50-cloud-amd64
+const transcript = `@release 6.1.0-50-cloud-amd64
 @package pkg/loader
 === RUN   TestRootAttach
 === RUN   TestRootAttach/docker0
@@ -71,6 +71,7 @@ func TestTable(t *testing.T) {
 	f("tests ended badly", "@exit 0", "@exit 2", false, "pkg/loader: the tests ended with code 2")
 	f("kernel complained", "@end", "@problem WARNING: CPU: 0\n@end", false, "6.1: WARNING: CPU: 0")
 	f("died", "@end", "", false, "did not come to its end", "4 of 4")
+	f("skip for the Engine", "needs Linux 6.6", "needs Docker Engine 25.0", true, "- (needs 25.0)")
 	f("serial line", "\n", "\r\n", true)
 	f("did not start", transcript, "", false, "6.1 (did not start)")
 }

@@ -1,6 +1,6 @@
-// Command kernels reads what the test guests of scripts/kernels/run printed and prints a table of
-// tests and kernels. Its exit code is 0 only if every test has a result on every kernel, none
-// failed, none was skipped that the kernel could have run, and no kernel complained.
+// Command results reads what the test guests of scripts/kernels/run or scripts/engines/run printed and
+// prints a table of tests and guests. Its exit code is 0 only if every test has a result on every
+// guest, none failed, none was skipped that the guest could have run, and no guest complained.
 package main
 
 import (
@@ -26,7 +26,7 @@ func main() {
 	flag.Parse()
 	ok, err := report(os.Stdout, *tests, *run, *skip, flag.Args())
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "kernels:", err)
+		fmt.Fprintln(os.Stderr, "results:", err)
 	}
 	if err != nil || !ok {
 		os.Exit(1)
@@ -82,10 +82,10 @@ func list(dir, run, skip string) ([]string, error) {
 	return all, nil
 }
 
-// guest is what one kernel's run said.
+// guest is what one kernel's or Engine's run said.
 type guest struct {
 	name     string // as asked for: "6.1"
-	release  string // uname -r
+	release  string // of the kernel (uname -r) or of the Engine
 	ended    bool   // it came to its end
 	tests    map[string]*result
 	problems []string // kernel messages, modules that did not load, binaries that ended badly
@@ -105,8 +105,8 @@ var (
 	// A test that attaches says how, "attach mode: tcx", or has a subtest for each way.
 	modeLine = regexp.MustCompile(`attach mode[:=] ?"?(tcx|clsact)\b`)
 	modeTest = regexp.MustCompile(`/(tcx|clsact)$`)
-	// A skip is right only on a kernel that is too old: "needs Linux 6.6".
-	needsLine = regexp.MustCompile(`needs Linux (\d+\.\d+)`)
+	// A skip is right only on a kernel or an Engine that is too old: "needs Linux 6.6".
+	needsLine = regexp.MustCompile(`needs (?:Linux|Docker Engine) (\d+\.\d+)`)
 )
 
 func parse(r io.Reader) *guest {
@@ -127,7 +127,7 @@ func parse(r io.Reader) *guest {
 		if word, rest, _ := strings.Cut(line, " "); strings.HasPrefix(word, "@") {
 			current = nil
 			switch word {
-			case "@kernel":
+			case "@release":
 				g.release = rest
 			case "@package":
 				pkg = rest
@@ -201,7 +201,7 @@ func (g *guest) cell(name string) (text string, ok bool, output []string) {
 	return text, true, output
 }
 
-// needs returns the kernel that a skipped test asks for if it is later than this one, else "".
+// needs returns the release that a skipped test asks for if it is later than the guest's, else "".
 func (g *guest) needs(r *result) string {
 	m := needsLine.FindStringSubmatch(strings.Join(r.output, "\n"))
 	if m == nil || !older(g.release, m[1]) {
@@ -210,7 +210,7 @@ func (g *guest) needs(r *result) string {
 	return m[1]
 }
 
-// older reports whether kernel release a ("6.1.0-47-cloud-amd64") is before version b ("6.6").
+// older reports whether release a ("6.1.0-47-cloud-amd64", "26.1.5+dfsg1") is before version b ("6.6").
 func older(a, b string) bool {
 	var x, y [2]int
 	fmt.Sscanf(a, "%d.%d", &x[0], &x[1])
@@ -254,6 +254,6 @@ func table(w io.Writer, want []string, guests []*guest) bool {
 			fmt.Fprintf(w, "%s: %s\n", g.name, p)
 		}
 	}
-	fmt.Fprintf(w, "\n%d of %d results good on %d kernels\n", results, len(want)*len(guests), len(guests))
+	fmt.Fprintf(w, "\n%d of %d results good on %d guests\n", results, len(want)*len(guests), len(guests))
 	return good
 }
