@@ -92,7 +92,8 @@ func compare(t testing.TB, before, engine, after []byte) (wrong []string) {
 		}
 	}
 	for path := range a {
-		if _, ok := e[path]; !ok {
+		// Docker 26 and later leave the container's id and name out where a single question is asked.
+		if _, ok := e[path]; !ok && path != ".id" && path != ".name" {
 			complain("%s: the Engine has no such field", path)
 		}
 	}
