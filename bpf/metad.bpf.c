@@ -16,7 +16,9 @@
  * alone.
  *
  * Limits: Linux 5.10 (bpf_redirect_peer); no CO-RE, no atomics beyond -mcpu=v2. IPv4 only. A
- * fragment names no port, so every TCP fragment for the address is taken.
+ * fragment names no TCP port, so every TCP fragment for the address is taken.
+ *
+ * A "port" is a bridge's, a veth. TCP's ports are "sport" and "dport".
  */
 #include <stddef.h>
 #include <linux/bpf.h>
@@ -29,7 +31,7 @@
 #include <bpf/bpf_endian.h>
 
 #define META_ADDR bpf_htonl(0xa9feaa02) /* 169.254.170.2: ECS task metadata endpoint */
-#define META_PORT bpf_htons(80)
+#define META_DPORT bpf_htons(80)
 
 /* include/net/ip.h */
 #define IP_MF 0x2000
@@ -42,6 +44,9 @@
 #define TCP_ACK 0x10
 
 #define TASK_ID_LEN 64
+
+/* What filter returns beside tc's answers: the packet may be ours, and no server is there. */
+#define FILTER_UNSERVED (TC_ACT_VALUE_MAX + 1)
 
 /* How long an address that no task holds stays with the port that used it last. Long enough for an
  * answer on its way, short enough for an address that moved. */
@@ -83,8 +88,8 @@ struct neighbour {
 
 /* A connection that the server was asked for. */
 struct handshake {
-	struct addr addr; /* who asked */
-	__be16 port;
+	struct addr addr; /* the client's */
+	__be16 sport; /* its TCP port */
 	__u8 pad[2];
 	__u32 tag; /* that the SYN was given */
 	__u32 ifindex; /* where it came in */
@@ -107,7 +112,7 @@ enum verdict {
 	VERDICT_NOT_META, /* left alone: another address, another protocol */
 	VERDICT_VLAN, /* left alone */
 	VERDICT_MALFORMED, /* left alone: no whole IPv4 or TCP header */
-	VERDICT_OTHER_PORT, /* left alone: not port 80 */
+	VERDICT_OTHER_DPORT, /* left alone: not TCP port 80 */
 	VERDICT_UNARMED, /* left alone: metad is not serving */
 	VERDICT_UNARMED_DROP, /* dropped for the same reason, --on-exit=drop */
 	VERDICT_UNARMED_HANDSHAKE, /* to the server all the same, which had its SYN a moment ago */
@@ -141,6 +146,7 @@ enum verdict {
 	VERDICT_REPLY_NOT_THEIRS, /* dropped: the address has another owner since */
 
 	VERDICT_COUNT,
+	VERDICT_OPEN, /* none yet: the packet is for the server. Never counted */
 };
 
 struct verdict_count {
@@ -167,14 +173,14 @@ enum slot {
 };
 
 /* Set before load. */
-volatile const __u32 layout_version = 1; /* of the pinned maps; a part of their pins' names */
+volatile const __u32 layout_version = 2; /* of the pinned maps; a part of their pins' names */
 volatile const __u32 metad0_ifindex;
 volatile const __u8 trust_bridge; /* address and MAC are enough for a tag at a bridge device */
 volatile const __u8 exit_drop; /* what metad leaves behind drops what it would have taken */
 volatile const __be32 host_addr; /* metad0's: the host's processes ask from it, and nobody else */
 volatile const __u32 server_netns; /* the host's id for the server's namespace */
 volatile const __be32 agent_addr; /* where the ECS agent's rule sends what is for the endpoint */
-volatile const __be16 agent_port; /* 0: there is no agent */
+volatile const __be16 agent_dport; /* 0: there is no agent */
 
 /* Tasks by address. Only user space writes. Sized for several times the 1,021 tasks that one ECS
  * host can have addresses for; full: the next task is refused, those in it stay. */
@@ -195,9 +201,9 @@ struct {
 	__uint(max_entries, 16384);
 } neighbours SEC(".maps");
 
-/* The last connections that the server was asked for: those that may be half open when it goes. Each
- * has its place by a hash, and takes it from another: a hash map would cost as much as all else that
- * is done for a SYN. */
+/* The last connections that the server was asked for: those that may be half open when it goes.
+ * Direct-mapped by a hash, the newest entry wins: a hash map would cost as much as all else that is
+ * done for a SYN. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
@@ -255,12 +261,13 @@ struct {
 struct sender {
 	__be32 addr;
 	__u8 mac[ETH_ALEN];
-	__be16 port; /* 0: a fragment */
+	__be16 sport; /* of TCP; 0: a fragment */
 	__u8 syn;
 	__u8 fin;
 };
 
-static __always_inline int verdict(enum verdict v, int ret)
+/* conclude counts how a packet ended, and returns tc's answer. */
+static __always_inline int conclude(enum verdict v, int ret)
 {
 	__u32 key = v;
 	struct verdict_count *n = bpf_map_lookup_elem(&verdicts, &key);
@@ -318,7 +325,8 @@ static __always_inline void tell(struct __sk_buff *skb, const struct sender *s, 
 	bpf_ringbuf_submit(e, 0);
 }
 
-/* filter sees all that containers send, and has little to say about most of it. */
+/* filter sees all that containers send, and leaves most of it alone. Returns tc's answer, or
+ * FILTER_UNSERVED; it does not return if a server is there. */
 static __always_inline int filter(struct __sk_buff *skb, enum slot slot)
 {
 	const int headers = sizeof(struct ethhdr) + sizeof(struct iphdr);
@@ -326,32 +334,32 @@ static __always_inline int filter(struct __sk_buff *skb, enum slot slot)
 	struct iphdr *ip = data + sizeof(struct ethhdr);
 
 	if (skb->protocol != bpf_htons(ETH_P_IP))
-		return verdict(VERDICT_NOT_IPV4, TC_ACT_UNSPEC);
+		return conclude(VERDICT_NOT_IPV4, TC_ACT_UNSPEC);
 	if ((void *)(ip + 1) > data_end) {
 		if (bpf_skb_pull_data(skb, headers))
-			return verdict(VERDICT_MALFORMED, TC_ACT_UNSPEC);
+			return conclude(VERDICT_MALFORMED, TC_ACT_UNSPEC);
 		data = (void *)(long)skb->data;
 		data_end = (void *)(long)skb->data_end;
 		ip = data + sizeof(struct ethhdr);
 		if ((void *)(ip + 1) > data_end)
-			return verdict(VERDICT_MALFORMED, TC_ACT_UNSPEC);
+			return conclude(VERDICT_MALFORMED, TC_ACT_UNSPEC);
 	}
 	if (ip->daddr != META_ADDR || ip->protocol != IPPROTO_TCP)
-		return verdict(VERDICT_NOT_META, TC_ACT_UNSPEC);
+		return conclude(VERDICT_NOT_META, TC_ACT_UNSPEC);
 	if (skb->vlan_present)
-		return verdict(VERDICT_VLAN, TC_ACT_UNSPEC);
+		return conclude(VERDICT_VLAN, TC_ACT_UNSPEC);
 	/* The length adds nothing; that is for us to know and not for the verifier. A slot that it
 	 * knew would be patched into the code, and emptying it would take a grace period for each
 	 * program: time in which the one still sends what the other leaves alone to a server that
 	 * is no more. */
 	bpf_tail_call(skb, &slots, slot + (skb->len >> 31));
-	/* Nobody serves. The port is looked at only after the call, so that with exit_drop the
-	 * address's other ports lose nothing. */
-	return TC_ACT_REDIRECT;
+	/* The slot is empty. The TCP port is looked at only after the call, so that with exit_drop
+	 * the address's other TCP ports lose nothing. */
+	return FILTER_UNSERVED;
 }
 
-/* parse looks at the rest of a frame that passed the filter. Returns VERDICT_COUNT if it is for the
- * server, and who sent it, otherwise why not. */
+/* parse looks at the rest of a frame that passed the filter. Returns VERDICT_OPEN and the sender if
+ * the frame is for the server, otherwise the verdict that says why it is not. */
 static __always_inline enum verdict parse(struct __sk_buff *skb, struct sender *s)
 {
 	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
@@ -366,26 +374,26 @@ static __always_inline enum verdict parse(struct __sk_buff *skb, struct sender *
 		return VERDICT_MALFORMED;
 	s->addr = ip->saddr;
 	__builtin_memcpy(s->mac, eth->h_source, ETH_ALEN);
-	s->port = 0;
+	s->sport = 0;
 	s->syn = s->fin = 0;
 	if (ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
-		return VERDICT_COUNT;
+		return VERDICT_OPEN;
 	if (bpf_skb_load_bytes(skb, sizeof(*eth) + ip->ihl * 4, &tcp, sizeof(tcp)))
 		return VERDICT_MALFORMED;
-	if (tcp.dest != META_PORT)
-		return VERDICT_OTHER_PORT;
-	s->port = tcp.source;
+	if (tcp.dest != META_DPORT)
+		return VERDICT_OTHER_DPORT;
+	s->sport = tcp.source;
 	s->syn = (tcp.rest[TCP_FLAGS_OFFSET - 4] & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 	s->fin = tcp.rest[TCP_FLAGS_OFFSET - 4] & TCP_FIN;
-	return VERDICT_COUNT;
+	return VERDICT_OPEN;
 }
 
-/* connection returns the state of s's connection to addr:port in the namespace, 0 if there is none. */
+/* connection returns the state of s's connection to addr:dport in the namespace, 0 if there is none. */
 static __always_inline int connection(struct __sk_buff *skb, const struct sender *s, __be32 addr,
-				      __be16 port, __u64 netns)
+				      __be16 dport, __u64 netns)
 {
 	struct bpf_sock_tuple tuple = {
-	    .ipv4 = {.saddr = s->addr, .sport = s->port, .daddr = addr, .dport = port},
+	    .ipv4 = {.saddr = s->addr, .sport = s->sport, .daddr = addr, .dport = dport},
 	};
 	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
 	int state;
@@ -397,25 +405,26 @@ static __always_inline int connection(struct __sk_buff *skb, const struct sender
 	return state == BPF_TCP_LISTEN ? 0 : state;
 }
 
-/* Connections that the agent accepted while metad was away stay the agent's: the server would answer
- * their next packet with a reset. One that nobody has any more is given that reset. What lingers
- * at the agent is a connection for its last FIN only, its port may be in use again. */
+/* is_agents says whether the packet belongs to a connection that the agent has and the server has not.
+ * Connections that the agent accepted while metad was away stay the agent's: the server would reset
+ * them. A connection that neither has is reset by the server, so that its client fails at once. The
+ * agent's TIME_WAIT counts for the last FIN only: the client may use the TCP port again. */
 static __always_inline int is_agents(struct __sk_buff *skb, const struct sender *s)
 {
 	int state;
 
-	if (s->syn || !s->port || !agent_port)
+	if (s->syn || !s->sport || !agent_dport)
 		return 0;
-	state = connection(skb, s, agent_addr, agent_port, BPF_F_CURRENT_NETNS);
+	state = connection(skb, s, agent_addr, agent_dport, BPF_F_CURRENT_NETNS);
 	if (!state || (state == BPF_TCP_TIME_WAIT && !s->fin))
 		return 0;
-	return !connection(skb, s, META_ADDR, META_PORT, server_netns);
+	return !connection(skb, s, META_ADDR, META_DPORT, server_netns);
 }
 
 /* handshake_of returns the place of s's connection, which may hold another's. */
 static __always_inline struct handshake *handshake_of(const struct sender *s)
 {
-	__u32 key = (s->addr ^ s->port) * 0x9e3779b1; /* 2^32 by the golden ratio: spreads them */
+	__u32 key = (s->addr ^ s->sport) * 0x9e3779b1; /* 2^32 by the golden ratio: spreads them */
 
 	key = (key ^ key >> 16) % HANDSHAKES;
 	return bpf_map_lookup_elem(&handshakes, &key);
@@ -427,10 +436,10 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct sender *s
 	struct handshake *h = s->syn ? handshake_of(s) : NULL;
 
 	if (h) {
-		/* Two at once may leave a mixture of both: who takes a wrong tag from it is
-		 * refused by metad_reply. */
+		/* Two CPUs at once may leave a mixture of both: metad_reply drops the answer to a
+		 * packet that got a wrong tag from it. */
 		__builtin_memcpy(&h->addr, &s->addr, sizeof(h->addr));
-		h->port = s->port;
+		h->sport = s->sport;
 		h->tag = tag;
 		h->ifindex = skb->ifindex;
 		h->begun_ns = bpf_ktime_get_ns();
@@ -438,13 +447,13 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct sender *s
 	skb->mark = tag;
 	/* The frame is addressed to the bridge: for the stack it would be somebody else's. */
 	bpf_skb_change_type(skb, PACKET_HOST);
-	return verdict(v, bpf_redirect_peer(metad0_ifindex, 0));
+	return conclude(v, bpf_redirect_peer(metad0_ifindex, 0));
 }
 
 static __always_inline int refuse(struct __sk_buff *skb, const struct sender *s, enum verdict v)
 {
 	tell(skb, s, v);
-	return verdict(v, TC_ACT_SHOT);
+	return conclude(v, TC_ACT_SHOT);
 }
 
 static __always_inline void count(struct __sk_buff *skb, const struct sender *s)
@@ -463,9 +472,9 @@ static __always_inline void count(struct __sk_buff *skb, const struct sender *s)
 	c->last_seen_ns = bpf_ktime_get_ns();
 }
 
-/* learn notes where an unknown sender is, for the way back. It refuses to move an address that is
- * in use: else who claims a neighbour's address would be sent the neighbour's answers. A port is
- * proof and wins over a bridge device. Returns 0 if the sender may go on. */
+/* learn notes where an unknown sender is, for the way back. It does not move an address that is in
+ * use: a container that claims its neighbour's address would get the neighbour's answers. A port is
+ * proof and wins over a bridge device. Returns 0 if the packet may go on. */
 static __always_inline int learn(struct __sk_buff *skb, const struct sender *s, __u32 tag)
 {
 	struct neighbour *had = bpf_map_lookup_elem(&neighbours, &s->addr);
@@ -501,8 +510,8 @@ int from_port(struct __sk_buff *skb)
 	struct task_value *t;
 	__u32 tag;
 
-	if (v != VERDICT_COUNT)
-		return verdict(v, TC_ACT_UNSPEC);
+	if (v != VERDICT_OPEN)
+		return conclude(v, TC_ACT_UNSPEC);
 	if (s.addr == host_addr)
 		return refuse(skb, &s, VERDICT_PORT_HOST);
 	t = bpf_map_lookup_elem(&ip_task, &s.addr);
@@ -512,12 +521,12 @@ int from_port(struct __sk_buff *skb)
 		if (!same_mac(t->mac, s.mac))
 			return refuse(skb, &s, VERDICT_PORT_WRONG_MAC);
 		if (is_agents(skb, &s))
-			return verdict(VERDICT_PORT_AGENT, TC_ACT_UNSPEC);
+			return conclude(VERDICT_PORT_AGENT, TC_ACT_UNSPEC);
 		count(skb, &s);
 		return deliver(skb, &s, t->tag, VERDICT_PORT_TASK);
 	}
 	if (is_agents(skb, &s))
-		return verdict(VERDICT_PORT_AGENT, TC_ACT_UNSPEC);
+		return conclude(VERDICT_PORT_AGENT, TC_ACT_UNSPEC);
 	tag = TAG_PORT | skb->ifindex;
 	if (learn(skb, &s, tag))
 		return refuse(skb, &s, VERDICT_PORT_CLAIMED);
@@ -532,8 +541,8 @@ int from_bridge(struct __sk_buff *skb)
 	enum verdict v = parse(skb, &s);
 	struct task_value *t;
 
-	if (v != VERDICT_COUNT)
-		return verdict(v, TC_ACT_UNSPEC);
+	if (v != VERDICT_OPEN)
+		return conclude(v, TC_ACT_UNSPEC);
 	if (s.addr == host_addr)
 		return refuse(skb, &s, VERDICT_BRIDGE_HOST);
 	t = bpf_map_lookup_elem(&ip_task, &s.addr);
@@ -541,46 +550,46 @@ int from_bridge(struct __sk_buff *skb)
 		if (!same_mac(t->mac, s.mac))
 			return refuse(skb, &s, VERDICT_BRIDGE_WRONG_MAC);
 		if (is_agents(skb, &s))
-			return verdict(VERDICT_BRIDGE_AGENT, TC_ACT_UNSPEC);
+			return conclude(VERDICT_BRIDGE_AGENT, TC_ACT_UNSPEC);
 		count(skb, &s);
 		if (trust_bridge)
 			return deliver(skb, &s, t->tag, VERDICT_BRIDGE_TRUSTED);
 		return deliver(skb, &s, TAG_NONE, VERDICT_BRIDGE_TASK);
 	}
 	if (is_agents(skb, &s))
-		return verdict(VERDICT_BRIDGE_AGENT, TC_ACT_UNSPEC);
+		return conclude(VERDICT_BRIDGE_AGENT, TC_ACT_UNSPEC);
 	if (learn(skb, &s, TAG_NONE))
 		return refuse(skb, &s, VERDICT_BRIDGE_CLAIMED);
 	tell(skb, &s, VERDICT_BRIDGE_UNKNOWN);
 	return deliver(skb, &s, TAG_NONE, VERDICT_BRIDGE_UNKNOWN);
 }
 
-/* unserved decides about a packet of ours that nobody is there for.
+/* unserved decides about a packet for the endpoint while no server takes packets.
  *
- * A client whose SYN the server had believes that it is connected as soon as it has the answer. If
- * its next packets were left alone, nobody would know the connection, and perhaps nobody would say
- * so: where conntrack remembers the port from a connection to the agent, it calls them invalid, and
- * they are lost until the client gives up. The server's namespace, which lasts a little longer than
- * the server, resets such a connection, or goes on with it during a stop. */
+ * A client whose SYN reached the server believes that it is connected once it has the SYN-ACK. If its
+ * next packets were left alone, no host would know the connection, and the client might never hear
+ * so: where conntrack remembers the client's TCP port from a connection to the agent, it calls the
+ * packets invalid, and they are lost until the client gives up. The server's namespace lasts a little
+ * longer than the server: it resets such a connection, or goes on with it during a stop. */
 static __always_inline int unserved(struct __sk_buff *skb)
 {
 	struct sender s = {};
 	enum verdict v = parse(skb, &s);
 	struct handshake *h;
 
-	if (v != VERDICT_COUNT)
-		return verdict(v, TC_ACT_UNSPEC);
-	h = s.port ? handshake_of(&s) : NULL;
-	if (h && h->port == s.port && !__builtin_memcmp(&h->addr, &s.addr, sizeof(h->addr))) {
+	if (v != VERDICT_OPEN)
+		return conclude(v, TC_ACT_UNSPEC);
+	h = s.sport ? handshake_of(&s) : NULL;
+	if (h && h->sport == s.sport && !__builtin_memcmp(&h->addr, &s.addr, sizeof(h->addr))) {
 		if (s.syn)
-			h->port = 0; /* now it is who answers this one's */
+			h->sport = 0; /* the new SYN goes elsewhere, and so does what follows it */
 		else if (h->ifindex == skb->ifindex &&
 			 bpf_ktime_get_ns() - h->begun_ns < HANDSHAKE_NS)
 			return deliver(skb, &s, h->tag, VERDICT_UNARMED_HANDSHAKE);
 	}
 	if (exit_drop)
-		return verdict(VERDICT_UNARMED_DROP, TC_ACT_SHOT);
-	return verdict(VERDICT_UNARMED, TC_ACT_UNSPEC);
+		return conclude(VERDICT_UNARMED_DROP, TC_ACT_SHOT);
+	return conclude(VERDICT_UNARMED, TC_ACT_UNSPEC);
 }
 
 SEC("tc")
@@ -588,7 +597,7 @@ int metad_port(struct __sk_buff *skb)
 {
 	int ret = filter(skb, SLOT_PORT);
 
-	return ret == TC_ACT_REDIRECT ? unserved(skb) : ret;
+	return ret == FILTER_UNSERVED ? unserved(skb) : ret;
 }
 
 SEC("tc")
@@ -596,7 +605,7 @@ int metad_bridge(struct __sk_buff *skb)
 {
 	int ret = filter(skb, SLOT_BRIDGE);
 
-	return ret == TC_ACT_REDIRECT ? unserved(skb) : ret;
+	return ret == FILTER_UNSERVED ? unserved(skb) : ret;
 }
 
 /* The host's route to the endpoint leads here. It is for the host's own processes: what others have it
@@ -610,9 +619,9 @@ int metad_host(struct __sk_buff *skb)
 	if (skb->protocol != bpf_htons(ETH_P_IP) || (void *)(ip + 1) > data_end ||
 	    ip->saddr != host_addr || ip->daddr != META_ADDR || ip->protocol != IPPROTO_TCP ||
 	    skb->ingress_ifindex)
-		return verdict(VERDICT_HOST_NOT_OURS, TC_ACT_SHOT);
+		return conclude(VERDICT_HOST_NOT_OURS, TC_ACT_SHOT);
 	skb->mark = TAG_NONE;
-	return verdict(VERDICT_HOST, TC_ACT_UNSPEC);
+	return conclude(VERDICT_HOST, TC_ACT_UNSPEC);
 }
 
 /* The frame from metad1 to metad0 needs no destination MAC (there is one receiver, and metad_reply
@@ -629,7 +638,7 @@ int metad_carry(struct __sk_buff *skb)
 	struct carrier c = {.prefix = {0x02, 0}, .tag = bpf_htonl(skb->mark)};
 
 	bpf_skb_store_bytes(skb, offsetof(struct ethhdr, h_dest), &c, sizeof(c), 0);
-	return verdict(VERDICT_CARRIED, TC_ACT_UNSPEC);
+	return conclude(VERDICT_CARRIED, TC_ACT_UNSPEC);
 }
 
 static __always_inline int leave(struct __sk_buff *skb, __u32 ifindex, const __u8 *mac,
@@ -638,8 +647,8 @@ static __always_inline int leave(struct __sk_buff *skb, __u32 ifindex, const __u
 	bpf_skb_store_bytes(skb, offsetof(struct ethhdr, h_dest), mac, ETH_ALEN, 0);
 	bpf_skb_change_type(skb, PACKET_HOST); /* as in deliver */
 	if (v == VERDICT_REPLY_BRIDGE)
-		return verdict(v, bpf_redirect(ifindex, 0));
-	return verdict(v, bpf_redirect_peer(ifindex, 0));
+		return conclude(v, bpf_redirect(ifindex, 0));
+	return conclude(v, bpf_redirect_peer(ifindex, 0));
 }
 
 SEC("tc")
@@ -655,13 +664,13 @@ int metad_reply(struct __sk_buff *skb)
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || (void *)(ip + 1) > data_end ||
 	    ip->saddr != META_ADDR || ip->protocol != IPPROTO_TCP)
-		return verdict(VERDICT_REPLY_NOT_OURS, TC_ACT_SHOT);
+		return conclude(VERDICT_REPLY_NOT_OURS, TC_ACT_SHOT);
 	tag = bpf_ntohl(((struct carrier *)eth->h_dest)->tag);
 	dst = ip->daddr;
 	/* Nobody else was let in with this address. */
 	if (dst == host_addr) {
 		bpf_skb_change_type(skb, PACKET_HOST);
-		return verdict(VERDICT_REPLY_HOST, TC_ACT_UNSPEC);
+		return conclude(VERDICT_REPLY_HOST, TC_ACT_UNSPEC);
 	}
 	/* Tasks first: once an address is a task's, what goes there leaves by that task's port. And
 	 * only what belongs there: a connection outlives its client, and its address may be
@@ -670,13 +679,13 @@ int metad_reply(struct __sk_buff *skb)
 	if (t) {
 		if (tag == TAG_NONE || tag == t->tag || tag == (TAG_PORT | t->ifindex))
 			return leave(skb, t->ifindex, t->mac, VERDICT_REPLY_TASK);
-		return verdict(VERDICT_REPLY_NOT_THEIRS, TC_ACT_SHOT);
+		return conclude(VERDICT_REPLY_NOT_THEIRS, TC_ACT_SHOT);
 	}
 	n = bpf_map_lookup_elem(&neighbours, &dst);
 	if (!n)
-		return verdict(VERDICT_REPLY_NOWHERE, TC_ACT_SHOT);
+		return conclude(VERDICT_REPLY_NOWHERE, TC_ACT_SHOT);
 	if (tag != TAG_NONE && tag != n->tag)
-		return verdict(VERDICT_REPLY_NOT_THEIRS, TC_ACT_SHOT);
+		return conclude(VERDICT_REPLY_NOT_THEIRS, TC_ACT_SHOT);
 	return leave(skb, n->ifindex, n->mac,
 		     n->tag == TAG_NONE ? VERDICT_REPLY_BRIDGE : VERDICT_REPLY_PORT);
 }

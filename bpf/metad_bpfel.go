@@ -44,7 +44,7 @@ type MetadEventGate struct {
 type MetadHandshake struct {
 	_       structs.HostLayout
 	Addr    MetadAddr
-	Port    uint16
+	Sport   uint16
 	Pad     [2]uint8
 	Tag     uint32
 	Ifindex uint32
@@ -100,7 +100,7 @@ const (
 	MetadVerdictVERDICT_NOT_META          MetadVerdict = 1
 	MetadVerdictVERDICT_VLAN              MetadVerdict = 2
 	MetadVerdictVERDICT_MALFORMED         MetadVerdict = 3
-	MetadVerdictVERDICT_OTHER_PORT        MetadVerdict = 4
+	MetadVerdictVERDICT_OTHER_DPORT       MetadVerdict = 4
 	MetadVerdictVERDICT_UNARMED           MetadVerdict = 5
 	MetadVerdictVERDICT_UNARMED_DROP      MetadVerdict = 6
 	MetadVerdictVERDICT_UNARMED_HANDSHAKE MetadVerdict = 7
@@ -129,6 +129,7 @@ const (
 	MetadVerdictVERDICT_REPLY_NOWHERE     MetadVerdict = 30
 	MetadVerdictVERDICT_REPLY_NOT_THEIRS  MetadVerdict = 31
 	MetadVerdictVERDICT_COUNT             MetadVerdict = 32
+	MetadVerdictVERDICT_OPEN              MetadVerdict = 33
 )
 
 type MetadVerdictCount struct {
@@ -156,7 +157,7 @@ const (
 	MetadProgMetadPort    = "metad_port"
 	MetadProgMetadReply   = "metad_reply"
 	MetadVarAgentAddr     = "agent_addr"
-	MetadVarAgentPort     = "agent_port"
+	MetadVarAgentDport    = "agent_dport"
 	MetadVarExitDrop      = "exit_drop"
 	MetadVarHostAddr      = "host_addr"
 	MetadVarLayoutVersion = "layout_version"
@@ -235,7 +236,7 @@ type MetadMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type MetadVariableSpecs struct {
 	AgentAddr     *ebpf.VariableSpec `ebpf:"agent_addr"`
-	AgentPort     *ebpf.VariableSpec `ebpf:"agent_port"`
+	AgentDport    *ebpf.VariableSpec `ebpf:"agent_dport"`
 	ExitDrop      *ebpf.VariableSpec `ebpf:"exit_drop"`
 	HostAddr      *ebpf.VariableSpec `ebpf:"host_addr"`
 	LayoutVersion *ebpf.VariableSpec `ebpf:"layout_version"`
@@ -292,7 +293,7 @@ func (m *MetadMaps) Close() error {
 // It can be passed to LoadMetadObjects or ebpf.CollectionSpec.LoadAndAssign.
 type MetadVariables struct {
 	AgentAddr     *ebpf.Variable `ebpf:"agent_addr"`
-	AgentPort     *ebpf.Variable `ebpf:"agent_port"`
+	AgentDport    *ebpf.Variable `ebpf:"agent_dport"`
 	ExitDrop      *ebpf.Variable `ebpf:"exit_drop"`
 	HostAddr      *ebpf.Variable `ebpf:"host_addr"`
 	LayoutVersion *ebpf.Variable `ebpf:"layout_version"`

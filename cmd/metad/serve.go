@@ -96,7 +96,7 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 	// What is in the kernel belongs to one process: who leaves it to another takes nothing out.
 	owner := pred == nil
 	defer func() {
-		leave := d.loader.Release
+		leave := d.loader.FinishTakeover
 		if owner {
 			leave = d.loader.Close
 		}

@@ -30,7 +30,7 @@ const handoverLayout = 1
 
 // handoverMeta goes with the files that are handed over.
 type handoverMeta struct {
-	Loader []byte // loader.Handover's
+	Loader []byte // loader.OfferTakeover's
 	Tasks  []byte // snapshot.Encode's
 }
 
@@ -39,7 +39,7 @@ func (d *daemon) give() (handover.State, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.frozen = true
-	files, kernel, err := d.loader.Handover()
+	files, kernel, err := d.loader.OfferTakeover()
 	if err != nil {
 		return handover.State{}, err
 	}
@@ -59,7 +59,7 @@ func (d *daemon) give() (handover.State, error) {
 
 // resume goes on after a takeover that did not happen.
 func (d *daemon) resume() error {
-	err := d.loader.Resume()
+	err := d.loader.CancelTakeover()
 	d.thaw()
 	return err
 }
@@ -74,7 +74,7 @@ func (d *daemon) adopt(pred *handover.Predecessor) (*loader.Loader, net.Listener
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("take over: %w", err)
 	}
-	ld, ln, err := loader.Adopt(d.loaderConfig(), pred.Files, meta.Loader)
+	ld, ln, err := loader.TakeOver(d.loaderConfig(), pred.Files, meta.Loader)
 	return ld, ln, saved, err
 }
 

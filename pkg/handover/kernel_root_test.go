@@ -49,18 +49,18 @@ func (g *kernelGoods) open() (_ net.Listener, err error) {
 }
 
 func (g *kernelGoods) adopt(p *Predecessor) (_ net.Listener, err error) {
-	g.l, g.ln, err = loader.Adopt(g.cfg, p.Files, p.Meta)
+	g.l, g.ln, err = loader.TakeOver(g.cfg, p.Files, p.Meta)
 	return g.ln, err
 }
 
 func (g *kernelGoods) give() (State, error) {
-	files, meta, err := g.l.Handover()
+	files, meta, err := g.l.OfferTakeover()
 	// Spaces, so that it takes more than one packet and there is a step between them.
 	return State{Meta: fmt.Appendf(meta, "%*s", 2*partMeta, ""), Files: files}, err
 }
 
 func (g *kernelGoods) resume() {
-	if err := g.l.Resume(); err != nil {
+	if err := g.l.CancelTakeover(); err != nil {
 		fmt.Fprintln(os.Stderr, "resume:", err)
 	}
 }
@@ -69,7 +69,7 @@ func (g *kernelGoods) leave(owner bool) error {
 	if owner {
 		return errors.Join(g.l.Disarm(), g.ln.Close(), g.l.Close())
 	}
-	return errors.Join(g.ln.Close(), g.l.Release())
+	return errors.Join(g.ln.Close(), g.l.FinishTakeover())
 }
 
 // TestRootCrash is TestCrash with the kernel's part: containers are answered whoever dies, whenever.

@@ -3,6 +3,7 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -24,6 +25,108 @@ const (
 var filterNames = map[string]bool{
 	bpf.MetadProgMetadPort: true, bpf.MetadProgMetadBridge: true, bpf.MetadProgMetadReply: true,
 	bpf.MetadProgMetadCarry: true, bpf.MetadProgMetadHost: true,
+}
+
+// tcAttacher attaches by tc: with TCX links or clsact filters.
+type tcAttacher struct {
+	mode  AttachMode // never AttachAuto once the pair is attached to
+	host  netns.NsHandle
+	nl    *netlink.Handle // in host
+	fds   *lowFDs
+	progs *bpf.Programs
+}
+
+// programFor returns what belongs on a bridge or a port, its name, and which end of the reserved descriptors its
+// link gets. Bridge devices are let go of before their ports: what a port lets pass must not be caught at its
+// bridge.
+func (a *tcAttacher) programFor(bridge bool) (*ebpf.Program, string, where) {
+	if bridge {
+		return a.progs.MetadBridge, bpf.MetadProgMetadBridge, highest
+	}
+	return a.progs.MetadPort, bpf.MetadProgMetadPort, lowest
+}
+
+// attach implements attacher.
+func (a *tcAttacher) attach(ifindex int, bridge bool) (io.Closer, error) {
+	p, name, w := a.programFor(bridge)
+	if a.mode == AttachClsact {
+		if err := attachClsact(a.nl, ifindex, p, name, netlink.HANDLE_MIN_INGRESS); err != nil {
+			return nil, err
+		}
+		return &clsactFilter{a.nl, ifindex}, nil
+	}
+	k, err := attachTCX(a.host, ifindex, p, ebpf.AttachTCXIngress)
+	if err != nil {
+		return nil, err
+	}
+	low, err := a.fds.place(k, w)
+	if err != nil {
+		return nil, err
+	}
+	return low, nil
+}
+
+// clsactFilter is one of our filters on a device's ingress hook.
+type clsactFilter struct {
+	nl      *netlink.Handle
+	ifindex int
+}
+
+// Close removes the filter.
+func (f *clsactFilter) Close() error {
+	return detachClsact(f.nl, f.ifindex, netlink.HANDLE_MIN_INGRESS)
+}
+
+// pairHook is where one of our programs is on our own devices.
+type pairHook struct {
+	ns      netns.NsHandle
+	ifindex int
+	prog    *ebpf.Program
+	name    string
+	at      ebpf.AttachType
+	parent  uint32
+}
+
+func (a *tcAttacher) pairHooks(e *endpoint) []pairHook {
+	return []pairHook{
+		{e.server, e.metad1, a.progs.MetadCarry, bpf.MetadProgMetadCarry, ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS},
+		{a.host, e.metad0, a.progs.MetadReply, bpf.MetadProgMetadReply, ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS},
+		{a.host, e.metad0, a.progs.MetadHost, bpf.MetadProgMetadHost, ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS},
+	}
+}
+
+// attachPair attaches to metad's own devices, which decides how to attach to all others. The links are those made
+// also with an error; filters go with the devices.
+func (a *tcAttacher) attachPair(e *endpoint) (links []*fdLink, err error) {
+	for _, d := range a.pairHooks(e) {
+		if a.mode != AttachClsact {
+			k, err := attachTCX(d.ns, d.ifindex, d.prog, d.at)
+			switch {
+			case err == nil:
+				a.mode = AttachTCX
+				low, err := a.fds.place(k, lowest)
+				if err != nil {
+					return links, err
+				}
+				links = append(links, low)
+				continue
+			case a.mode == AttachAuto && errors.Is(err, link.ErrNotSupported):
+				a.mode = AttachClsact
+			default:
+				return links, fmt.Errorf("attach %s: %w", d.name, err)
+			}
+		}
+		h, err := netlink.NewHandleAt(d.ns, unix.NETLINK_ROUTE)
+		if err != nil {
+			return links, fmt.Errorf("netlink: %w", err)
+		}
+		err = attachClsact(h, d.ifindex, d.prog, d.name, d.parent)
+		h.Close()
+		if err != nil {
+			return links, fmt.Errorf("attach %s: %w", d.name, err)
+		}
+	}
+	return links, nil
 }
 
 // attachTCX puts p first on the device's hook. The link goes with its file descriptor.

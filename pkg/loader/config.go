@@ -166,10 +166,6 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-func (c *Config) watches(bridge string) bool {
-	return slices.ContainsFunc(c.Bridges, func(p string) bool { ok, _ := path.Match(p, bridge); return ok })
-}
-
 // checkHost tells early and in words what the kernel would refuse later with a number.
 func checkHost() error {
 	var u unix.Utsname

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"metad/bpf"
@@ -42,12 +43,9 @@ func TestConfig(t *testing.T) {
 }
 
 func TestWatches(t *testing.T) {
-	c, err := Config{}.withDefaults()
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := newPorts(nil, DefaultBridges, zap.NewNop())
 	for name, want := range map[string]bool{"docker0": true, "ecs-bridge": true, "br-12ab": true, "docker1": false, "xbr-1": false, "": false} {
-		if got := c.watches(name); got != want {
+		if got := p.watches(name); got != want {
 			t.Errorf("%q: got %v, want %v", name, got, want)
 		}
 	}

@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Endpoint is the address containers ask, of which metad's namespace has the only one it answers on.
+// Endpoint is the address that containers ask. Metad has it in its own namespace alone.
 var Endpoint = netip.MustParseAddrPort("169.254.170.2:80")
 
 // HostAddr is metad0's address, from which the host's own processes ask. It belongs to no task.
@@ -29,8 +30,8 @@ const (
 // addrGenNone is IN6_ADDR_GEN_MODE_NONE (include/uapi/linux/if_link.h).
 const addrGenNone = 1
 
-// inNS runs f on a thread that is in ns. The thread is never given back: it ends with the goroutine,
-// so no other code can find itself in the wrong namespace.
+// inNS runs f on a thread that is in ns. The thread ends with the goroutine, so that no other code can find
+// itself in the wrong namespace.
 func inNS(ns netns.NsHandle, f func() error) error {
 	done := make(chan error, 1)
 	go func() {
@@ -42,20 +43,6 @@ func inNS(ns netns.NsHandle, f func() error) error {
 		done <- f()
 	}()
 	return <-done
-}
-
-// netnsID returns the number by which ns is known in the handle's namespace; it goes with ns.
-func netnsID(h *netlink.Handle, ns netns.NsHandle) (int, error) {
-	id, err := h.GetNetNsIdByFd(int(ns))
-	if err == nil && id < 0 { // none yet: any
-		if err = h.SetNetNsIdByFd(int(ns), -1); err == nil {
-			id, err = h.GetNetNsIdByFd(int(ns))
-		}
-	}
-	if err != nil {
-		return 0, fmt.Errorf("id of metad's namespace: %w", err)
-	}
-	return id, nil
 }
 
 // newServerNS makes the namespace that the listener lives in, without a name: it goes with the last
@@ -108,34 +95,101 @@ func serverSysctls() error {
 	return nil
 }
 
-// makeVeth connects host with server and returns the ifindexes of metad0 and metad1.
-func makeVeth(host *netlink.Handle, server netns.NsHandle) (host0, server1 int, err error) {
-	if err := removeVeth(host); err != nil {
-		return 0, 0, err
+// endpoint is metad's own namespace, the veth pair that leads there, the host's route and the listener.
+type endpoint struct {
+	host   *netlink.Handle // in the host's namespace
+	server netns.NsHandle  // metad's own
+	metad0 int             // ifindexes: the host's end of the pair,
+	metad1 int             // and metad's
+
+	listener net.Listener // the caller's; for a takeover
+}
+
+// newEndpoint makes the namespace and the pair. What an earlier process left of them is replaced.
+func newEndpoint(host *netlink.Handle) (_ *endpoint, err error) {
+	e := &endpoint{host: host, server: netns.None()}
+	if e.server, err = newServerNS(); err != nil {
+		return nil, err
+	}
+	if err := e.makeVeth(); err != nil {
+		return nil, errors.Join(err, e.server.Close())
+	}
+	return e, nil
+}
+
+// close deletes the pair, and the namespace with it unless sockets keep it.
+func (e *endpoint) close() error { return errors.Join(removeVeth(e.host), e.letGo()) }
+
+// letGo closes what is open and leaves the kernel's devices to the process that has taken over.
+func (e *endpoint) letGo() error {
+	if !e.server.IsOpen() {
+		return nil
+	}
+	return e.server.Close()
+}
+
+// netnsID returns the number by which the host's namespace knows metad's; it goes with metad's.
+func (e *endpoint) netnsID() (int, error) {
+	id, err := e.host.GetNetNsIdByFd(int(e.server))
+	if err == nil && id < 0 { // none yet: any
+		if err = e.host.SetNetNsIdByFd(int(e.server), -1); err == nil {
+			id, err = e.host.GetNetNsIdByFd(int(e.server))
+		}
+	}
+	if err != nil {
+		return 0, fmt.Errorf("id of metad's namespace: %w", err)
+	}
+	return id, nil
+}
+
+// listen makes the listener.
+func (e *endpoint) listen() error {
+	err := inNS(e.server, func() (err error) {
+		var lc net.ListenConfig
+		lc.SetMultipathTCP(false)
+		e.listener, err = lc.Listen(context.Background(), "tcp4", Endpoint.String())
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("listen in metad's namespace: %w", err)
+	}
+	return nil
+}
+
+// makeVeth connects the host with the server.
+func (e *endpoint) makeVeth() (err error) {
+	if err := removeVeth(e.host); err != nil {
+		return err
 	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = hostVeth
-	v := &netlink.Veth{LinkAttrs: attrs, PeerName: serverVeth, PeerNamespace: netlink.NsFd(int(server))}
-	if err := host.LinkAdd(v); err != nil {
-		return 0, 0, fmt.Errorf("make %s: %w", hostVeth, err)
+	v := &netlink.Veth{LinkAttrs: attrs, PeerName: serverVeth, PeerNamespace: netlink.NsFd(int(e.server))}
+	if err := e.host.LinkAdd(v); err != nil {
+		return fmt.Errorf("make %s: %w", hostVeth, err)
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, removeVeth(host))
+			err = errors.Join(err, removeVeth(e.host))
 		}
 	}()
-	l0, err := host.LinkByName(hostVeth)
+	l0, err := e.host.LinkByName(hostVeth)
 	if err != nil {
-		return 0, 0, fmt.Errorf("find %s: %w", hostVeth, err)
+		return fmt.Errorf("find %s: %w", hostVeth, err)
 	}
+	e.metad0 = l0.Attrs().Index
 	// IPv6 has no business there; best effort, the kernel may be without.
-	_ = host.LinkSetIP6AddrGenMode(l0, addrGenNone)
-	if err := host.LinkSetUp(l0); err != nil {
-		return 0, 0, fmt.Errorf("set %s up: %w", hostVeth, err)
+	_ = e.host.LinkSetIP6AddrGenMode(l0, addrGenNone)
+	if err := e.host.LinkSetUp(l0); err != nil {
+		return fmt.Errorf("set %s up: %w", hostVeth, err)
 	}
-	h, err := netlink.NewHandleAt(server, unix.NETLINK_ROUTE)
+	return e.setUpServer()
+}
+
+// setUpServer gives metad's end its address and the way back.
+func (e *endpoint) setUpServer() error {
+	h, err := netlink.NewHandleAt(e.server, unix.NETLINK_ROUTE)
 	if err != nil {
-		return 0, 0, fmt.Errorf("netlink in metad's namespace: %w", err)
+		return fmt.Errorf("netlink in metad's namespace: %w", err)
 	}
 	defer h.Close()
 	lo, err := h.LinkByName("lo")
@@ -143,34 +197,34 @@ func makeVeth(host *netlink.Handle, server netns.NsHandle) (host0, server1 int, 
 		err = h.LinkSetUp(lo)
 	}
 	if err != nil {
-		return 0, 0, fmt.Errorf("set lo up: %w", err)
+		return fmt.Errorf("set lo up: %w", err)
 	}
 	l1, err := h.LinkByName(serverVeth)
 	if err != nil {
-		return 0, 0, fmt.Errorf("find %s: %w", serverVeth, err)
+		return fmt.Errorf("find %s: %w", serverVeth, err)
 	}
-	addr := &netlink.Addr{IPNet: single(Endpoint.Addr())}
+	e.metad1 = l1.Attrs().Index
 	for _, step := range []struct {
 		what string
 		do   func() error
 	}{
 		// No neighbour is ever asked for: metad_reply writes the MAC.
 		{"set arp off", func() error { return h.LinkSetARPOff(l1) }},
-		{"add address", func() error { return h.AddrAdd(l1, addr) }},
+		{"add address", func() error { return h.AddrAdd(l1, &netlink.Addr{IPNet: single(Endpoint.Addr())}) }},
 		{"set up", func() error { return h.LinkSetUp(l1) }},
 		{"add route", func() error {
 			return h.RouteAdd(&netlink.Route{
-				LinkIndex: l1.Attrs().Index,
+				LinkIndex: e.metad1,
 				Scope:     netlink.SCOPE_LINK,
 				Dst:       &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)},
 			})
 		}},
 	} {
 		if err := step.do(); err != nil {
-			return 0, 0, fmt.Errorf("%s: %s: %w", serverVeth, step.what, err)
+			return fmt.Errorf("%s: %s: %w", serverVeth, step.what, err)
 		}
 	}
-	return l0.Attrs().Index, l1.Attrs().Index, nil
+	return nil
 }
 
 // removeVeth deletes metad0, and with it metad1, if there is one.
@@ -191,19 +245,19 @@ func removeVeth(host *netlink.Handle) error {
 	return nil
 }
 
-// addHostRoute leads the host's own processes to the endpoint. Whoever has a route or a rule for it keeps it:
+// addRoute leads the host's own processes to the endpoint. A route or a rule for it that is there already stays:
 // the agent's OUTPUT rule readdresses a packet before any route is looked at again.
-func addHostRoute(host *netlink.Handle, metad0 int, server netns.NsHandle, metad1 int) error {
-	h, err := netlink.NewHandleAt(server, unix.NETLINK_ROUTE)
+func (e *endpoint) addRoute() error {
+	h, err := netlink.NewHandleAt(e.server, unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("netlink in metad's namespace: %w", err)
 	}
 	defer h.Close()
-	l1, err := h.LinkByIndex(metad1)
+	l1, err := h.LinkByIndex(e.metad1)
 	if err != nil {
 		return fmt.Errorf("find %s: %w", serverVeth, err)
 	}
-	l0, err := host.LinkByIndex(metad0)
+	l0, err := e.host.LinkByIndex(e.metad0)
 	if err != nil {
 		return fmt.Errorf("find %s: %w", hostVeth, err)
 	}
@@ -211,16 +265,17 @@ func addHostRoute(host *netlink.Handle, metad0 int, server netns.NsHandle, metad
 		what string
 		do   func() error
 	}{
-		{"address", func() error { return host.AddrReplace(l0, hostAddr()) }},
+		{"address", func() error { return e.host.AddrReplace(l0, hostAddr()) }},
 		// metad1 answers no ARP.
 		{"neighbour", func() error {
-			return host.NeighSet(&netlink.Neigh{
-				LinkIndex: metad0, IP: Endpoint.Addr().AsSlice(), HardwareAddr: l1.Attrs().HardwareAddr, State: netlink.NUD_PERMANENT,
+			return e.host.NeighSet(&netlink.Neigh{
+				LinkIndex: e.metad0, IP: Endpoint.Addr().AsSlice(),
+				HardwareAddr: l1.Attrs().HardwareAddr, State: netlink.NUD_PERMANENT,
 			})
 		}},
 		{"route", func() error {
-			err := host.RouteAdd(hostRoute(metad0))
-			if errors.Is(err, unix.EEXIST) { // ours, of before a takeover, or somebody's
+			err := e.host.RouteAdd(hostRoute(e.metad0))
+			if errors.Is(err, unix.EEXIST) { // ours from before a takeover, or another program's
 				return nil
 			}
 			return err
@@ -233,11 +288,11 @@ func addHostRoute(host *netlink.Handle, metad0 int, server netns.NsHandle, metad
 	return nil
 }
 
-// removeHostRoute undoes addHostRoute. What is gone already is no error.
-func removeHostRoute(host *netlink.Handle, metad0 int) error {
+// removeRoute undoes addRoute. What is gone already is no error.
+func (e *endpoint) removeRoute() error {
 	for _, err := range []error{
-		host.RouteDel(hostRoute(metad0)),
-		host.AddrDel(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: metad0}}, hostAddr()),
+		e.host.RouteDel(hostRoute(e.metad0)),
+		e.host.AddrDel(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: e.metad0}}, hostAddr()),
 	} {
 		if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.EADDRNOTAVAIL) {
 			return fmt.Errorf("remove the host's route from %s: %w", hostVeth, err)

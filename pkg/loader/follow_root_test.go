@@ -29,7 +29,7 @@ import (
 )
 
 func portTag(k *testnet.Task) string {
-	return fmt.Sprintf("metad %#x", uint32(bpf.MetadTagTAG_PORT)|uint32(k.Ifindex))
+	return fmt.Sprintf("metad %#x", bpf.TagPort|uint32(k.Ifindex))
 }
 
 // untilAnswer waits until the task is answered want; a connection tried too early may be refused or lost.
@@ -200,8 +200,8 @@ func TestRootResync(t *testing.T) {
 	// Held so long that the queue overflows: what happens meanwhile is told to nobody.
 	var k2 *testnet.Task
 	func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
+		l.ports.mu.Lock()
+		defer l.ports.mu.Unlock()
 		lo := h.Link("lo")
 		for i := range 6000 {
 			if err := h.NL.LinkSetAlias(lo, fmt.Sprint(i, strings.Repeat("x", 200))); err != nil {
@@ -363,7 +363,7 @@ func TestRootClose(t *testing.T) {
 				t.Errorf("ifindex %d still has our program", ifindex)
 			}
 		}
-		if _, err := os.Stat(filepath.Join(dir, "ip_task_v1")); err != nil {
+		if _, err := os.Stat(filepath.Join(dir, pinName("ip_task", layout(t)))); err != nil {
 			t.Errorf("the pin: %v", err)
 		}
 	})
@@ -408,7 +408,7 @@ func TestRootPins(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	pin := filepath.Join(dir, "ip_task_v1")
+	pin := filepath.Join(dir, pinName("ip_task", layout(t)))
 	f := func(name string, cfg Config, garbage func()) {
 		t.Helper()
 		garbage()
@@ -450,7 +450,7 @@ func TestRootPins(t *testing.T) {
 		must(os.Remove(pin))
 		must(os.Mkdir(pin, 0o700))
 	})
-	f("another layout", Config{}, func() { must(os.Rename(pin, filepath.Join(dir, "ip_task_v999"))) })
+	f("another layout", Config{}, func() { must(os.Rename(pin, filepath.Join(dir, pinName("ip_task", 999)))) })
 }
 
 func TestRootNoBPFFS(t *testing.T) {
@@ -474,7 +474,7 @@ func TestRootFull(t *testing.T) {
 	serve(t, l)
 	put(t, l, one, 1)
 	put(t, l, two, 2)
-	v := &bpf.MetadTaskValue{Tag: 3, Ifindex: uint32(three.Ifindex), Mac: three.MAC}
+	v := &bpf.TaskValue{Tag: 3, Ifindex: uint32(three.Ifindex), Mac: three.MAC}
 	if err := l.Put(three.Addr, v); !errors.Is(err, ErrFull) {
 		t.Errorf("a third: got %v, want ErrFull", err)
 	}
@@ -492,7 +492,7 @@ func TestRootFull(t *testing.T) {
 	put(t, l, three, 3)
 	wantAnswer(t, three, "metad 0x3")
 	wantAnswer(t, one, portTag(one))
-	if err := l.Put(one.Addr, &bpf.MetadTaskValue{Tag: 9, Ifindex: 9999}); !errors.Is(err, ErrNoPort) {
+	if err := l.Put(one.Addr, &bpf.TaskValue{Tag: 9, Ifindex: 9999}); !errors.Is(err, ErrNoPort) {
 		t.Errorf("a port that does not exist: got %v, want ErrNoPort", err)
 	}
 

@@ -1,7 +1,6 @@
 package loader
 
 import (
-	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -9,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -29,12 +27,11 @@ type Neighbour struct {
 
 // Neighbour returns where addr was seen, if no task had it then.
 func (l *Loader) Neighbour(addr netip.Addr) (Neighbour, bool) {
-	key := addr.As4()
-	var n bpf.MetadNeighbour
-	if l.objs.Neighbours.Lookup(&key, &n) != nil {
+	n, ok := l.tasks.neighbours.get(addr)
+	if !ok {
 		return Neighbour{}, false
 	}
-	return Neighbour{int(n.Ifindex), n.Tag != bpf.MetadTagTAG_NONE, n.Mac}, true
+	return Neighbour{int(n.Ifindex), uint32(n.Tag) != bpf.TagNone, n.Mac}, true
 }
 
 // VerdictCount is how many packets ended one way since the map was made, by this process or an
@@ -46,11 +43,11 @@ type VerdictCount struct {
 
 // Verdicts returns all counts in the C's order.
 func (l *Loader) Verdicts() ([]VerdictCount, error) {
-	counts := make([]VerdictCount, len(l.verdicts))
-	var perCPU []bpf.MetadVerdictCount
-	for i, name := range l.verdicts {
+	counts := make([]VerdictCount, len(l.progs.verdicts))
+	var perCPU []bpf.VerdictCount
+	for i, name := range l.progs.verdicts {
 		key := uint32(i)
-		if err := l.objs.Verdicts.Lookup(&key, &perCPU); err != nil {
+		if err := l.progs.Verdicts.Lookup(&key, &perCPU); err != nil {
 			return nil, fmt.Errorf("read %s: %w", bpf.MetadMapVerdicts, err)
 		}
 		counts[i].Name = name
@@ -67,7 +64,7 @@ func verdictNames(types *btf.Spec) ([]string, error) {
 	if err := types.TypeByName("verdict", &e); err != nil {
 		return nil, fmt.Errorf("enum verdict: %w", err)
 	}
-	names := make([]string, bpf.MetadVerdictVERDICT_COUNT)
+	names := make([]string, bpf.VerdictLimit)
 	for _, v := range e.Values {
 		if v.Value < uint64(len(names)) {
 			names[v.Value] = strings.ToLower(strings.TrimPrefix(v.Name, "VERDICT_"))
@@ -86,11 +83,12 @@ type TaskCounters struct {
 
 // Counters returns the counters of every address that has a task.
 func (l *Loader) Counters() (map[netip.Addr]TaskCounters, error) {
-	counters := map[netip.Addr]TaskCounters{}
-	var key [4]byte
-	var perCPU []bpf.MetadTaskCounters
-	it := l.objs.Counters.Iterate()
-	for it.Next(&key, &perCPU) {
+	all, err := l.tasks.counters.all()
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", bpf.MetadMapCounters, err)
+	}
+	counters := make(map[netip.Addr]TaskCounters, len(all))
+	for addr, perCPU := range all {
 		var sum TaskCounters
 		var last uint64
 		for _, c := range perCPU {
@@ -102,10 +100,7 @@ func (l *Loader) Counters() (map[netip.Addr]TaskCounters, error) {
 		if last != 0 {
 			sum.LastSeen = fromKtime(last)
 		}
-		counters[netip.AddrFrom4(key)] = sum
-	}
-	if err := it.Err(); err != nil {
-		return nil, fmt.Errorf("read %s: %w", bpf.MetadMapCounters, err)
+		counters[addr] = sum
 	}
 	return counters, nil
 }
@@ -132,7 +127,7 @@ type Event struct {
 // Events calls f for every event until ctx ends: packets of unknown and refused sources. The kernel
 // makes one event per verdict and second at most. One call at a time; returns nil when ctx has ended.
 func (l *Loader) Events(ctx context.Context, f func(Event)) error {
-	r, err := ringbuf.NewReader(l.objs.Events)
+	r, err := ringbuf.NewReader(l.progs.Events)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", bpf.MetadMapEvents, err)
 	}
@@ -147,12 +142,12 @@ func (l *Loader) Events(ctx context.Context, f func(Event)) error {
 			}
 			return fmt.Errorf("read %s: %w", bpf.MetadMapEvents, err)
 		}
-		var e bpf.MetadEvent
+		var e bpf.Event
 		if _, err := binary.Decode(rec.RawSample, binary.NativeEndian, &e); err != nil {
 			return fmt.Errorf("read %s: %w", bpf.MetadMapEvents, err)
 		}
 		f(Event{
-			Verdict:  l.verdicts[e.Verdict],
+			Verdict:  l.progs.verdicts[e.Verdict],
 			Addr:     addr4(e.Addr),
 			MAC:      e.Mac,
 			Ifindex:  int(e.Ifindex),
@@ -162,25 +157,8 @@ func (l *Loader) Events(ctx context.Context, f func(Event)) error {
 	}
 }
 
-// Port is a device with a hook.
-type Port struct {
-	Name    string
-	Ifindex int
-	Bridge  int   // ifindex of the bridge it is a port of; 0: it is the bridge device itself
-	Err     error // why it is not attached, else nil
-}
-
 // Ports returns the hooked devices, and those that should be, by ifindex: bridge devices and their ports.
-func (l *Loader) Ports() []Port {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	ports := make([]Port, 0, len(l.hooks))
-	for _, h := range l.hooks {
-		ports = append(ports, Port{h.name, h.ifindex, h.bridge, h.err})
-	}
-	slices.SortFunc(ports, func(a, b Port) int { return cmp.Compare(a.Ifindex, b.Ifindex) })
-	return ports
-}
+func (l *Loader) Ports() []Port { return l.ports.list() }
 
 // Status is the loader's state in numbers.
 type Status struct {
@@ -199,35 +177,8 @@ type Status struct {
 
 // Status returns the state now.
 func (l *Loader) Status() Status {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	s := Status{
-		Attach:       l.mode,
-		Metad0:       l.metad0,
-		MaxTasks:     int(l.objs.IpTask.MaxEntries()),
-		Pending:      len(l.pending),
-		Resyncs:      l.resyncs,
-		AttachErrors: l.hookErrs,
-	}
-	for _, h := range l.hooks {
-		switch {
-		case h.err != nil:
-			s.NotAttached++
-		case h.bridge == 0:
-			s.Bridges++
-		default:
-			s.Ports++
-		}
-	}
-	for _, addrs := range l.byPort {
-		s.Tasks += len(addrs)
-	}
-	for p, silent := range l.silent {
-		if silent {
-			s.WaitingPatterns = append(s.WaitingPatterns, p)
-		}
-	}
-	slices.Sort(s.WaitingPatterns)
+	s := Status{Attach: l.tc.mode, Metad0: l.end.metad0, Tasks: l.tasks.count(), MaxTasks: l.tasks.max}
+	l.ports.status(&s)
 	return s
 }
 

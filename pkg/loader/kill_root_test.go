@@ -65,7 +65,7 @@ func child(config string) error {
 		return err
 	}
 	for _, k := range c.Tasks {
-		v := &bpf.MetadTaskValue{Tag: k.Tag, Ifindex: uint32(k.Ifindex), Mac: k.MAC}
+		v := &bpf.TaskValue{Tag: k.Tag, Ifindex: uint32(k.Ifindex), Mac: k.MAC}
 		if err := l.Put(k.Addr, v); err != nil {
 			return err
 		}
@@ -184,7 +184,7 @@ func TestRootKill(t *testing.T) {
 		last := late[len(late)-1]
 		testnet.Until(t, "the last port is hooked", func() bool {
 			_, body, err := last.Get("/", timeout)
-			return err == nil && body == fmt.Sprintf("metad %#x", uint32(bpf.MetadTagTAG_PORT)|uint32(last.Ifindex))
+			return err == nil && body == fmt.Sprintf("metad %#x", bpf.TagPort|uint32(last.Ifindex))
 		})
 		var idle []net.Conn
 		for range 20 {

@@ -48,7 +48,7 @@ func open(t testing.TB, h *testnet.Host, cfg Config) *Loader {
 	if err != nil {
 		t.Fatalf("open: %+v", err)
 	}
-	t.Log("attach mode:", l.mode) // for the table of scripts/results
+	t.Log("attach mode:", l.tc.mode) // for the table of scripts/results
 	t.Cleanup(func() {
 		if err := l.Close(); err != nil {
 			t.Errorf("close: %v", err)
@@ -80,7 +80,7 @@ func answerMark(c net.Conn, _ *http.Request) string {
 
 func put(t testing.TB, l *Loader, k *testnet.Task, tag uint32) {
 	t.Helper()
-	v := &bpf.MetadTaskValue{Tag: tag, Ifindex: uint32(k.Ifindex), Mac: k.MAC}
+	v := &bpf.TaskValue{Tag: tag, Ifindex: uint32(k.Ifindex), Mac: k.MAC}
 	if err := l.Put(k.Addr, v); err != nil {
 		t.Fatal(err)
 	}
@@ -106,6 +106,31 @@ func TestRootServe(t *testing.T) {
 		serve(t, l)
 		wantAnswer(t, one, "metad 0x1")
 		wantAnswer(t, two, "metad 0x2")
-		wantAnswer(t, unknown, fmt.Sprintf("metad %#x", uint32(bpf.MetadTagTAG_PORT)|uint32(unknown.Ifindex)))
+		wantAnswer(t, unknown, fmt.Sprintf("metad %#x", bpf.TagPort|uint32(unknown.Ifindex)))
 	})
+}
+
+// layout returns the version of the pinned maps.
+func layout(t testing.TB) (v uint32) {
+	t.Helper()
+	spec, err := bpf.LoadMetad()
+	if err == nil {
+		err = spec.Variables[bpf.MetadVarLayoutVersion].Get(&v)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// unhook takes the program off a port, which is then seen at its bridge only.
+func unhook(t testing.TB, l *Loader, ifindex int) {
+	t.Helper()
+	h := l.ports.remove(ifindex)
+	if h == nil {
+		t.Fatalf("ifindex %d has no hook", ifindex)
+	}
+	if err := h.on.Close(); err != nil {
+		t.Fatal(err)
+	}
 }

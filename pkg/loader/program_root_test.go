@@ -109,9 +109,9 @@ func TestRootVerdicts(t *testing.T) {
 	dropping := open(t, testnet.NewHost(t), Config{OnExit: OnExitDrop, PinDir: testnet.PinDir(t)})
 	trustedTask := *known
 	for _, x := range []*Loader{l, dropping, trusting} {
-		x.mu.Lock() // the entries' ports are in another namespace: let them in
-		x.links[known.Ifindex] = netLink{}
-		x.mu.Unlock()
+		x.ports.mu.Lock() // the entries' ports are in another namespace: let them in
+		x.ports.devices[known.Ifindex] = device{}
+		x.ports.mu.Unlock()
 		put(t, x, &trustedTask, 7)
 	}
 	for _, x := range []*Loader{l, trusting} {
@@ -126,10 +126,10 @@ func TestRootVerdicts(t *testing.T) {
 	wrongMAC := with(own, func(f *testnet.Frame) { f.SrcMAC = other.MAC })
 	port, bridge := known.Ifindex, b.Ifindex
 	agents := func(f *testnet.Frame) { f.SrcPort, f.Flags = agentPort, testnet.ACK }
-	portTag := func(ifindex int) uint32 { return uint32(bpf.MetadTagTAG_PORT) | uint32(ifindex) }
+	portTag := func(ifindex int) uint32 { return bpf.TagPort | uint32(ifindex) }
 	fragments := own.Fragments(8)
 
-	type programs = bpf.MetadPrograms
+	type programs = bpf.Programs
 	metadPort := func(p *programs) *ebpf.Program { return p.MetadPort }
 	metadHost := func(p *programs) *ebpf.Program { return p.MetadHost }
 	ofHost := testnet.Frame{Src: HostAddr}
@@ -153,7 +153,7 @@ func TestRootVerdicts(t *testing.T) {
 		{"ipv6", l, metadPort, with(own, func(f *testnet.Frame) { f.EtherType = unix.ETH_P_IPV6 }), port, actUnspec, 0, "not_ipv4"},
 		{"other address", l, metadPort, with(own, func(f *testnet.Frame) { f.Dst = other.Addr }), port, actUnspec, 0, "not_meta"},
 		{"udp", l, metadPort, with(own, func(f *testnet.Frame) { f.Protocol = unix.IPPROTO_UDP }), port, actUnspec, 0, "not_meta"},
-		{"other port", l, metadPort, with(own, func(f *testnet.Frame) { f.DstPort = 8080 }), port, actUnspec, 0, "other_port"},
+		{"other port", l, metadPort, with(own, func(f *testnet.Frame) { f.DstPort = 8080 }), port, actUnspec, 0, "other_dport"},
 		{"ip version 6 in an ipv4 frame", l, metadPort, with(own, func(f *testnet.Frame) { f.Version = 6 }), port, actUnspec, 0, "malformed"},
 		{"ip header too short", l, metadPort, with(own, func(f *testnet.Frame) { f.IHL = 4 }), port, actUnspec, 0, "malformed"},
 		{"ip header longer than the frame", l, metadPort, with(own, func(f *testnet.Frame) { f.IHL = 15 }), port, actUnspec, 0, "malformed"},
@@ -163,11 +163,11 @@ func TestRootVerdicts(t *testing.T) {
 		{"agent's connection, unknown", l, metadPort, with(stranger, agents), unknown.Ifindex, actUnspec, 0, "port_agent"},
 		{"the host's address", l, metadPort, with(own, func(f *testnet.Frame) { f.Src = HostAddr }), port, actShot, 0, "port_host"},
 		{"bridge: the host's address", l, metadBridge, with(own, func(f *testnet.Frame) { f.Src = HostAddr }), bridge, actShot, 0, "bridge_host"},
-		{"host", l, metadHost, ofHost.Bytes(), l.metad0, actUnspec, 0, "host"},
-		{"host, a container's address", l, metadHost, own.Bytes(), l.metad0, actShot, 0, "host_not_ours"},
-		{"host, another address", l, metadHost, with(ofHost, func(f *testnet.Frame) { f.Dst = other.Addr }), l.metad0, actShot, 0, "host_not_ours"},
-		{"host, udp", l, metadHost, with(ofHost, func(f *testnet.Frame) { f.Protocol = unix.IPPROTO_UDP }), l.metad0, actShot, 0, "host_not_ours"},
-		{"host, ipv6", l, metadHost, with(ofHost, func(f *testnet.Frame) { f.EtherType = unix.ETH_P_IPV6 }), l.metad0, actShot, 0, "host_not_ours"},
+		{"host", l, metadHost, ofHost.Bytes(), l.end.metad0, actUnspec, 0, "host"},
+		{"host, a container's address", l, metadHost, own.Bytes(), l.end.metad0, actShot, 0, "host_not_ours"},
+		{"host, another address", l, metadHost, with(ofHost, func(f *testnet.Frame) { f.Dst = other.Addr }), l.end.metad0, actShot, 0, "host_not_ours"},
+		{"host, udp", l, metadHost, with(ofHost, func(f *testnet.Frame) { f.Protocol = unix.IPPROTO_UDP }), l.end.metad0, actShot, 0, "host_not_ours"},
+		{"host, ipv6", l, metadHost, with(ofHost, func(f *testnet.Frame) { f.EtherType = unix.ETH_P_IPV6 }), l.end.metad0, actShot, 0, "host_not_ours"},
 		{"unknown", l, metadPort, stranger.Bytes(), unknown.Ifindex, actRedirect, portTag(unknown.Ifindex), "port_unknown"},
 		{"unknown, another mac on the same port", l, metadPort, with(stranger, func(f *testnet.Frame) { f.SrcMAC = other.MAC }), unknown.Ifindex, actRedirect, portTag(unknown.Ifindex), "port_unknown"},
 		{"unknown, address in use elsewhere", l, metadPort, stranger.Bytes(), other.Ifindex, actShot, 0, "port_claimed"},
@@ -191,11 +191,11 @@ func TestRootVerdicts(t *testing.T) {
 		{"port against bridge", l, metadPort, with(stranger, func(f *testnet.Frame) {
 			f.Src, f.SrcMAC = netip.MustParseAddr("169.254.173.1"), other.MAC
 		}), other.Ifindex, actRedirect, portTag(other.Ifindex), "port_unknown"},
-		{"bridge: other port", l, metadBridge, with(own, func(f *testnet.Frame) { f.DstPort = 81 }), bridge, actUnspec, 0, "other_port"},
+		{"bridge: other port", l, metadBridge, with(own, func(f *testnet.Frame) { f.DstPort = 81 }), bridge, actUnspec, 0, "other_dport"},
 
 		{"not armed: other address", dropping, metadPort, with(own, func(f *testnet.Frame) { f.Dst = other.Addr }), 1, actUnspec, 0, "not_meta"},
 		{"not armed, drop", dropping, metadPort, own.Bytes(), 1, actShot, 0, "unarmed_drop"},
-		{"not armed, drop, other port", dropping, metadPort, with(own, func(f *testnet.Frame) { f.DstPort = 81 }), 1, actUnspec, 0, "other_port"},
+		{"not armed, drop, other port", dropping, metadPort, with(own, func(f *testnet.Frame) { f.DstPort = 81 }), 1, actUnspec, 0, "other_dport"},
 		{"not armed, drop, bridge", dropping, metadBridge, own.Bytes(), 1, actShot, 0, "unarmed_drop"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -204,7 +204,7 @@ func TestRootVerdicts(t *testing.T) {
 			if c.l != l {
 				host = nil
 			}
-			ret, _, mark := runOn(t, host, c.program(&c.l.objs.MetadPrograms), c.frame, c.ifindex, 0)
+			ret, _, mark := runOn(t, host, c.program(&c.l.progs.MetadPrograms), c.frame, c.ifindex, 0)
 			if ret != c.ret || mark != c.mark {
 				t.Errorf("got %#x and mark %#x, want %#x and mark %#x", ret, mark, c.ret, c.mark)
 			}
@@ -221,9 +221,9 @@ func TestRootVerdicts(t *testing.T) {
 			return with(own, func(f *testnet.Frame) { f.SrcPort, f.Flags = port, flags })
 		}
 		for _, p := range []uint16{halfOpen, lateOpen} {
-			run(t, h, l.objs.MetadPort, from(p, testnet.SYN), port, 0)
+			run(t, h, l.progs.MetadPort, from(p, testnet.SYN), port, 0)
 		}
-		run(t, h, l.objs.MetadBridge, from(bridgeOpen, testnet.SYN), bridge, 0)
+		run(t, h, l.progs.MetadBridge, from(bridgeOpen, testnet.SYN), bridge, 0)
 		if err := l.Disarm(); err != nil {
 			t.Fatal(err)
 		}
@@ -237,18 +237,18 @@ func TestRootVerdicts(t *testing.T) {
 			verdict string
 			after   time.Duration
 		}{
-			{"its handshake", l.objs.MetadPort, from(halfOpen, testnet.ACK), port, actRedirect, 7, "unarmed_handshake", 0},
-			{"and once more", l.objs.MetadPort, from(halfOpen, testnet.ACK), port, actRedirect, 7, "unarmed_handshake", 0},
-			{"bridge: its handshake", l.objs.MetadBridge, from(bridgeOpen, testnet.ACK), bridge, actRedirect, 0, "unarmed_handshake", 0},
-			{"another port's", l.objs.MetadPort, from(halfOpen, testnet.ACK), other.Ifindex, actUnspec, 0, "unarmed", 0},
-			{"bridge: a port's", l.objs.MetadBridge, from(halfOpen, testnet.ACK), bridge, actUnspec, 0, "unarmed", 0},
-			{"another connection", l.objs.MetadPort, from(halfOpen+100, testnet.ACK), port, actUnspec, 0, "unarmed", 0},
-			{"another address, in the same place", l.objs.MetadPort, with(own, func(f *testnet.Frame) {
+			{"its handshake", l.progs.MetadPort, from(halfOpen, testnet.ACK), port, actRedirect, 7, "unarmed_handshake", 0},
+			{"and once more", l.progs.MetadPort, from(halfOpen, testnet.ACK), port, actRedirect, 7, "unarmed_handshake", 0},
+			{"bridge: its handshake", l.progs.MetadBridge, from(bridgeOpen, testnet.ACK), bridge, actRedirect, 0, "unarmed_handshake", 0},
+			{"another port's", l.progs.MetadPort, from(halfOpen, testnet.ACK), other.Ifindex, actUnspec, 0, "unarmed", 0},
+			{"bridge: a port's", l.progs.MetadBridge, from(halfOpen, testnet.ACK), bridge, actUnspec, 0, "unarmed", 0},
+			{"another connection", l.progs.MetadPort, from(halfOpen+100, testnet.ACK), port, actUnspec, 0, "unarmed", 0},
+			{"another address, in the same place", l.progs.MetadPort, with(own, func(f *testnet.Frame) {
 				f.Src, f.SrcPort, f.Flags = samePlace(f.Src, halfOpen), halfOpen, testnet.ACK
 			}), port, actUnspec, 0, "unarmed", 0},
-			{"a new connection", l.objs.MetadPort, from(halfOpen, testnet.SYN), port, actUnspec, 0, "unarmed", 0},
-			{"which is somebody else's", l.objs.MetadPort, from(halfOpen, testnet.ACK), port, actUnspec, 0, "unarmed", 0},
-			{"too long ago", l.objs.MetadPort, from(lateOpen, testnet.ACK), port, actUnspec, 0, "unarmed", 1100 * time.Millisecond},
+			{"a new connection", l.progs.MetadPort, from(halfOpen, testnet.SYN), port, actUnspec, 0, "unarmed", 0},
+			{"which is somebody else's", l.progs.MetadPort, from(halfOpen, testnet.ACK), port, actUnspec, 0, "unarmed", 0},
+			{"too long ago", l.progs.MetadPort, from(lateOpen, testnet.ACK), port, actUnspec, 0, "unarmed", 1100 * time.Millisecond},
 		} {
 			time.Sleep(c.after)
 			before := verdictsOf(t, l)
@@ -266,14 +266,14 @@ func TestRootVerdicts(t *testing.T) {
 		t.Fatal(err)
 	}
 	atBridge := netip.MustParseAddr("169.254.173.2")
-	run(t, h, l.objs.MetadBridge, with(stranger, func(f *testnet.Frame) { f.Src = atBridge }), bridge, 0)
+	run(t, h, l.progs.MetadBridge, with(stranger, func(f *testnet.Frame) { f.Src = atBridge }), bridge, 0)
 	answer := func(to netip.Addr, tag uint32, change func(*testnet.Frame)) []byte {
 		f := testnet.Frame{Src: Endpoint.Addr(), Dst: to, SrcPort: 80, DstPort: 40000, Flags: testnet.SYN | testnet.ACK}
 		if change != nil {
 			change(&f)
 		}
 		before := verdictsOf(t, l)
-		ret, out, _ := run(t, h, l.objs.MetadCarry, f.Bytes(), 1, tag)
+		ret, out, _ := run(t, h, l.progs.MetadCarry, f.Bytes(), 1, tag)
 		if got := moved(t, l, before); ret != actUnspec || !slices.Equal(got, []string{"carried"}) {
 			t.Errorf("metad_carry: got %#x, counters that moved %v", ret, got)
 		}
@@ -308,7 +308,7 @@ func TestRootVerdicts(t *testing.T) {
 		t.Run("reply: "+c.name, func(t *testing.T) {
 			frame := answer(c.to, c.tag, c.change)
 			before := verdictsOf(t, l)
-			ret, out, _ := run(t, h, l.objs.MetadReply, frame, l.metad0, 0)
+			ret, out, _ := run(t, h, l.progs.MetadReply, frame, l.end.metad0, 0)
 			if ret != c.ret || ret == actRedirect && [6]byte(out) != c.mac {
 				t.Errorf("got %#x to %x, want %#x to %x", ret, out[:6], c.ret, c.mac)
 			}

@@ -45,9 +45,9 @@ func BenchmarkProgramNotOurs(b *testing.B) {
 	h, l, k, br := benchHost(b)
 	frame := testnet.Frame{SrcMAC: k.MAC, DstMAC: br.MAC, Src: k.Addr, Dst: br.Gateway.Addr(), Payload: make([]byte, 1400)}
 	b.Run("empty", func(b *testing.B) { benchmarkProgram(b, h, emptyProgram(b), frame.Bytes(), actUnspec) })
-	b.Run("port", func(b *testing.B) { benchmarkProgram(b, h, l.objs.MetadPort, frame.Bytes(), actUnspec) })
+	b.Run("port", func(b *testing.B) { benchmarkProgram(b, h, l.progs.MetadPort, frame.Bytes(), actUnspec) })
 	frame.EtherType = 0x86dd
-	b.Run("ipv6", func(b *testing.B) { benchmarkProgram(b, h, l.objs.MetadPort, frame.Bytes(), actUnspec) })
+	b.Run("ipv6", func(b *testing.B) { benchmarkProgram(b, h, l.progs.MetadPort, frame.Bytes(), actUnspec) })
 }
 
 // A known task's packet and its answer. The limit is 250 ns over an empty program.
@@ -56,12 +56,12 @@ func BenchmarkProgramOurs(b *testing.B) {
 	frame := testnet.Frame{SrcMAC: k.MAC, DstMAC: br.MAC, Src: k.Addr, SrcPort: benchPort, Flags: testnet.ACK, Payload: make([]byte, 100)}
 	answer := testnet.Frame{DstMAC: k.MAC, Src: Endpoint.Addr(), Dst: k.Addr, SrcPort: 80, DstPort: 40000, Flags: testnet.ACK}
 	b.Run("empty", func(b *testing.B) { benchmarkProgram(b, h, emptyProgram(b), frame.Bytes(), actUnspec) })
-	b.Run("port", func(b *testing.B) { benchmarkProgram(b, h, l.objs.MetadPort, frame.Bytes(), actRedirect) })
+	b.Run("port", func(b *testing.B) { benchmarkProgram(b, h, l.progs.MetadPort, frame.Bytes(), actRedirect) })
 	syn := frame
 	syn.SrcPort, syn.Flags, syn.Payload = benchPort+1, testnet.SYN, nil
-	b.Run("syn", func(b *testing.B) { benchmarkProgram(b, h, l.objs.MetadPort, syn.Bytes(), actRedirect) })
-	b.Run("carry", func(b *testing.B) { benchmarkProgram(b, h, l.objs.MetadCarry, answer.Bytes(), actUnspec) })
-	b.Run("reply", func(b *testing.B) { benchmarkProgram(b, h, l.objs.MetadReply, answer.Bytes(), actRedirect) })
+	b.Run("syn", func(b *testing.B) { benchmarkProgram(b, h, l.progs.MetadPort, syn.Bytes(), actRedirect) })
+	b.Run("carry", func(b *testing.B) { benchmarkProgram(b, h, l.progs.MetadCarry, answer.Bytes(), actUnspec) })
+	b.Run("reply", func(b *testing.B) { benchmarkProgram(b, h, l.progs.MetadReply, answer.Bytes(), actRedirect) })
 }
 
 // benchPort is where the task has a connection from.

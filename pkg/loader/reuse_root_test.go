@@ -61,9 +61,7 @@ func TestRootReuses(t *testing.T) {
 		}
 	}
 	gone := func(ifindex int) {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if err := l.portGone(ifindex); err != nil {
+		if err := l.tasks.dropPort(ifindex); err != nil {
 			t.Error(err)
 		}
 	}

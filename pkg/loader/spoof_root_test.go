@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -82,18 +83,7 @@ func TestRootSpoof(t *testing.T) {
 
 		// A port that is not hooked: address and MAC of a known task, seen at the bridge. It gets in without
 		// a tag, and the answer goes to the task.
-		hooks := func() {
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			if hk := l.hooks[stranger.Ifindex]; hk != nil {
-				if err := l.unhook(hk); err != nil {
-					t.Fatal(err)
-				}
-				delete(l.hooks, stranger.Ifindex)
-				delete(l.links, stranger.Ifindex)
-			}
-		}
-		hooks()
+		unhook(t, l, stranger.Ifindex)
 		wantDropped(t, l, stranger, victim, "bridge_wrong_mac", 41009, with(asVictim, func(f *testnet.Frame) { f.SrcPort, f.SrcMAC = 41009, stranger.MAC }))
 		atStranger, atVictim := testnet.NewRaw(t, stranger.NS, "eth0"), testnet.NewRaw(t, victim.NS, "eth0")
 		before := verdictsOf(t, l)["bridge_task"]
@@ -349,7 +339,7 @@ func TestRootHostRoute(t *testing.T) {
 		if err := l.Disarm(); err != nil {
 			t.Fatal(err)
 		}
-		routes, err := h.NL.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: l.metad0, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
+		routes, err := h.NL.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: l.end.metad0, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
 		if err != nil || len(routes) != 0 {
 			t.Errorf("routes over metad0: got %v, %v, want none", routes, err)
 		}
@@ -391,7 +381,7 @@ func TestRootBpftool(t *testing.T) {
 	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
 	k := b.AddTask("")
 	l := open(t, h, Config{})
-	v := &bpf.MetadTaskValue{Tag: 1, Ifindex: uint32(k.Ifindex), Mac: k.MAC}
+	v := &bpf.TaskValue{Tag: 1, Ifindex: uint32(k.Ifindex), Mac: k.MAC}
 	for i, c := range "158d1c8083dd49d6b527399fd6414f5c" {
 		v.TaskId[i] = int8(c)
 	}
@@ -399,12 +389,12 @@ func TestRootBpftool(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, want := range map[string][]string{
-		"ip_task_v1":    {`"octets": [169,254,172,2`, `"tag": 1`, fmt.Sprintf(`"ifindex": %d`, k.Ifindex), `"mac": `, `"task_id": "158d1c8083dd49d6b527399fd6414f5c"`},
-		"counters_v1":   {`"connections": 0`, `"last_seen_ns": 0`},
-		"verdicts_v1":   {`"packets": `},
-		"neighbours_v1": nil,
+		"ip_task":    {`"octets": [169,254,172,2`, `"tag": 1`, fmt.Sprintf(`"ifindex": %d`, k.Ifindex), `"mac": `, `"task_id": "158d1c8083dd49d6b527399fd6414f5c"`},
+		"counters":   {`"connections": 0`, `"last_seen_ns": 0`},
+		"verdicts":   {`"packets": `},
+		"neighbours": nil,
 	} {
-		out, err := exec.Command("bpftool", "map", "dump", "pinned", l.cfg.PinDir+"/"+name).CombinedOutput()
+		out, err := exec.Command("bpftool", "map", "dump", "pinned", filepath.Join(l.cfg.PinDir, pinName(name, l.progs.layout))).CombinedOutput()
 		if err != nil {
 			t.Errorf("%s: %v: %s", name, err, out)
 		}

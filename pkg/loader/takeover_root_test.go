@@ -4,6 +4,7 @@ package loader
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"sync"
@@ -17,7 +18,7 @@ import (
 
 // One process after another takes over; no request fails, new ports are hooked, and the last one's Close
 // leaves nothing.
-func TestRootHandover(t *testing.T) {
+func TestRootTakeover(t *testing.T) {
 	bothModes(t, func(t *testing.T, mode AttachMode) {
 		h := testnet.NewHost(t)
 		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
@@ -68,16 +69,16 @@ func TestRootHandover(t *testing.T) {
 			})
 		}
 		for range 10 {
-			files, meta, err := l.Handover()
+			files, meta, err := l.OfferTakeover()
 			if err != nil {
 				t.Fatal(err)
 			}
-			next, nextLn, err := Adopt(Config{Attach: mode, PinDir: dir, Log: zaptest.NewLogger(t)}, files, meta)
+			next, nextLn, err := TakeOver(Config{Attach: mode, PinDir: dir, Log: zaptest.NewLogger(t)}, files, meta)
 			if err != nil {
 				t.Fatalf("%+v", err)
 			}
 			go answerAll(nextLn)
-			if err := errors.Join(ln.Close(), l.Release()); err != nil {
+			if err := errors.Join(ln.Close(), l.FinishTakeover()); err != nil {
 				t.Fatal(err)
 			}
 			l, ln = next, nextLn
@@ -110,7 +111,7 @@ func TestRootHandover(t *testing.T) {
 }
 
 // A handover that comes to nothing leaves both sides sound.
-func TestRootHandoverRefused(t *testing.T) {
+func TestRootTakeoverRefused(t *testing.T) {
 	h := testnet.NewHost(t)
 	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
 	k := b.AddTask("")
@@ -121,19 +122,19 @@ func TestRootHandoverRefused(t *testing.T) {
 		"not JSON":      func(f []*os.File, _ []byte) ([]*os.File, []byte) { return f, []byte("?") },
 		"files missing": func(f []*os.File, m []byte) ([]*os.File, []byte) { f[len(f)-1].Close(); return f[:len(f)-1], m },
 		"another layout": func(f []*os.File, m []byte) ([]*os.File, []byte) {
-			return f, []byte(strings.Replace(string(m), `"Layout":1`, `"Layout":99`, 1))
+			return f, []byte(strings.Replace(string(m), fmt.Sprintf(`"Layout":%d`, l.progs.layout), `"Layout":99`, 1))
 		},
 		"maps mixed up": func(f []*os.File, m []byte) ([]*os.File, []byte) { f[3], f[6] = f[6], f[3]; return f, m },
 	} {
-		files, meta, err := l.Handover()
+		files, meta, err := l.OfferTakeover()
 		if err != nil {
 			t.Fatal(err)
 		}
 		files, meta = spoil(files, meta)
-		if _, _, err := Adopt(Config{PinDir: l.cfg.PinDir}, files, meta); !errors.Is(err, ErrLayout) {
+		if _, _, err := TakeOver(Config{PinDir: l.cfg.PinDir}, files, meta); !errors.Is(err, ErrLayout) {
 			t.Errorf("%s: got %v, want ErrLayout", name, err)
 		}
-		if err := l.Resume(); err != nil {
+		if err := l.CancelTakeover(); err != nil {
 			t.Fatal(err)
 		}
 		wantAnswer(t, k, "metad 0x1")

@@ -1,0 +1,342 @@
+package loader
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"sync"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// device is what matters of a network device in the host's namespace.
+type device struct {
+	ifindex int
+	name    string
+	kind    string // "veth", "bridge", …
+	master  int    // ifindex of the bridge it is a port of; 0: none
+}
+
+// attacher puts a program on a device: a bridge's, or a port's. Closing what it returns takes the program off.
+type attacher interface {
+	attach(ifindex int, bridge bool) (io.Closer, error)
+}
+
+// hook is a device that has one of our programs, or should have.
+type hook struct {
+	ifindex int
+	name    string
+	bridge  int       // ifindex of the port's bridge; 0: it is the bridge device itself
+	on      io.Closer // the program on the device; nil: not attached
+	err     error     // why it is not attached
+}
+
+// portsAtOnce is how many ports a start waits for. A TCX link takes an RCU grace period to attach (16 ms at 250
+// ticks a second); until a port's turn comes, what it sends is seen at its bridge.
+const portsAtOnce = 64
+
+// ports knows the host's devices and which of them have a program. One goroutine writes (the follower's, or the
+// one that starts it); attaching takes long and is done without the lock. Readers are any.
+type ports struct {
+	attacher attacher
+	patterns []string // of the watched bridges' names
+	log      *zap.Logger
+
+	mu      sync.Mutex      // guards what follows
+	devices map[int]device  // every device in the host, as last heard
+	hooks   map[int]*hook   // by ifindex
+	pending []int           // ports to attach to when there is time
+	silent  map[string]bool // patterns that the log says match nothing
+	resyncs uint64
+	errs    uint64 // attachments that failed
+}
+
+func newPorts(a attacher, patterns []string, log *zap.Logger) *ports {
+	return &ports{
+		attacher: a, patterns: patterns, log: log,
+		devices: map[int]device{}, hooks: map[int]*hook{}, silent: map[string]bool{},
+	}
+}
+
+// has reports whether the host has the device.
+func (p *ports) has(ifindex int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, ok := p.devices[ifindex]
+	return ok
+}
+
+// adopt notes a hook that another process made.
+func (p *ports) adopt(h *hook) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.hooks[h.ifindex] = h
+}
+
+// replace makes all the devices there are, after a full reading. It returns those that are gone (of the ones
+// known, and of others that somebody else knew) and those to settle now, in order; what is left is pending.
+func (p *ports) replace(all []device, others []int) (gone, todo []int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.resyncs++
+	exists := map[int]bool{}
+	for _, d := range all {
+		exists[d.ifindex] = true
+	}
+	for ifindex := range p.devices {
+		others = append(others, ifindex)
+	}
+	for ifindex := range p.hooks {
+		others = append(others, ifindex)
+	}
+	slices.Sort(others)
+	for _, ifindex := range slices.Compact(others) {
+		if !exists[ifindex] {
+			gone = append(gone, ifindex)
+		}
+	}
+	for _, d := range all {
+		p.devices[d.ifindex] = d
+	}
+	// Ports before bridges: a packet that the bridge device sees first has no proof.
+	all = slices.Clone(all)
+	slices.SortStableFunc(all, func(a, b device) int { return boolToInt(a.kind == "bridge") - boolToInt(b.kind == "bridge") })
+	p.pending = nil
+	n := 0
+	for _, d := range all {
+		if want, bridge := p.wants(d.ifindex); want && bridge != 0 && p.hooks[d.ifindex] == nil {
+			if n++; n > portsAtOnce {
+				p.pending = append(p.pending, d.ifindex)
+				continue
+			}
+		}
+		todo = append(todo, d.ifindex)
+	}
+	if n := len(p.pending); n > 0 {
+		p.log.Info("more ports are attached one after the other", zap.Int("ports", n))
+	}
+	return gone, todo
+}
+
+func boolToInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// is notes what a device is now and returns the devices to settle because of it.
+func (p *ports) is(d device) (todo []int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	was := p.devices[d.ifindex]
+	h := p.hooks[d.ifindex]
+	if was == d && (h == nil || h.err == nil) {
+		return nil
+	}
+	p.devices[d.ifindex] = d
+	if was.kind == "bridge" || d.kind == "bridge" { // new or renamed: its ports follow it
+		for _, port := range p.devices {
+			if port.master == d.ifindex {
+				todo = append(todo, port.ifindex)
+			}
+		}
+		slices.Sort(todo)
+	}
+	return append(todo, d.ifindex)
+}
+
+// remove forgets a device that exists no more, and returns the hook it had.
+func (p *ports) remove(ifindex int) *hook {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h := p.hooks[ifindex]
+	delete(p.devices, ifindex)
+	delete(p.hooks, ifindex)
+	return h
+}
+
+// wants reports whether the device should have a program, and whose port it is if it is one. It is called with
+// mu held.
+func (p *ports) wants(ifindex int) (want bool, bridge int) {
+	d := p.devices[ifindex]
+	switch {
+	case d.kind == "bridge":
+		return p.watches(d.name), 0
+	case d.kind == "veth" && d.master != 0: // the way back needs a peer; other ports are seen at the bridge
+		m := p.devices[d.master]
+		return m.kind == "bridge" && p.watches(m.name), d.master
+	}
+	return false, 0
+}
+
+func (p *ports) watches(bridge string) bool {
+	return slices.ContainsFunc(p.patterns, func(pattern string) bool { return matches(pattern, bridge) })
+}
+
+func matches(pattern, bridge string) bool {
+	ok, _ := path.Match(pattern, bridge) // the configuration was checked
+	return ok
+}
+
+// settle attaches to the device or detaches from it, as it should be, and reports whether a port has been attached
+// to. Only the writer calls it.
+func (p *ports) settle(ifindex int) (came bool) {
+	old, next := p.plan(ifindex)
+	if old != nil && old.on != nil {
+		if err := old.on.Close(); err != nil {
+			p.log.Warn("cannot detach", zap.String("device", old.name), zap.Error(err))
+		}
+	}
+	if next == nil {
+		return false
+	}
+	next.on, next.err = p.attacher.attach(ifindex, next.bridge == 0)
+	return p.record(next)
+}
+
+// plan returns the hook to undo, which it has forgotten, and the one to make.
+func (p *ports) plan(ifindex int) (old, next *hook) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	want, bridge := p.wants(ifindex)
+	h := p.hooks[ifindex]
+	switch d := p.devices[ifindex]; {
+	case !want && h == nil:
+		return nil, nil
+	case !want:
+		delete(p.hooks, ifindex)
+		p.log.Info("detached", zap.String("device", d.name), zap.Int("ifindex", ifindex))
+		return h, nil
+	case h != nil && h.err == nil:
+		h.name, h.bridge = d.name, bridge
+		return nil, nil
+	default:
+		return nil, &hook{ifindex: ifindex, name: d.name, bridge: bridge}
+	}
+}
+
+// record notes how an attachment went and reports whether a port has been attached to.
+func (p *ports) record(h *hook) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	failedBefore := p.hooks[h.ifindex] != nil
+	p.hooks[h.ifindex] = h
+	at := []zap.Field{zap.String("device", h.name), zap.Int("ifindex", h.ifindex)}
+	switch {
+	case h.err == nil:
+		p.log.Info("attached", append(at, zap.Bool("port", h.bridge != 0))...)
+		return h.bridge != 0
+	case errors.Is(h.err, unix.ENODEV): // gone already: the message about it is under way
+		return false
+	}
+	p.errs++
+	if !failedBefore {
+		p.log.Error("cannot attach", append(at, zap.Error(h.err))...)
+	}
+	return false
+}
+
+// waiting returns how many ports wait for their turn after a start.
+func (p *ports) waiting() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.pending)
+}
+
+// next takes the port whose turn it is.
+func (p *ports) next() (ifindex int, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.pending) == 0 {
+		return 0, false
+	}
+	ifindex, p.pending = p.pending[0], p.pending[1:]
+	_, ok = p.devices[ifindex]
+	return ifindex, ok
+}
+
+// tellSilent logs once for each pattern that it matches nothing, and again after it did.
+func (p *ports) tellSilent() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, pattern := range p.patterns {
+		found := false
+		for _, h := range p.hooks {
+			found = found || h.bridge == 0 && matches(pattern, h.name)
+		}
+		if !found && !p.silent[pattern] {
+			p.log.Info(fmt.Sprintf("bridge pattern %q matches nothing yet: waiting", pattern))
+		}
+		p.silent[pattern] = !found
+	}
+}
+
+// Port is a device with a hook.
+type Port struct {
+	Name    string
+	Ifindex int
+	Bridge  int   // ifindex of the bridge it is a port of; 0: it is the bridge device itself
+	Err     error // why it is not attached, else nil
+}
+
+// list returns the hooks by ifindex.
+func (p *ports) list() []Port {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make([]Port, 0, len(p.hooks))
+	for _, h := range p.hooks {
+		all = append(all, Port{h.name, h.ifindex, h.bridge, h.err})
+	}
+	slices.SortFunc(all, func(a, b Port) int { return cmp.Compare(a.Ifindex, b.Ifindex) })
+	return all
+}
+
+// all returns copies of the hooks, in no order.
+func (p *ports) all() []hook {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var all []hook
+	for _, h := range p.hooks {
+		all = append(all, *h)
+	}
+	return all
+}
+
+// status fills in what ports knows.
+func (p *ports) status(s *Status) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.Pending, s.Resyncs, s.AttachErrors = len(p.pending), p.resyncs, p.errs
+	for _, h := range p.hooks {
+		switch {
+		case h.err != nil:
+			s.NotAttached++
+		case h.bridge == 0:
+			s.Bridges++
+		default:
+			s.Ports++
+		}
+	}
+	for pattern, silent := range p.silent {
+		if silent {
+			s.WaitingPatterns = append(s.WaitingPatterns, pattern)
+		}
+	}
+	slices.Sort(s.WaitingPatterns)
+}
+
+// close takes the programs off all devices.
+func (p *ports) close() error {
+	var errs []error
+	for _, h := range p.all() {
+		if h.on != nil {
+			errs = append(errs, h.on.Close())
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,175 @@
+package loader
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+
+	"metad/bpf"
+)
+
+// programs are the programs and maps of a process, as loaded.
+type programs struct {
+	*bpf.Objects
+	verdicts []string // names, in the C's order
+	layout   uint32
+}
+
+// sized are the maps whose size Config.MaxEntries sets; a process that takes over works with the size they have.
+var sized = []string{bpf.MetadMapIpTask, bpf.MetadMapNeighbours, bpf.MetadMapCounters}
+
+// load loads the programs, with the maps that another process gave, or else with those pinned or new.
+func load(cfg *Config, e *endpoint, given map[string]*ebpf.Map) (*programs, error) {
+	if err := rlimit.RemoveMemlock(); err != nil { // needed before Linux 5.11
+		return nil, fmt.Errorf("%w: raise RLIMIT_MEMLOCK: %w", ErrPermission, err)
+	}
+	spec, err := bpf.LoadMetad()
+	if err != nil {
+		return nil, err
+	}
+	p := new(programs)
+	if p.verdicts, err = verdictNames(spec.Types); err != nil {
+		return nil, err
+	}
+	if err := spec.Variables[bpf.MetadVarLayoutVersion].Get(&p.layout); err != nil {
+		return nil, fmt.Errorf("layout version: %w", err)
+	}
+	if err := setVariables(spec, cfg, e); err != nil {
+		return nil, err
+	}
+	if given == nil {
+		given, err = openMaps(spec, cfg, p.layout)
+		defer closeMaps(given) // the programs have descriptors of their own
+		if err != nil {
+			return nil, err
+		}
+	} else {
+		for _, name := range sized {
+			if m := given[name]; m != nil {
+				spec.Maps[name].MaxEntries = m.MaxEntries()
+			}
+		}
+	}
+	p.Objects = new(bpf.Objects)
+	if err := spec.LoadAndAssign(p.Objects, &ebpf.CollectionOptions{MapReplacements: given}); err != nil {
+		if errors.Is(err, ebpf.ErrMapIncompatible) {
+			err = fmt.Errorf("%w: %w", ErrLayout, err)
+		}
+		return nil, fmt.Errorf("load programs: %w", err)
+	}
+	slots, err := highMap(p.Slots)
+	if err != nil {
+		p.Slots = nil // highMap has closed it
+		return nil, errors.Join(err, p.Close())
+	}
+	p.Slots = slots
+	return p, nil
+}
+
+// setVariables sets what the programs know of the configuration and the endpoint.
+func setVariables(spec *ebpf.CollectionSpec, cfg *Config, e *endpoint) error {
+	nsid, err := e.netnsID()
+	if err != nil {
+		return err
+	}
+	agent := cfg.AgentAddr
+	for name, value := range map[string]any{
+		bpf.MetadVarHostAddr:      be32(HostAddr),
+		bpf.MetadVarServerNetns:   uint32(nsid),
+		bpf.MetadVarAgentAddr:     be32(agent.Addr()),
+		bpf.MetadVarAgentDport:    be16(agent.Port()),
+		bpf.MetadVarMetad0Ifindex: uint32(e.metad0),
+		bpf.MetadVarTrustBridge:   uint8(boolToInt(cfg.TrustBridge)),
+		bpf.MetadVarExitDrop:      uint8(boolToInt(cfg.OnExit == OnExitDrop)),
+	} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// openMaps opens the pinned maps. The ones it has opened are returned also with an error.
+func openMaps(spec *ebpf.CollectionSpec, cfg *Config, layout uint32) (map[string]*ebpf.Map, error) {
+	if n := uint32(cfg.MaxEntries); n != 0 {
+		for _, name := range sized {
+			spec.Maps[name].MaxEntries = n
+		}
+	}
+	ms := map[string]*ebpf.Map{}
+	for _, name := range pinned {
+		m, err := openPinned(spec.Maps[name], cfg.PinDir, layout, cfg.Log)
+		if err != nil {
+			return ms, err
+		}
+		ms[name] = m
+	}
+	return ms, nil
+}
+
+func closeMaps(ms map[string]*ebpf.Map) {
+	for _, m := range ms {
+		m.Close()
+	}
+}
+
+// maps returns all maps by name, in the order of a takeover's files.
+func (p *programs) maps() (names []string, ms []*ebpf.Map) {
+	return []string{
+			bpf.MetadMapIpTask, bpf.MetadMapNeighbours, bpf.MetadMapCounters, bpf.MetadMapVerdicts,
+			bpf.MetadMapEvents, bpf.MetadMapEventGates, bpf.MetadMapSlots, bpf.MetadMapHandshakes,
+		}, []*ebpf.Map{
+			p.IpTask, p.Neighbours, p.Counters, p.Verdicts,
+			p.Events, p.EventGates, p.Slots, p.Handshakes,
+		}
+}
+
+// arm fills the program array: from then on the hooks hand packets to the server.
+func (p *programs) arm() error {
+	programs := [bpf.SlotCount]*ebpf.Program{bpf.SlotPort: p.FromPort, bpf.SlotBridge: p.FromBridge}
+	for slot, prog := range slices.Backward(programs[:]) { // the other way round than they are emptied
+		if err := p.Slots.Put(uint32(slot), prog); err != nil {
+			return fmt.Errorf("arm: %w", err)
+		}
+	}
+	return nil
+}
+
+// disarm empties it: every hook leaves every packet alone.
+func (p *programs) disarm() error {
+	var errs []error
+	for slot := range bpf.SlotCount {
+		if err := p.Slots.Delete(slot); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, fmt.Errorf("disarm: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// be32 is addr as the kernel keeps it in a __be32; 0 if it is not IPv4.
+func be32(addr netip.Addr) uint32 {
+	if !addr.Is4() {
+		return 0
+	}
+	b := addr.As4()
+	return binary.NativeEndian.Uint32(b[:])
+}
+
+// be16 is a TCP port as the kernel keeps it in a __be16.
+func be16(dport uint16) uint16 {
+	var b [2]byte
+	binary.BigEndian.PutUint16(b[:], dport)
+	return binary.NativeEndian.Uint16(b[:])
+}
+
+// addr4 reads an address as the kernel keeps it in a __be32, which the generated types show as uint32.
+func addr4(be uint32) netip.Addr {
+	var b [4]byte
+	binary.NativeEndian.PutUint32(b[:], be)
+	return netip.AddrFrom4(b)
+}
