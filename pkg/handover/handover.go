@@ -125,7 +125,7 @@ type Socket struct {
 	cfg      Config
 	ln       *net.UnixListener
 	released atomic.Bool // a successor has it too
-	pred     *conn       // to the predecessor, if there was one; kept for its number, see moveUp
+	pred     *conn       // to the predecessor, if there was one; open until Close, so that no connection gets its low number
 }
 
 // Listen makes the caller the holder. What a killed holder left is replaced. Errors: ErrHeld.

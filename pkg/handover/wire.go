@@ -124,30 +124,13 @@ func (k *conn) receive() (message, []*os.File, error) {
 	m, fds, err := parsePacket(b[:n], oob[:oobn], flags)
 	files := make([]*os.File, len(fds))
 	for i, fd := range fds {
-		files[i] = os.NewFile(uintptr(moveUp(fd)), "handover")
+		files[i] = os.NewFile(uintptr(fd), "handover")
 	}
 	if err != nil {
 		closeAll(files)
 		return message{}, nil, err
 	}
 	return m, files, nil
-}
-
-// moveUp gives fd a high number. When the process is killed the kernel closes the highest first, and the order matters:
-// links that bring the answers have the lowest, connections must not get numbers below theirs, which
-// they would if what is received took them now and gave them back later. A number it is, whatever happens.
-func moveUp(fd int) int {
-	const high = 16384
-	var lim unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
-		return fd
-	}
-	up, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, int(min(lim.Cur/2, high)))
-	if err != nil {
-		return fd
-	}
-	unix.Close(fd)
-	return up
 }
 
 // parsePacket returns the descriptors also when it fails.

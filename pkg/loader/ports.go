@@ -187,19 +187,21 @@ func matches(pattern, bridge string) bool {
 // to. Only the writer calls it.
 func (p *ports) settle(ifindex int) (came bool) {
 	old, next := p.plan(ifindex)
-	if old != nil && old.on != nil {
-		if err := old.on.Close(); err != nil {
-			p.log.Warn("cannot detach", zap.String("device", old.name), zap.Error(err))
+	switch {
+	case old != nil:
+		var err error
+		if old.on != nil {
+			err = old.on.Close()
 		}
+		p.forget(old, err)
+	case next != nil:
+		next.on, next.err = p.attacher.attach(ifindex, next.bridge == 0)
+		return p.record(next)
 	}
-	if next == nil {
-		return false
-	}
-	next.on, next.err = p.attacher.attach(ifindex, next.bridge == 0)
-	return p.record(next)
+	return false
 }
 
-// plan returns the hook to undo, which it has forgotten, and the one to make.
+// plan returns the hook to undo, or the one to make.
 func (p *ports) plan(ifindex int) (old, next *hook) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -209,8 +211,6 @@ func (p *ports) plan(ifindex int) (old, next *hook) {
 	case !want && h == nil:
 		return nil, nil
 	case !want:
-		delete(p.hooks, ifindex)
-		p.log.Info("detached", zap.String("device", d.name), zap.Int("ifindex", ifindex))
 		return h, nil
 	case h != nil && h.err == nil:
 		h.name, h.bridge = d.name, bridge
@@ -218,6 +218,20 @@ func (p *ports) plan(ifindex int) (old, next *hook) {
 	default:
 		return nil, &hook{ifindex: ifindex, name: d.name, bridge: bridge}
 	}
+}
+
+// forget notes that a hook has been undone, or could not be.
+func (p *ports) forget(h *hook, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.hooks, h.ifindex)
+	at := []zap.Field{zap.String("device", h.name), zap.Int("ifindex", h.ifindex)}
+	if err != nil {
+		p.log.Warn("cannot detach", append(at, zap.Error(err))...)
+	} else {
+		p.log.Info("detached", at...)
+	}
+	p.lookForSilent()
 }
 
 // record notes how an attachment went and reports whether a port has been attached to.
@@ -264,6 +278,11 @@ func (p *ports) next() (ifindex int, ok bool) {
 func (p *ports) tellSilent() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.lookForSilent()
+}
+
+// lookForSilent is tellSilent with mu held.
+func (p *ports) lookForSilent() {
 	for _, pattern := range p.patterns {
 		found := false
 		for _, h := range p.hooks {

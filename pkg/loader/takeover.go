@@ -150,8 +150,12 @@ func TakeOver(cfg Config, files []*os.File, meta []byte) (_ *Loader, _ net.Liste
 		return nil, nil, err
 	}
 	if err := l.follow(); err != nil {
-		l.end.listener.Close()
-		return nil, nil, err
+		return nil, nil, errors.Join(err, l.end.listener.Close())
+	}
+	// The offer's files have numbers below the links'. A connection must not get one of them: see lowFDs.
+	closeAll(files)
+	if err := l.fds.fill(); err != nil {
+		return nil, nil, errors.Join(err, l.end.listener.Close())
 	}
 	return l, l.end.listener, nil
 }

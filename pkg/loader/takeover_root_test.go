@@ -142,3 +142,33 @@ func TestRootTakeoverRefused(t *testing.T) {
 	late := b.AddTask("")
 	untilAnswer(t, late, portTag(late))
 }
+
+// What the process opens after a takeover has a higher descriptor number than every link: when the process is
+// killed, the kernel closes connections before the links that bring their resets out.
+func TestRootTakeoverNumbers(t *testing.T) {
+	h := testnet.NewHost(t)
+	h.AddBridge("ecs-bridge", "169.254.172.1/22").AddTask("")
+	l := open(t, h, Config{})
+	serve(t, l)
+	files, meta, err := l.OfferTakeover()
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, ln, err := TakeOver(Config{Netns: h.NS, PinDir: l.cfg.PinDir}, files, meta)
+	if err != nil {
+		t.Fatalf("%+v", err)
+	}
+	defer func() {
+		if err := errors.Join(ln.Close(), next.FinishTakeover(), l.CancelTakeover()); err != nil {
+			t.Error(err)
+		}
+	}()
+	f, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if int(f.Fd()) < next.fds.top {
+		t.Errorf("got number %d, want one above %d", f.Fd(), next.fds.top)
+	}
+}
