@@ -13,13 +13,13 @@ import (
 	"time"
 )
 
-// Listen returns a listener on the unix socket path, made with its directory. Who may use the
-// Engine's socket may use this one: it has the group and at most the mode 0660 of engine; if engine is not
-// there yet, 0660 and the group "docker" if there is one.
+// Listen returns a listener on the Unix socket path, and makes its directory. A user who may use
+// the Engine's socket may use this one: it has the group of engine and its mode, at most 0660. If
+// engine does not exist yet, it has the mode 0660 and the group "docker", if there is one.
 //
-// A socket that is there is replaced in one step, so that another metad can be taken over from; what
-// it has accepted goes on. Anything else at path is an error. Closing the listener removes the
-// socket, unless it was replaced.
+// A socket that exists is replaced in one step, which lets one metad take over from another; the
+// connections that the old socket has accepted go on. Anything else at path is an error. Closing
+// the listener removes the socket, unless it was replaced.
 func Listen(path, engine string) (*Socket, error) {
 	l, err := listen(path, engine)
 	if err != nil {
@@ -30,7 +30,7 @@ func Listen(path, engine string) (*Socket, error) {
 
 func listen(path, engine string) (*Socket, error) {
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != fs.ModeSocket {
-		return nil, errors.New("there is something that is not a socket")
+		return nil, errors.New("the path exists and is not a socket")
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
@@ -81,15 +81,16 @@ type Socket struct {
 }
 
 const (
-	// succeedWithin bounds the wait for a successor's socket. One without a proxy never makes any.
+	// succeedWithin bounds the wait for a successor's socket. A successor without a proxy makes
+	// none.
 	succeedWithin = 2 * time.Second
-	// lingerTime is how long who has connected to a replaced socket has to ask all that it wants: the docker
-	// command asks a second time on its connection, and would lose it in between.
+	// lingerTime is how long a replaced socket still serves its connections. The docker command
+	// sends a second request on its connection, and would otherwise lose it in between.
 	lingerTime = time.Second
 )
 
-// Succeed waits, while the socket is served, until another process has put its own in this one's place and who
-// connected before that has had time to ask: nobody finds a closed door.
+// Succeed waits, while the socket is served, until another process has put its own socket in this
+// one's place and the clients that connected before have had time to send their requests.
 func (s *Socket) Succeed() {
 	for end := time.Now().Add(succeedWithin); s.current(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
@@ -99,7 +100,7 @@ func (s *Socket) Succeed() {
 	time.Sleep(lingerTime)
 }
 
-// current reports whether who connects to the path comes here.
+// current reports whether a client that connects to the path reaches this socket.
 func (s *Socket) current() bool {
 	info, err := os.Lstat(s.path)
 	return err == nil && os.SameFile(info, s.info)

@@ -14,15 +14,15 @@ import (
 )
 
 // archivePath matches the requests whose body or answer is an archive: docker cp, export, save and
-// load. They are tunnelled: the time of a copy is that of moving its bytes, and net/http, which takes
-// the pieces apart and puts them together again, takes twice as long for it.
+// load. They are tunnelled, because moving the bytes is all the work there is, and net/http, which
+// parses the pieces and writes them anew, takes twice as long for it.
 var archivePath = regexp.MustCompile(`^(/v[0-9.]+)?/(containers/[^/]+/(archive|export)|images/(get|load|.+/get))$`)
 
-// tunnelBuffer is as much as a unix socket holds, about.
+// tunnelBuffer is about as much as a Unix socket holds.
 const tunnelBuffer = 256 << 10
 
-// tunnel hands r and its answer on byte by byte, on a connection to the Engine that serves nothing
-// else. The client's ends with it, as the answer says.
+// tunnel passes r and its answer on byte by byte, on a connection to the Engine that serves nothing
+// else. The client's connection ends with it, as the answer says.
 func (p *Proxy) tunnel(w http.ResponseWriter, r *http.Request) {
 	engine, err := p.engine.DialContext(r.Context(), "", "")
 	if err != nil {
@@ -56,8 +56,9 @@ func (p *Proxy) tunnel(w http.ResponseWriter, r *http.Request) {
 	sent := make(chan struct{})
 	go func() {
 		defer close(sent)
-		// What the server has read already, then the rest, until the client leaves or the answer is
-		// there. A client that leaves must not let the Engine work on.
+		// First the bytes that the server has read already, then the rest, until the client
+		// leaves or the answer is complete. When the client leaves, the Engine must not
+		// work on.
 		_, err := io.CopyN(engine, buffered, int64(buffered.Reader.Buffered()))
 		if err == nil {
 			_ = pump(engine, client)
@@ -69,8 +70,8 @@ func (p *Proxy) tunnel(w http.ResponseWriter, r *http.Request) {
 	<-sent
 }
 
-// pump moves bytes until the end. Where both ends are sockets of the kernel it never sees them: they go through a
-// pipe by splice(2), which halves the time of a copy between two unix sockets.
+// pump moves bytes until the end. Between two sockets of the kernel the bytes go through a pipe by
+// splice(2) and never reach this process, which halves the time of a copy between two Unix sockets.
 func pump(to, from net.Conn) error {
 	in, err := rawConn(from)
 	if err != nil {
@@ -86,10 +87,11 @@ func pump(to, from net.Conn) error {
 	}
 	defer unix.Close(pipe[0])
 	defer unix.Close(pipe[1])
-	// Larger is fewer turns; a user who has used up the allowance keeps the kernel's 64 KB.
+	// A larger pipe means fewer turns. A user whose allowance is used up keeps the kernel's 64
+	// KB.
 	_, _ = unix.FcntlInt(uintptr(pipe[1]), unix.F_SETPIPE_SZ, tunnelBuffer)
 	for {
-		// The pipe is empty, so only the socket can have the call wait.
+		// The pipe is empty, so the call can only wait for the socket.
 		n, err := splice(in.Read, func(socket int) (int64, error) {
 			return unix.Splice(socket, nil, pipe[1], nil, tunnelBuffer, unix.SPLICE_F_NONBLOCK)
 		})
@@ -135,14 +137,14 @@ func splice(wait func(func(uintptr) bool) error, move func(socket int) (int64, e
 	return n, err
 }
 
-// gather gives the sender time for more. Both ends of docker cp send each 32 KB in three writes; to move each by
-// itself costs more than the bytes do.
+// gather gives the sender time to send more. Both ends of docker cp send each 32 KB in three
+// writes, and moving each write by itself costs more than the bytes do.
 func gather() {
 	_ = unix.Nanosleep(&unix.Timespec{Nsec: 50_000}, nil)
 }
 
-// pumpBytes is pump for connections of any kind. The interfaces are narrowed because what io.Copy would use
-// instead copies in smaller pieces.
+// pumpBytes is pump for connections of any kind. The interfaces are narrowed because io.Copy would
+// otherwise use methods of theirs that copy in smaller pieces.
 func pumpBytes(to, from net.Conn) error {
 	_, err := io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, make([]byte, tunnelBuffer))
 	return err
