@@ -1,5 +1,5 @@
-// Package testnet builds hosts and tasks out of network namespaces for tests. Nothing of it touches the
-// namespace of the test process, and everything is undone by t.Cleanup, also when the test fails.
+// Package testnet builds hosts and tasks out of network namespaces for tests. It does not touch the
+// namespace of the test process, and t.Cleanup undoes everything, also when the test fails.
 package testnet
 
 import (
@@ -27,11 +27,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Endpoint is the address tasks ask.
+// Endpoint is the address that tasks ask.
 const Endpoint = "169.254.170.2:80"
 
-// RequireRoot fails the test if it does not run as root: a test that needs root is only built where
-// somebody asked for it.
+// RequireRoot fails the test if it does not run as root. It does not skip: such a test is built only
+// with the tag root.
 func RequireRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -310,8 +310,7 @@ func (k *Task) SetGateway(b *Bridge) {
 	}
 }
 
-// gateway is the neighbour entry that keeps a frame from waiting for an answer to who has the
-// bridge's address.
+// gateway is a neighbour entry for the bridge's address, so that no frame waits for ARP.
 func (k *Task) gateway(eth0 netlink.Link) *netlink.Neigh {
 	return &netlink.Neigh{
 		LinkIndex:    eth0.Attrs().Index,
@@ -487,8 +486,8 @@ func ServeOn(t testing.TB, ln net.Listener, f func(net.Conn, *http.Request) stri
 	t.Cleanup(func() { s.Close(); <-done })
 }
 
-// StandInAgent answers "agent" where the ECS agent's rule sends requests for the endpoint: the
-// address itself, given to the bridge, or any other that a DNAT rule names.
+// StandInAgent answers "agent" at the place to which the ECS agent's rule sends requests for the
+// endpoint: the address itself, given to the bridge, or another that a DNAT rule names.
 func (h *Host) StandInAgent(addr string) {
 	h.t.Helper()
 	Serve(h.t, h.NS, addr, func(net.Conn, *http.Request) string { return "agent" })

@@ -1,5 +1,5 @@
-// Package admin serves the host's side of metad over HTTP: metrics, health, and what it knows.
-// It is for the operator on the host; containers never reach it.
+// Package admin serves the operator of the host over HTTP: metrics, health, and the tasks that
+// metad knows.
 package admin
 
 import (
@@ -16,7 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Config says what to serve. Every function is called from many goroutines.
+// Config says what to serve. Its functions are called from several goroutines at once.
 type Config struct {
 	Addr       string                 // host:port to listen on
 	PProf      bool                   // serve /debug/pprof
@@ -56,7 +56,8 @@ type Container struct {
 	Name   string
 	Type   string
 	Status string
-	// Stats is the last sample, as containers get it; with ?stats=1 only, null before the first.
+	// Stats is the last sample, as containers get it; with ?stats=1 only, null before the
+	// first.
 	Stats json.RawMessage `json:",omitempty"`
 }
 
@@ -66,8 +67,7 @@ type Server struct {
 	ln   net.Listener
 }
 
-// Listen makes the server; Serve runs it. It returns an error that names the address if that
-// cannot be listened on.
+// Listen makes the server; Serve runs it. The error names the address.
 func Listen(cfg Config) (*Server, error) {
 	ln, err := net.Listen("tcp", cfg.Addr)
 	if err != nil {
@@ -93,7 +93,7 @@ func handler(cfg Config) http.Handler {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(cfg.Collectors...)
 	mux := http.NewServeMux()
-	// What one collector cannot tell does not hide what the others can.
+	// A collector that fails does not hide the others.
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
@@ -105,7 +105,7 @@ func handler(cfg Config) http.Handler {
 	})
 	mux.HandleFunc("GET /v1/tasks", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(cfg.Tasks(r.FormValue("stats") == "1")) // the client is gone: nobody to tell
+		_ = json.NewEncoder(w).Encode(cfg.Tasks(r.FormValue("stats") == "1")) // it fails only when the client is gone
 	})
 	if cfg.PProf {
 		mux.HandleFunc("/debug/pprof/", pprof.Index)

@@ -1,4 +1,5 @@
-// Package agent asks the ECS agent's introspection API for what Docker does not know of a task.
+// Package agent asks the ECS agent's introspection API for facts about tasks that Docker does not
+// have.
 package agent
 
 import (
@@ -23,8 +24,8 @@ type Config struct {
 	URL     string        // "http://host:port"
 	Every   time.Duration // between two questions; positive
 	Timeout time.Duration // of each; positive
-	// Changed, if set, is called when the agent says something it has not said before: tasks
-	// should be enriched again. It is called from Run and must not block.
+	// Changed, if set, is called when the agent's answers have changed: tasks should be
+	// enriched again. It is called from Run and must not block.
 	Changed func()
 	Log     *zap.Logger
 }
@@ -34,16 +35,16 @@ func DefaultConfig() Config {
 	return Config{URL: "http://127.0.0.1:51678", Every: 10 * time.Second, Timeout: 5 * time.Second, Log: zap.NewNop()}
 }
 
-// Client knows what the agent said last. Safe for concurrent use.
+// Client holds the agent's last answers. Safe for concurrent use.
 type Client struct {
 	cfg    Config
 	http   *http.Client
 	last   atomic.Pointer[answers]
 	failed bool   // Run's: the last question had no answer
-	raw    []byte // Run's: what the last answers were
+	raw    []byte // Run's: the last answers
 }
 
-// answers is what the agent said: immutable.
+// answers are the agent's, parsed. Immutable.
 type answers struct {
 	Cluster              string
 	ContainerInstanceArn string
@@ -73,7 +74,7 @@ type agentContainer struct {
 	}
 }
 
-// New returns a client that knows nothing until Run has asked. An error names the field of cfg.
+// New returns a client without answers; Run asks. An error names the field of cfg.
 func New(cfg Config) (*Client, error) {
 	u, err := url.Parse(cfg.URL)
 	switch {
@@ -94,8 +95,8 @@ func New(cfg Config) (*Client, error) {
 	}}, nil
 }
 
-// Run asks at once and then every cfg.Every, until ctx ends. An agent that does not answer is no error:
-// it may come, and what it said before is kept. One Run at a time.
+// Run asks at once and then every cfg.Every, until ctx ends. An agent that does not answer is no
+// error: it may start later, and its last answers are kept. One Run at a time.
 func (c *Client) Run(ctx context.Context) {
 	tick := time.NewTicker(c.cfg.Every)
 	defer tick.Stop()
@@ -114,9 +115,9 @@ func (c *Client) Run(ctx context.Context) {
 func (c *Client) logChange(err error) {
 	switch {
 	case err != nil && !c.failed:
-		c.cfg.Log.Info("no answer from the ECS agent's introspection API", zap.Error(err))
+		c.cfg.Log.Info("the ECS agent's introspection API does not answer", zap.Error(err))
 	case err == nil && (c.failed || c.last.Load() == nil):
-		c.cfg.Log.Info("ECS agent's introspection API answers")
+		c.cfg.Log.Info("the ECS agent's introspection API answers")
 	}
 	c.failed = err != nil
 }
@@ -173,7 +174,7 @@ func (c *Client) get(ctx context.Context, path string) ([]byte, error) {
 	return b, nil
 }
 
-// errNotAgent: the API answers any path with 200, and so may whatever else has the port.
+// errNotAgent: the API answers any path with 200, and so may another server on the port.
 var errNotAgent = errors.New("agent: no cluster in /v1/metadata")
 
 func parse(metadata, tasks []byte) (*answers, error) {
@@ -196,14 +197,14 @@ func parse(metadata, tasks []byte) (*answers, error) {
 	return a, nil
 }
 
-// Enrich adds to t, which must not be published yet, what the agent said of it. A task that the agent
-// does not know is left alone.
+// Enrich adds to t the agent's facts about it. t must not be published yet. A task that the agent
+// does not know stays as it is.
 //
 //   - Cluster and ContainerInstanceARN are the agent's.
 //   - KnownStatus and DesiredStatus move forward to the agent's if that is further along
-//     (CREATED < RUNNING < STOPPED), never back: the answer may be older than what Docker just
-//     said, and the agent's PENDING says less than the state derived from the containers. When a task
-//     is to stop, so are its containers.
+//     (CREATED < RUNNING < STOPPED), never back: the answer may be older than Docker's last event,
+//     and the agent's PENDING says less than the state derived from the containers. When a task is
+//     to stop, so are its containers.
 //   - A container without port bindings gets those of the task definition; one without networks
 //     those of the task's elastic network interface, and the pause container with it.
 func (c *Client) Enrich(t *task.Task) {
@@ -247,7 +248,7 @@ func (c *Client) Enrich(t *task.Task) {
 	}
 }
 
-// order of the statuses that both sides know.
+// order ranks the statuses that Docker's containers and the agent have in common.
 var order = map[task.Status]int{task.StatusCreated: 1, task.StatusRunning: 2, task.StatusStopped: 3}
 
 func later(derived task.Status, agents string) task.Status {

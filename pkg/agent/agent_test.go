@@ -192,7 +192,7 @@ func TestRun(t *testing.T) {
 	}()
 	<-changed
 	m.Store("broken")
-	expect.Until(t, "the log to say that there is no answer", func() bool { return logs.FilterMessageSnippet("no answer").Len() > 0 })
+	expect.Until(t, "the log to say that there is no answer", func() bool { return logs.FilterMessageSnippet("does not answer").Len() > 0 })
 	ts.Store(`{"Tasks":[]}`)
 	m.Store(metadata)
 	<-changed
@@ -205,7 +205,7 @@ func TestRun(t *testing.T) {
 	if n := len(changed); n != 0 {
 		t.Errorf("%d changes too many", n)
 	}
-	if n := logs.FilterMessageSnippet("no answer").Len(); n != 1 {
+	if n := logs.FilterMessageSnippet("does not answer").Len(); n != 1 {
 		t.Errorf("logged the failure %d times, want once", n)
 	}
 }

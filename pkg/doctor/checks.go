@@ -20,14 +20,14 @@ import (
 
 var endpoint = loader.Endpoint.Addr()
 
-// hostEnd is the host's end of the veth into metad's namespace: it is there while metad runs.
+// hostEnd is the host's end of the veth into metad's namespace. It exists while metad runs.
 const hostEnd = "metad0"
 
 func one(name string, s Status, found, do string) []Check {
 	return []Check{{Name: name, Status: s, Found: found, Do: do}}
 }
 
-// checkKernel proves the floor, bpf_redirect_peer in a tc program, by loading one.
+// checkKernel loads a tc program that uses bpf_redirect_peer, the newest thing that metad needs.
 func checkKernel(_ context.Context, cfg Config, h *host) []Check {
 	release, major, minor, err := kernel(h)
 	if err != nil {
@@ -51,7 +51,7 @@ func checkKernel(_ context.Context, cfg Config, h *host) []Check {
 	case err != nil:
 		checks = append(checks, Check{"bpf", Fail, "load a tc program: " + err.Error(), "check that the kernel has CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF"})
 	default:
-		checks = append(checks, Check{"bpf", OK, "tc programs load, bpf_redirect_peer is there", ""})
+		checks = append(checks, Check{"bpf", OK, "tc programs load, bpf_redirect_peer exists", ""})
 	}
 	if jit, err := h.readFile("/proc/sys/net/core/bpf_jit_enable"); err == nil && strings.TrimSpace(string(jit)) == "0" {
 		checks = append(checks, Check{"bpf jit", Warn, "off: every packet of every container is interpreted", "sysctl -w net.core.bpf_jit_enable=1"})
@@ -71,8 +71,8 @@ func kernel(h *host) (release string, major, minor int, err error) {
 	return release, major, minor, nil
 }
 
-// checkCapabilities: beside what the loader needs, SYS_PTRACE opens /proc/<pid>/ns/net of a container, and
-// SYS_RESOURCE lifts RLIMIT_MEMLOCK before 5.11.
+// checkCapabilities: beside what the loader needs, SYS_PTRACE opens /proc/<pid>/ns/net of a
+// container, and SYS_RESOURCE lifts RLIMIT_MEMLOCK before 5.11.
 func checkCapabilities(_ context.Context, _ Config, h *host) []Check {
 	const name = "capabilities"
 	status, err := h.readFile("/proc/thread-self/status")
@@ -104,14 +104,14 @@ func checkCapabilities(_ context.Context, _ Config, h *host) []Check {
 func checkBTF(_ context.Context, _ Config, h *host) []Check {
 	const vmlinux = "/sys/kernel/btf/vmlinux"
 	if _, err := h.readFile(vmlinux); err != nil {
-		return one("btf", Warn, "no "+vmlinux, "metad works without; bpftool and tracers show less. A kernel with CONFIG_DEBUG_INFO_BTF has it")
+		return one("btf", Warn, "no "+vmlinux, "metad works without it; bpftool and tracers show less. A kernel with CONFIG_DEBUG_INFO_BTF has it")
 	}
 	return one("btf", OK, vmlinux, "")
 }
 
 func checkBPFFS(_ context.Context, cfg Config, h *host) []Check {
 	const name = "bpffs"
-	// The pin directory may not be there yet: what counts is where it would be made.
+	// The pin directory may not exist yet: then the place where it would be made counts.
 	for dir := cfg.PinDir; ; dir = path.Dir(dir) {
 		switch t, err := h.fsType(dir); {
 		case errors.Is(err, fs.ErrNotExist) && dir != path.Dir(dir):
@@ -178,13 +178,13 @@ func checkRunning(ctx context.Context, cfg Config, h *host) []Check {
 	case err != nil && !running:
 		return one(name, OK, "not running", "")
 	case err != nil:
-		return one(name, Warn, hostEnd+" is there, but "+cfg.AdminAddr+" does not answer: "+err.Error(),
-			"left by a kill it goes within seconds; else metad hangs, or was started with another --admin")
+		return one(name, Warn, hostEnd+" exists, but "+cfg.AdminAddr+" does not answer: "+err.Error(),
+			"after a kill it is gone within seconds; otherwise metad hangs, or was started with another --admin")
 	case status != 200:
-		return one(name, Fail, "runs and is not ready: "+strings.TrimSpace(string(body)), "see its log")
+		return one(name, Fail, "runs but is not ready: "+strings.TrimSpace(string(body)), "see metad's log")
 	case !running:
 		return one(name, Fail, cfg.AdminAddr+" answers, but there is no "+hostEnd+" in this network namespace",
-			"run metad and this command in the host's network namespace; free the address if something else has it")
+			"run metad and this command in the host's network namespace; free the address if another program has it")
 	}
 	return one(name, OK, "runs and is ready", "")
 }
@@ -198,7 +198,7 @@ func find(links []netlink.Link, name string) netlink.Link {
 	return nil
 }
 
-// checkBridges looks at every watched bridge, its ports, and who else has programs there.
+// checkBridges looks at every watched bridge, its ports, and other programs on them.
 func checkBridges(_ context.Context, cfg Config, h *host) []Check {
 	links, err := h.links()
 	if err != nil {
@@ -213,7 +213,7 @@ func checkBridges(_ context.Context, cfg Config, h *host) []Check {
 	}
 	if checks == nil {
 		return one("bridges", Warn, "none matches "+strings.Join(cfg.Bridges, ", "),
-			"metad finds them when they come; if yours are called otherwise: --bridges")
+			"metad finds a bridge when it comes; if yours have other names, set --bridges")
 	}
 	return checks
 }
@@ -258,7 +258,7 @@ func checkBridge(bridge netlink.Link, links []netlink.Link, running bool, h *hos
 				continue
 			}
 			checks = append(checks, Check{name, Warn, fmt.Sprintf("%s runs before metad on %s", k, l.Attrs().Name),
-				"it must let TCP for 169.254.170.2:80 pass (TC_ACT_UNSPEC, XDP_PASS); else no request of this container arrives"})
+				"it must let TCP for 169.254.170.2:80 pass (TC_ACT_UNSPEC, XDP_PASS), or no request of this container arrives"})
 		}
 		if port && ours < 0 {
 			without = append(without, l.Attrs().Name)
@@ -271,15 +271,15 @@ func checkBridge(bridge netlink.Link, links []netlink.Link, running bool, h *hos
 	case len(without) > 0:
 		summary.Status = Warn
 		summary.Found = fmt.Sprintf("%d of %d ports without metad's program: %s", len(without), ports, list(without))
-		summary.Do = "a port that has just come has it within a second; else see metad's log for an error to attach"
+		summary.Do = "a new port has it within a second; otherwise metad's log has the error"
 	}
 	if other != nil {
-		summary.Found += "; also there: " + list(other)
+		summary.Found += "; other programs: " + list(other)
 	}
 	return append([]Check{summary}, checks...)
 }
 
-// list joins the first few.
+// list joins the first few names.
 func list(all []string) string {
 	const most = 4
 	if len(all) > most {
@@ -288,8 +288,8 @@ func list(all []string) string {
 	return strings.Join(all, ", ")
 }
 
-// checkBridgeNetfilter: with br_netfilter the host's iptables see what crosses a bridge, which happens
-// after a port's tc hook and before the bridge device's.
+// checkBridgeNetfilter: with br_netfilter the host's iptables see the packets that cross a bridge,
+// after the port's tc hook and before the bridge device's.
 func checkBridgeNetfilter(_ context.Context, _ Config, h *host) []Check {
 	const name = "br_netfilter"
 	b, err := h.readFile("/proc/sys/net/bridge/bridge-nf-call-iptables")
@@ -312,7 +312,7 @@ func checkAddress(_ context.Context, _ Config, h *host) []Check {
 		case c.iface == hostEnd:
 		case !c.route && c.what.Addr() == endpoint:
 			checks = append(checks, Check{name, Warn, fmt.Sprintf("%s has %s", c.iface, endpoint),
-				"nobody reaches it there while metad runs; remove it"})
+				"containers of watched bridges do not reach it while metad runs; remove it"})
 		case c.route && c.what.Contains(endpoint) && c.what.Bits() >= 24:
 			checks = append(checks, Check{name, Warn, fmt.Sprintf("%s is a network of %s: another endpoint may be there", c.what, c.iface),
 				"containers of watched bridges get metad's answer; remove the network, or leave its bridge out of --bridges"})
@@ -324,13 +324,13 @@ func checkAddress(_ context.Context, _ Config, h *host) []Check {
 	return checks
 }
 
-// checkRules reports what the firewall says of the endpoint. metad's packets cross none of it; the rules count
-// for packets that metad does not take, and for all of them while it does not run.
+// checkRules reports the firewall's rules about the endpoint. metad's packets cross none of them.
+// The rules apply to packets that metad does not take, and to all packets while it does not run.
 func checkRules(ctx context.Context, _ Config, h *host) []Check {
 	const name = "rules"
 	rules, err := h.rules(ctx, endpoint)
 	if err != nil {
-		return one(name, Warn, err.Error(), "not seen: install nft or iptables to have them checked")
+		return one(name, Warn, err.Error(), "rules are not checked: install nft or iptables")
 	}
 	var checks []Check
 	for _, r := range rules {
@@ -361,7 +361,7 @@ func checkDocker(ctx context.Context, cfg Config, h *host) []Check {
 		base = "http://" + rest
 	}
 	status, body, err := h.get(ctx, base+"/version")
-	do := "start it, or tell where it is: --docker-host"
+	do := "start it, or say where it is by --docker-host"
 	if errors.Is(err, unix.EACCES) {
 		do = "run as root"
 	}
@@ -375,7 +375,7 @@ func checkDocker(ctx context.Context, cfg Config, h *host) []Check {
 	return one(name, OK, fmt.Sprintf("%s, API %s at %s", v.Version, v.APIVersion, cfg.DockerHost), "")
 }
 
-// checkAgent: no agent is a way to run metad, half an agent is not.
+// checkAgent: metad runs well without an agent, but not with one that answers only in part.
 func checkAgent(ctx context.Context, cfg Config, h *host) []Check {
 	const name = "agent"
 	if cfg.AgentURL == "" {

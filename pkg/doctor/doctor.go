@@ -1,5 +1,5 @@
-// Package doctor looks for what could keep metad from working on this host, and says what to do
-// about it. It changes nothing.
+// Package doctor checks what could keep metad from working on this host, and says what to do about
+// it. It changes nothing.
 package doctor
 
 import (
@@ -24,7 +24,7 @@ func (s Status) String() string { return [...]string{"ok", "warn", "fail"}[s] }
 
 // Check is one finding.
 type Check struct {
-	Name   string // what was looked at: "kernel", "bridge docker0"
+	Name   string // of the thing that was checked: "kernel", "bridge docker0"
 	Status Status
 	Found  string // one line
 	Do     string // what to do about it; empty when there is nothing
@@ -71,9 +71,9 @@ type Config struct {
 	AdminAddr        string // empty: metad has none
 }
 
-// Run makes every check and returns what was found. A check that cannot be made is a finding, not
-// an error. Network namespace and capabilities are the calling thread's; ctx bounds the checks that
-// ask someone, and each of these is given up after two seconds.
+// Run makes every check and returns the findings. A check that cannot be made is a finding, not an
+// error. Network namespace and capabilities are the calling thread's. A check that asks another
+// process is given up after two seconds, or when ctx ends.
 func Run(ctx context.Context, cfg Config) Report { return run(ctx, cfg, thisHost()) }
 
 func run(ctx context.Context, cfg Config, h *host) Report {

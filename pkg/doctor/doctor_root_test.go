@@ -175,7 +175,7 @@ func TestRootDoctor(t *testing.T) {
 	f("capabilities", OK)
 	f("bpffs", OK, "/sys/fs/bpf/metad-doctor-test")
 	f("metad", Warn, "does not answer")
-	f("bridge ecs-bridge", Warn, "1 of 4 ports without metad's program: veth2; also there: ", `tc "shaper" on veth2`)
+	f("bridge ecs-bridge", Warn, "1 of 4 ports without metad's program: veth2; other programs: ", `tc "shaper" on veth2`)
 	f("bridge ecs-bridge", Warn, `tc "shaper" runs before metad on veth1`)
 	f("bridge ecs-bridge", Warn, `xdp "fence" runs before metad on veth3`)
 	if hasTCX {

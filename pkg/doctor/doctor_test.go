@@ -182,7 +182,7 @@ func TestChecks(t *testing.T) {
 	f("not running, another's program", func(h *fake) {
 		stopped(h)
 		h.hook = map[int][]hook{3: {{kind: "tc", name: "shaper"}}}
-	}, "bridge ecs-bridge", OK, `2 ports; also there: tc "shaper" on veth3`)
+	}, "bridge ecs-bridge", OK, `2 ports; other programs: tc "shaper" on veth3`)
 	f("hangs", func(h *fake) { delete(h.http, "http://127.0.0.1:51683/readyz") }, "metad", Warn, "does not answer")
 	f("other namespace", func(h *fake) { h.links = h.links[:4] }, "metad", Fail, "there is no metad0")
 	f("no admin", func(h *fake) { h.cfg.AdminAddr = "" }, "metad", OK, "no admin address")
@@ -204,7 +204,7 @@ func TestChecks(t *testing.T) {
 	f("port without", func(h *fake) { delete(h.hook, 4) }, "bridge ecs-bridge", Warn, "1 of 2 ports without metad's program: veth4")
 	f("another after ours", func(h *fake) {
 		h.hook[4] = append(h.hook[4], hook{kind: "tc", name: "cil_from_container"})
-	}, "bridge ecs-bridge", OK, `also there: tc "cil_from_container" on veth4`)
+	}, "bridge ecs-bridge", OK, `other programs: tc "cil_from_container" on veth4`)
 	f("another before ours", func(h *fake) {
 		h.hook[4] = []hook{{kind: "tcx", name: "shaper"}, {kind: "tcx", name: "metad_port"}}
 	}, "bridge ecs-bridge", Warn, `tcx "shaper" runs before metad on veth4`)

@@ -26,7 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// host is what the checks ask; a test has its own answers.
+// host answers the checks' questions; a test has its own.
 type host struct {
 	readFile func(path string) ([]byte, error)
 	fsType   func(path string) (int64, error) // statfs(2)'s f_type
@@ -35,12 +35,14 @@ type host struct {
 	links   func() ([]netlink.Link, error)
 	// hooks returns the programs at an interface's ingress, in the order in which they run.
 	hooks func(ifindex int) ([]hook, error)
-	// claims returns what else the host has for 169.254.170.2: addresses and routes of its interfaces.
+	// claims returns the addresses and routes of the host's interfaces, any of which may claim
+	// 169.254.170.2.
 	claims func() ([]claim, error)
-	// rules returns the firewall's rules that name addr or a network with it. Tools that are not there are
-	// left out; it is an error if there is none.
+	// rules returns the firewall's rules that name addr or a network with it. A tool that is
+	// not installed is left out; it is an error if none is.
 	rules func(ctx context.Context, addr netip.Addr) ([]rule, error)
-	// get returns the body of an HTTP answer, whatever its status; url may be "unix:///socket/path:/url/path".
+	// get returns the body of an HTTP answer, whatever its status; url may be
+	// "unix:///socket/path:/url/path".
 	get func(ctx context.Context, url string) (status int, body []byte, err error)
 }
 
@@ -80,7 +82,8 @@ func thisHost() *host {
 			return int64(st.Type), nil
 		},
 		program: func() error {
-			// Before 5.11 memory of BPF objects counts against RLIMIT_MEMLOCK. An error shows in the load.
+			// Before 5.11 memory of BPF objects counts against RLIMIT_MEMLOCK. An error
+			// shows in the load.
 			_ = rlimit.RemoveMemlock()
 			return features.HaveProgramHelper(ebpf.SchedCLS, asm.FnRedirectPeer)
 		},
@@ -130,7 +133,7 @@ func ingressHooks(ifindex int) ([]hook, error) {
 	return hooks, nil
 }
 
-// programName returns "" for a program that is gone or may not be seen.
+// programName returns "" for a program that is gone or that the caller may not see.
 func programName(id ebpf.ProgramID) string {
 	p, err := ebpf.NewProgramFromID(id)
 	if err != nil {
@@ -179,8 +182,8 @@ func prefix(n *net.IPNet) netip.Prefix {
 	return netip.PrefixFrom(addr.Unmap(), bits)
 }
 
-// rules asks each tool that is there. nft shows what iptables-nft made too; iptables-legacy has
-// tables of its own.
+// rules asks each tool that is installed. nft also shows the rules made by iptables-nft;
+// iptables-legacy has tables of its own.
 func rules(ctx context.Context, addr netip.Addr) ([]rule, error) {
 	var found []rule
 	var errs []error
@@ -248,8 +251,8 @@ func parseRules(out []byte, addr netip.Addr) []rule {
 	return found
 }
 
-// names reports whether word is addr or a network around it that is no larger than a /16: a larger
-// one is not about the endpoint.
+// names reports whether word is addr, or a network of at most a /16 around it. A larger network is
+// not about the endpoint.
 func names(word string, addr netip.Addr) bool {
 	word = strings.Trim(word, "{},!")
 	if a, err := netip.ParseAddr(word); err == nil {

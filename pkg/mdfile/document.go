@@ -1,6 +1,7 @@
 package mdfile
 
 import (
+	"cmp"
 	"encoding/json"
 	"net"
 	"strconv"
@@ -10,8 +11,8 @@ import (
 	"metad/pkg/task"
 )
 
-// StatusReady is the value of MetadataFileStatus once everything in the file is there. The key is
-// absent before that; no other value exists.
+// StatusReady is the value of MetadataFileStatus once the file is complete. The key is absent before
+// that; no other value exists.
 const StatusReady = "READY"
 
 // Document is the metadata file. The members are in the order of the file: first the ECS agent's
@@ -69,31 +70,31 @@ type Network struct {
 	IPv6Addresses []string `json:",omitempty"`
 }
 
-// Host is what the file says about the host. Empty members are left out of the file.
+// Host is the file's part about the host. Empty members are left out of the file.
 type Host struct {
-	Cluster              string // used for containers whose task does not say
-	ContainerInstanceARN string // used for containers whose task does not say
-	AvailabilityZone     string // used for containers whose task does not say
+	Cluster              string // for containers whose task has none
+	ContainerInstanceARN string // for containers whose task has none
+	AvailabilityZone     string // for containers whose task has none
 	PrivateIPv4Address   string
 	PublicIPv4Address    string
 	IPv6Address          string // only of a host without IPv4
 }
 
-// newDocument describes c, a container of t, on h. Whatever is known stands in it, but of ports and
-// networks only while the container runs: an address it had, or will have, is of no use to it. The
-// document is READY exactly then.
+// newDocument describes c, a container of t, on h. It holds everything that is known. Ports and
+// networks are in it only while the container runs: an address that it had, or will have, is of no
+// use to it. The document is READY exactly then.
 func newDocument(t *task.Task, c *task.Container, h Host) *Document {
 	d := &Document{
-		Cluster:                first(t.Cluster, h.Cluster),
-		ContainerInstanceARN:   first(t.ContainerInstanceARN, h.ContainerInstanceARN),
+		Cluster:                cmp.Or(t.Cluster, h.Cluster),
+		ContainerInstanceARN:   cmp.Or(t.ContainerInstanceARN, h.ContainerInstanceARN),
 		TaskARN:                t.ARN,
 		TaskDefinitionFamily:   t.Family,
 		TaskDefinitionRevision: t.Revision,
 		ContainerID:            c.ID,
-		ContainerName:          first(c.Name, c.DockerName),
+		ContainerName:          cmp.Or(c.Name, c.DockerName),
 		ImageID:                c.ImageID,
 		ImageName:              c.Image,
-		AvailabilityZone:       first(t.AvailabilityZone, h.AvailabilityZone),
+		AvailabilityZone:       cmp.Or(t.AvailabilityZone, h.AvailabilityZone),
 		HostPrivateIPv4Address: h.PrivateIPv4Address,
 		HostPublicIPv4Address:  h.PublicIPv4Address,
 		HostIPv6Address:        h.IPv6Address,
@@ -142,7 +143,7 @@ func (d *Document) setNetwork(t *task.Task, c *task.Container) {
 	d.NetworkMode = networkName(c.NetworkMode)
 	if len(c.Networks) > 0 {
 		n := c.Networks[0]
-		d.NetworkMode, d.IPAddress = n.Mode, first(n.IPv4Addresses...)
+		d.NetworkMode, d.IPAddress = n.Mode, cmp.Or(n.IPv4Addresses...)
 		return
 	}
 	if id, ok := strings.CutPrefix(c.NetworkMode, "container:"); ok {
@@ -200,15 +201,6 @@ func clusterARN(taskARN, cluster string) string {
 	return prefix + ":cluster/" + cluster
 }
 
-func first(s ...string) string {
-	for _, v := range s {
-		if v != "" {
-			return v
-		}
-	}
-	return ""
-}
-
 func list(s string) []string {
 	if s == "" {
 		return nil
@@ -216,11 +208,11 @@ func list(s string) []string {
 	return []string{s}
 }
 
-// LocalHost returns what can be said about the host that metad runs on: the address it uses towards
-// the world, which on EC2 is the instance's private one. No packet is sent for it.
+// LocalHost returns the facts about the host that metad runs on: the address it uses towards the
+// world, which on EC2 is the instance's private one. No packet is sent for it.
 func LocalHost(cluster, availabilityZone string) Host {
 	h := Host{Cluster: cluster, AvailabilityZone: availabilityZone}
-	h.PrivateIPv4Address = sourceAddr("udp4", "192.0.2.1:9") // TEST-NET-1: nobody's
+	h.PrivateIPv4Address = sourceAddr("udp4", "192.0.2.1:9") // TEST-NET-1, for documentation
 	if h.PrivateIPv4Address == "" {
 		h.IPv6Address = sourceAddr("udp6", "[2001:db8::1]:9")
 	}

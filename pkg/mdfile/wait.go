@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// ErrNotReady is returned by WaitFile for a file that is there but has not become READY in time.
+// ErrNotReady is returned by WaitFile for a file that exists but has not become READY in time.
 var ErrNotReady = errors.New("metadata file is not READY")
 
 // waitInterval is the time between two looks at the file.

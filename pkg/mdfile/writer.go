@@ -2,6 +2,7 @@ package mdfile
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -272,7 +273,7 @@ func (w *Writer) Reserve(t *task.Task, c *task.Container) (*Entry, error) {
 	if t.ARN != "" {
 		taskDir, err = TaskDir(t.ARN)
 	} else {
-		taskDir = path.Join(first(safe(t.Cluster), safe(w.host.Cluster), "default"), token)
+		taskDir = path.Join(cmp.Or(safe(t.Cluster), safe(w.host.Cluster), "default"), token)
 	}
 	if err != nil {
 		return nil, err

@@ -1,6 +1,6 @@
-// Package snapshot keeps the last tasks and their samples in a file, for the next process to answer
-// with before Docker has been asked. What it reads is a memory, not a fact: lookup.Table.Restore
-// believes only what the kernel's map confirms.
+// Package snapshot keeps the last tasks and their samples in a file. The next process answers with
+// them before it has asked Docker. They may be out of date: lookup.Table.Restore takes only those
+// that the kernel's map confirms.
 package snapshot
 
 import (
@@ -25,8 +25,8 @@ import (
 	"metad/pkg/task"
 )
 
-// version is of the file's shape, task.Task's included. A file of the version before is read too, for
-// the sake of an upgrade; one of any other is not.
+// version is of the file's shape, task.Task's included. A file of the version before is read too,
+// for the sake of an upgrade; one of any other is not.
 const (
 	version       = 2
 	versionBefore = 1 // samples had no V2
@@ -42,7 +42,8 @@ const (
 	defaultEvery = 5 * time.Second
 )
 
-// file is what is written: {"Version": 2, "Tasks": [{"Tag": 7, "Task": {…}, "Samples": {id: {"Read": time, "V2": 1234, "JSON": {…}}}}]}.
+// file is what is written: {"Version": 2, "Tasks": [{"Tag": 7, "Task": {…}, "Samples": {id:
+// {"Read": time, "V2": 1234, "JSON": {…}}}}]}.
 type file struct {
 	Version int
 	Tasks   []saved
@@ -60,7 +61,7 @@ type sample struct {
 	JSON json.RawMessage
 }
 
-// parse returns what was saved, nil if it is not an object or its form of v2 is none.
+// parse returns the sample, nil if its JSON is not an object or its v2 form is not one.
 func (s *sample) parse() *task.Sample {
 	if len(s.JSON) == 0 || s.JSON[0] != '{' {
 		return nil
@@ -75,8 +76,8 @@ func (s *sample) parse() *task.Sample {
 	return &task.Sample{JSON: s.JSON, V2: s.V2, Read: s.Read}
 }
 
-// Parse reads what Writer or Encode wrote. Every task that it returns is whole: containers have a
-// StatsCell, with their last sample if there is one.
+// Parse reads the output of Writer or Encode. Every task that it returns is complete: containers
+// have a StatsCell, with their last sample if there is one.
 func Parse(b []byte) ([]lookup.Saved, error) {
 	var head struct{ Version int }
 	if err := json.Unmarshal(b, &head); err != nil {
@@ -97,7 +98,7 @@ func Parse(b []byte) ([]lookup.Saved, error) {
 			return nil, fmt.Errorf("snapshot: task with tag %d: %w", s.Tag, err)
 		}
 		if tags[s.Tag] || arns[t.ARN] {
-			return nil, fmt.Errorf("snapshot: task %q with tag %d: twice", t.ARN, s.Tag)
+			return nil, fmt.Errorf("snapshot: task %q or tag %d appears twice", t.ARN, s.Tag)
 		}
 		tags[s.Tag], arns[t.ARN] = true, true
 		all = append(all, lookup.Saved{Tag: s.Tag, Task: t})
@@ -107,7 +108,7 @@ func Parse(b []byte) ([]lookup.Saved, error) {
 
 func (s *saved) parse() (*task.Task, error) {
 	if s.Tag == 0 || s.Tag&uint32(bpf.MetadTagTAG_PORT) != 0 {
-		return nil, errors.New("no task's tag")
+		return nil, errors.New("the tag is not a task's")
 	}
 	t := new(task.Task)
 	if err := json.Unmarshal(s.Task, t); err != nil {
@@ -123,7 +124,7 @@ func (s *saved) parse() (*task.Task, error) {
 	}
 	for _, c := range t.Containers {
 		if c == nil {
-			return nil, errors.New("no container where one should be")
+			return nil, errors.New("a container is null")
 		}
 		// The id is written into documents as it is.
 		if strings.Trim(c.ID, "0123456789abcdef") != "" {
@@ -137,8 +138,8 @@ func (s *saved) parse() (*task.Task, error) {
 	return t, nil
 }
 
-// Read returns the tasks that the Writer in dir wrote last. No file is no task, and so is one that
-// cannot be read or is of another version, which the log tells.
+// Read returns the tasks that the Writer in dir wrote last. Without a file there are none. A file
+// that cannot be read or has another version gives none either, and a line in the log.
 func Read(dir string, log *zap.Logger) []lookup.Saved {
 	all, err := read(filepath.Join(dir, fileName))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -191,9 +192,9 @@ func NewWriter(dir string) (*Writer, error) {
 	return &Writer{dir: dir, max: maxBytes}, nil
 }
 
-// Run writes what views returns at every interval (zero: 5s) in which something has changed, and once
-// more when ctx ends; nothing when views says that the file is another process's now. Errors are
-// logged, the first of a row.
+// Run writes the result of views at every interval (zero: 5s) in which something has changed, and
+// once more when ctx ends. It writes nothing while views says that the file belongs to another
+// process. Of several errors in a row the first is logged.
 func (w *Writer) Run(ctx context.Context, every time.Duration, views func() (v []*lookup.View, ours bool), log *zap.Logger) {
 	if every == 0 {
 		every = defaultEvery
@@ -219,8 +220,8 @@ func (w *Writer) Run(ctx context.Context, every time.Duration, views func() (v [
 	}
 }
 
-// Write puts views and their last samples into the file, unless it holds just these. Readers see the
-// old file or the new one.
+// Write puts views and their last samples into the file, unless it holds them already. Readers see
+// the old file or the new one.
 func (w *Writer) Write(views []*lookup.View) error {
 	now := identity(views)
 	if slices.Equal(now, w.last) {
@@ -233,7 +234,7 @@ func (w *Writer) Write(views []*lookup.View) error {
 	return nil
 }
 
-// identity returns what views consist of: all of it immutable, so that the same pointers are the same text.
+// identity returns the parts of views. All are immutable, so the same pointers mean the same text.
 func identity(views []*lookup.View) []any {
 	all := make([]any, 0, 4*len(views)+1)
 	all = append(all, version) // never empty: nil is a file not yet written
@@ -254,7 +255,7 @@ func (w *Writer) replace(views []*lookup.View) (err error) {
 	if err != nil {
 		return err
 	}
-	// Through a small buffer: the file may be larger than all else that metad holds.
+	// The buffer is small: the file may be larger than everything else that metad holds.
 	b := bufio.NewWriterSize(f, 64<<10)
 	err = errors.Join(w.enc.encode(b, views), b.Flush())
 	if st, e := f.Stat(); err == nil && e == nil && st.Size() > w.max {
@@ -269,10 +270,10 @@ func (w *Writer) replace(views []*lookup.View) (err error) {
 	return err
 }
 
-// encoder keeps the text of tasks, which change seldom, while samples change every second.
+// encoder keeps the text of tasks: they change seldom, while samples change every second.
 type encoder struct{ tasks map[*task.Task][]byte }
 
-// encode writes views to b, whose errors are b's to keep.
+// encode writes views to b. b keeps the errors of its own.
 func (e *encoder) encode(b interface {
 	io.Writer
 	io.StringWriter

@@ -224,8 +224,8 @@ func TestIgnored(t *testing.T) {
 	f("newer", change(`"Version":2`, `"Version":3`), 0, "version 3, want 2")
 	f("newer, and of another shape", []byte(`{"Version":3,"Tasks":{}}`), 0, "version 3, want 2")
 	f("no version", []byte(`{}`), 0, "version 0")
-	f("no tag", change(`"Tag":1`, `"Tag":0`), 0, "no task's tag")
-	f("a port's tag", change(`"Tag":1`, `"Tag":2147483649`), 0, "no task's tag")
+	f("no tag", change(`"Tag":1`, `"Tag":0`), 0, "the tag is not a task's")
+	f("a port's tag", change(`"Tag":1`, `"Tag":2147483649`), 0, "the tag is not a task's")
 	f("tag too large", change(`"Tag":1`, `"Tag":4294967296`), 0, "cannot unmarshal")
 	f("no task", []byte(`{"Version":2,"Tasks":[{"Tag":1,"Task":null}]}`), 0, "no ARN")
 	f("same tag", []byte(`{"Version":2,"Tasks":[`+one+","+strings.Replace(one, `"ARN":"text`, `"ARN":"other`, 1)+"]}"), 0, "twice")
@@ -235,7 +235,7 @@ func TestIgnored(t *testing.T) {
 	f("no address", change(`"169.254.172.2"`, `""`), 0, "endpoint invalid IP")
 	f("no port", change(`"Ifindex":42`, `"Ifindex":0`), 0, "at ifindex 0")
 	f("container id that breaks out", change(id1, `0\",\"`), 0, "container id")
-	f("no container", change(`"Containers":[`, `"Containers":[null,`), 0, "no container")
+	f("no container", change(`"Containers":[`, `"Containers":[null,`), 0, "a container is null")
 	f("null", []byte("null"), 0, "version 0")
 }
 
