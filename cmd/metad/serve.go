@@ -537,7 +537,7 @@ func (d *daemon) retry(ctx context.Context) error {
 func (d *daemon) port(ifindex int) {
 	select {
 	case <-d.wired:
-		d.follower.Poke(ifindex)
+		d.follower.PortChanged(ifindex)
 	default: // the first list is still to come
 	}
 }
@@ -551,7 +551,7 @@ func (d *daemon) portGone(ifindex int) {
 	if err := d.table.PortGone(ifindex); err != nil {
 		d.log.Error("port gone", zap.Int("ifindex", ifindex), zap.Error(err))
 	}
-	d.follower.Poke(ifindex)
+	d.follower.PortChanged(ifindex)
 }
 
 func (d *daemon) serverConfig() server.Config {

@@ -10,46 +10,35 @@ import (
 	"metad/pkg/task"
 )
 
-// publish builds the tasks that may have changed and hands over the whole set if any has.
-func (f *Follower) publish() {
-	if !f.ready {
-		return
-	}
-	first := false
-	select {
-	case <-f.synced:
-	default:
-		first = true
-	}
-	changed := first
-	for arn := range f.dirty {
-		old := f.tasks[arn]
-		if group := f.groups[arn]; len(group) == 0 {
-			delete(f.tasks, arn)
+// changed builds the tasks that may have changed, and reports whether any has.
+func (s *state) changed() (changed bool) {
+	for arn := range s.dirty {
+		old := s.tasks[arn]
+		if group := s.groups[arn]; len(group) == 0 {
+			delete(s.tasks, arn)
 			changed = changed || old != nil
 		} else {
-			f.tasks[arn] = keep(old, f.build(group))
-			changed = changed || f.tasks[arn] != old
+			s.tasks[arn] = keep(old, s.build(group))
+			changed = changed || s.tasks[arn] != old
 		}
 	}
-	clear(f.dirty)
-	if !changed {
-		return
-	}
-	f.cfg.Apply(slices.SortedFunc(maps.Values(f.tasks), func(a, b *task.Task) int { return cmp.Compare(a.ARN, b.ARN) }))
-	if first {
-		close(f.synced)
-	}
+	clear(s.dirty)
+	return changed
+}
+
+// set returns all tasks, ordered by ARN.
+func (s *state) set() []*task.Task {
+	return slices.SortedFunc(maps.Values(s.tasks), func(a, b *task.Task) int { return cmp.Compare(a.ARN, b.ARN) })
 }
 
 // build makes the task of the containers of one group, none of which is nil.
-func (f *Follower) build(group map[string]*tracked) *task.Task {
+func (s *state) build(group map[string]*tracked) *task.Task {
 	members := slices.SortedFunc(maps.Values(group), func(a, b *tracked) int {
 		return cmp.Or(a.desc.container.CreatedAt.Compare(b.desc.container.CreatedAt), cmp.Compare(a.id, b.id))
 	})
 	who := members[0].desc.identity
 	t := &task.Task{ID: who.id, ARN: who.arn, Cluster: who.cluster, Family: who.family, Revision: who.revision,
-		AvailabilityZone: f.cfg.AvailabilityZone, Settling: f.announced[who.arn] > 0}
+		AvailabilityZone: s.cfg.AvailabilityZone, Settling: s.announced[who.arn] > 0}
 	var eni *namespace
 	for _, m := range members {
 		c := m.desc.container
@@ -82,8 +71,8 @@ func (f *Follower) build(group map[string]*tracked) *task.Task {
 	if t.KnownStatus == task.StatusStopped {
 		t.DesiredStatus = task.StatusStopped
 	}
-	if f.cfg.Enrich != nil {
-		f.cfg.Enrich(t)
+	if s.cfg.Enrich != nil {
+		s.cfg.Enrich(t)
 	}
 	return t
 }

@@ -181,7 +181,7 @@ func TestFollowNewbornWaitsForNobody(t *testing.T) {
 	e := startEngine(t)
 	dir := t.TempDir()
 	var ending []string
-	for range 2 * maxUrgent {
+	for range 2 * places[priorityEvent] {
 		ending = append(ending, e.run())
 	}
 	id := e.run(func(c *container.InspectResponse) { *c.State = container.State{Status: "created"} })

@@ -268,13 +268,13 @@ func group(t testing.TB, list ...*description) map[string]*tracked {
 	return g
 }
 
-func testFollower(t testing.TB) *Follower {
+func testFollower(t testing.TB) *state {
 	t.Helper()
 	f, err := newFollower(Config{Engine: fakeEngine{}, Log: testLog(t), Apply: func([]*task.Task) {}, AvailabilityZone: "eu-west-1a"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return f
+	return f.state
 }
 
 func TestBuildAwsvpc(t *testing.T) {

@@ -271,7 +271,7 @@ func newWatched(t testing.TB, e *engine, change ...func(*Config)) *watched {
 	if w.Follower, err = newFollower(cfg); err != nil {
 		t.Fatal(err)
 	}
-	w.inode = func(pid int) uint64 { return uint64(pid) }
+	w.state.inode = func(pid int) uint64 { return uint64(pid) }
 	w.read = func(c *task.Container) (*namespace, error) {
 		w.mu.Lock()
 		f := w.readNS

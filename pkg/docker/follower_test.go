@@ -171,9 +171,9 @@ func TestFollowLostEvents(t *testing.T) {
 	e := startEngine(t)
 	stops, goes, renamed, restarted := e.run(), e.run(), e.run(), e.run()
 	w := newWatched(t, e, func(c *Config) { c.ReconcileEvery = 10 * time.Millisecond })
-	w.recheck = 1 << 30 // what the list shows must do
+	w.state.recheck = 1 << 30 // what the list shows must do
 	var ended atomic.Int64
-	w.inode = func(pid int) uint64 {
+	w.state.inode = func(pid int) uint64 {
 		if int64(pid) == ended.Load() {
 			return 0
 		}
@@ -356,7 +356,7 @@ func TestFollowSlowInspect(t *testing.T) {
 	}
 	e.mu.Unlock()
 	var last string
-	for range 3 * maxLazy {
+	for range 3 * places[priorityRecheck] {
 		last = e.run()
 		e.mu.Lock()
 		slow[last] = true
@@ -517,7 +517,7 @@ func TestFollowSettles(t *testing.T) {
 		t.Errorf("%d inspects while waiting for the CNI plugin, want 1", after-inspects)
 	}
 	close(ready)
-	w.Poke(5)
+	w.PortChanged(5)
 	w.until(t, "provisioned", func(tasks []*task.Task) bool {
 		tk, c := find(tasks, id)
 		return c != nil && c.KnownStatus == task.StatusResourcesProvisioned && len(tk.Endpoints) == 1
@@ -533,9 +533,9 @@ func TestFollowPokeOfGonePort(t *testing.T) {
 	w.mu.Lock()
 	w.readNS = func(c *task.Container) (*namespace, error) { return nil, fs.ErrNotExist }
 	w.mu.Unlock()
-	w.Poke(tk.Endpoints[0].Ifindex + 1) // another's
-	w.inode = func(int) uint64 { return 0 }
-	w.Poke(c.PID)
+	w.PortChanged(tk.Endpoints[0].Ifindex + 1) // another's
+	w.state.inode = func(int) uint64 { return 0 }
+	w.PortChanged(c.PID)
 	w.until(t, "no endpoint", func(tasks []*task.Task) bool { tk, _ := find(tasks, id); return len(tk.Endpoints) == 0 })
 }
 
@@ -651,7 +651,7 @@ func TestFollowChurn(t *testing.T) {
 				e.emit(events.ActionCreate, id)
 				if n%3 == 0 {
 					e.emit(events.ActionStart, id)
-					w.Poke(n)
+					w.PortChanged(n)
 				}
 				if n%5 == worker%5 {
 					time.Sleep(time.Millisecond)
@@ -684,13 +684,16 @@ func TestFollowChurn(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Fatal(err)
 	}
-	f := w.Follower
-	if left := len(f.containers) + len(f.groups) + len(f.announced) + len(f.dirty) + len(f.tasks) + len(f.first); left != 0 {
-		t.Errorf("left: containers %v, groups %v, announced %v, dirty %v, tasks %v, first %v", f.containers, f.groups, f.announced, f.dirty, f.tasks, f.first)
+	s := w.state
+	if left := len(s.containers) + len(s.groups) + len(s.announced) + len(s.dirty) + len(s.tasks) + len(s.unseen); left != 0 {
+		t.Errorf("left: containers %v, groups %v, announced %v, dirty %v, tasks %v, first %v", s.containers, s.groups, s.announced, s.dirty, s.tasks, s.unseen)
 	}
-	for _, q := range []*queue{&f.newborns, &f.urgent, &f.fresh, &f.lazy} {
-		if len(q.ids) > 0 {
-			t.Errorf("queue %d: %d ids are left", q.rank, len(q.ids))
+	for p, l := range w.looks.lines {
+		if len(l.ids) > 0 || l.busy > 0 {
+			t.Errorf("line %d: %d ids are left, %d looks", p, len(l.ids), l.busy)
 		}
+	}
+	if len(w.looks.subjects) > 0 {
+		t.Errorf("subjects are left: %v", w.looks.subjects)
 	}
 }

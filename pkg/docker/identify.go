@@ -6,8 +6,13 @@ import "metad/pkg/task"
 // belong to, and the container, as far as that is known before the Engine has made it. Nil if it will
 // be a task of its own: that one's id is made from the container's. Safe for concurrent use.
 func (f *Follower) Identify(labels map[string]string, name string) (*task.Task, *task.Container) {
+	return f.state.names.expect(labels, name)
+}
+
+// expect is Identify.
+func (n *naming) expect(labels map[string]string, name string) (*task.Task, *task.Container) {
 	d := &description{container: task.Container{DockerName: name, Labels: labels}}
-	d.identify(f.names)
+	d.identify(n)
 	if d.id == "" {
 		return nil, nil
 	}

@@ -8,7 +8,7 @@ import (
 
 // What is said of a container before it is there is what is said of it later.
 func TestIdentify(t *testing.T) {
-	f := &Follower{names: newNaming("us-west-2", "1", "blue")}
+	f := &Follower{state: &state{names: newNaming("us-west-2", "1", "blue")}}
 	check := func(labels map[string]string, wantARN, wantName string) {
 		t.Helper()
 		tk, c := f.Identify(labels, "given")
@@ -22,7 +22,7 @@ func TestIdentify(t *testing.T) {
 			t.Errorf("%v: got %+v, %+v", labels, tk, c)
 		}
 		later := &description{container: task.Container{ID: "0123456789", Labels: labels, DockerName: "given"}}
-		if later.identify(f.names); later.arn != wantARN || later.container.Name != wantName {
+		if later.identify(f.state.names); later.arn != wantARN || later.container.Name != wantName {
 			t.Errorf("%v: later it is %s, %s", labels, later.arn, later.container.Name)
 		}
 	}

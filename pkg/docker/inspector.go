@@ -1,0 +1,249 @@
+package docker
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// priority says which line a container waits in to be looked at.
+type priority int
+
+const (
+	priorityRecheck  priority = iota // the list has it
+	priorityCreated                  // just created
+	priorityEvent                    // something has happened to it
+	priorityStarting                 // about to run: only its namespace, without the Engine, which would not answer yet
+	priorities
+)
+
+// places are how many looks go on at once in each line. The Engine holds a container's lock while it
+// starts it, so that a look at one that is about to start takes all that time: those have places of their own.
+var places = [priorities]int{priorityRecheck: 8, priorityCreated: 64, priorityEvent: 16, priorityStarting: 16}
+
+const inspectTimeout = 10 * time.Second
+
+// inspector looks at containers: at what the Engine says of them, and into their network namespaces. It
+// decides in which order, how many at once, and when to try again. A container is looked at by one look at a
+// time, and once more if it was wanted meanwhile.
+//
+// Its methods belong to one goroutine, which calls dispatch after them, and done for each of findings.
+type inspector struct {
+	// look takes a look. It runs beside everything else, touches nothing but the finding, and ends with ctx.
+	look func(context.Context, *finding)
+	// known returns what a look begins with: the last description of a container, nil if there is none, and the
+	// process of one that is about to run, else 0.
+	known func(id string) (*description, int)
+
+	findings chan *finding // has room for all that can be under way
+	due      chan func()   // timers whose time has come: to be called
+
+	lines    [priorities]line
+	subjects map[string]*subject
+	looks    sync.WaitGroup
+	ended    chan struct{}
+
+	inspects, failures atomic.Uint64
+}
+
+// line is the containers that wait for a look of one priority.
+type line struct {
+	ids  []string
+	busy int
+}
+
+// subject is a container that is to be looked at, or was.
+type subject struct {
+	id       string
+	waits    bool     // in line, or will when the present look is done
+	line     priority // of those it is wanted in, the highest
+	inspect  bool     // the next look is at what the Engine says too
+	looking  bool
+	outdated bool // what the present look finds in the namespace is of before
+	tries    int  // failed looks in a row
+	awaits   int  // looks at a namespace that was not connected yet
+	retry    *time.Timer
+}
+
+// finding is what one look has found.
+type finding struct {
+	id        string
+	inspected bool // else only the namespace was read
+	newborn   int  // process of a container that does not run yet: its namespace was read
+	desc      *description
+	ns        *namespace
+	err       error // the Engine's
+	nsErr     error
+	outdated  bool // the container has ended since the look began: ns is of before
+
+	subject *subject
+	line    priority
+}
+
+func newInspector(look func(context.Context, *finding), known func(string) (*description, int)) *inspector {
+	room := 0
+	for _, n := range places {
+		room += n
+	}
+	return &inspector{look: look, known: known, findings: make(chan *finding, room), due: make(chan func()),
+		subjects: map[string]*subject{}, ended: make(chan struct{})}
+}
+
+// want has the container looked at: an inspect, and its namespace if it has one.
+func (in *inspector) want(id string, p priority) {
+	in.subject(id).inspect = true
+	in.wantNamespace(id, p)
+}
+
+// wantNamespace has the container's namespace read.
+func (in *inspector) wantNamespace(id string, p priority) {
+	s := in.subject(id)
+	s.stopRetry()
+	if s.waits && s.line >= p {
+		return
+	}
+	// A place left behind in another line is passed over when its turn comes.
+	s.waits, s.line = true, p
+	if !s.looking {
+		in.lines[p].ids = append(in.lines[p].ids, id)
+	}
+}
+
+func (in *inspector) subject(id string) *subject {
+	s := in.subjects[id]
+	if s == nil {
+		s = &subject{id: id}
+		in.subjects[id] = s
+	}
+	return s
+}
+
+// busy reports whether the container is being looked at or will be.
+func (in *inspector) busy(id string) bool {
+	s := in.subjects[id]
+	return s != nil && (s.waits || s.looking)
+}
+
+// hasEnded takes note that the container has ended: what a look under way finds in its namespace is of before.
+func (in *inspector) hasEnded(id string) {
+	if s := in.subjects[id]; s != nil {
+		s.outdated = s.looking
+	}
+}
+
+// forget ends the interest in a container that is gone.
+func (in *inspector) forget(id string) {
+	if s := in.subjects[id]; s != nil {
+		s.stopRetry()
+		delete(in.subjects, id)
+	}
+}
+
+// failed has the container looked at again later, and returns how often in a row a look has failed. A
+// container that has just ended fails once in the usual course of things.
+func (in *inspector) failed(id string) (tries int) {
+	in.failures.Add(1)
+	s := in.subject(id)
+	s.tries++
+	in.retryIn(s, backoff(20*time.Millisecond, s.tries, 10*time.Second), func() { in.want(id, priorityRecheck) })
+	return s.tries
+}
+
+// succeeded ends a row of failed looks.
+func (in *inspector) succeeded(id string) { in.subject(id).tries = 0 }
+
+// await has the namespace read again soon: something is about to connect it, and does not tell when it has.
+func (in *inspector) await(id string) {
+	s := in.subject(id)
+	in.retryIn(s, backoff(2*time.Millisecond, s.awaits, time.Second), func() { in.wantNamespace(id, priorityEvent) })
+	s.awaits++
+}
+
+// connected begins anew with how often await looks.
+func (in *inspector) connected(id string) { in.subject(id).awaits = 0 }
+
+// retryIn has f called after d, unless the container is looked at before.
+func (in *inspector) retryIn(s *subject, d time.Duration, f func()) {
+	if s.waits {
+		return
+	}
+	s.stopRetry()
+	var t *time.Timer
+	t = time.AfterFunc(d, func() {
+		select {
+		case in.due <- func() {
+			if s.retry == t {
+				f()
+			}
+		}:
+		case <-in.ended:
+		}
+	})
+	s.retry = t
+}
+
+func (s *subject) stopRetry() {
+	if s.retry != nil {
+		s.retry.Stop()
+		s.retry = nil
+	}
+}
+
+// dispatch starts as many looks as there are places for.
+func (in *inspector) dispatch(ctx context.Context) {
+	for p := priorities - 1; p >= 0; p-- {
+		l := &in.lines[p]
+		for l.busy < places[p] && len(l.ids) > 0 {
+			s := in.subjects[l.ids[0]]
+			l.ids = l.ids[1:]
+			if s != nil && s.waits && s.line == p && !s.looking {
+				in.start(ctx, s)
+			}
+		}
+	}
+}
+
+// start takes the look at s that is next.
+func (in *inspector) start(ctx context.Context, s *subject) {
+	f := &finding{id: s.id, subject: s, line: s.line, inspected: s.inspect && s.line != priorityStarting}
+	f.desc, f.newborn = in.known(s.id)
+	if f.inspected {
+		f.newborn = 0
+		in.inspects.Add(1)
+	}
+	s.waits, s.looking, s.outdated = false, true, false
+	s.inspect = s.inspect && !f.inspected
+	in.lines[f.line].busy++
+	in.looks.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, inspectTimeout)
+		defer cancel()
+		in.look(ctx, f)
+		in.findings <- f
+	})
+}
+
+// done ends the look that f is of, and reports whether anybody still wants to know.
+func (in *inspector) done(f *finding) bool {
+	in.lines[f.line].busy--
+	s := f.subject
+	if in.subjects[f.id] != s {
+		return false
+	}
+	f.outdated, s.looking = s.outdated, false
+	if s.waits { // asked for meanwhile: now it may stand in line
+		in.lines[s.line].ids = append(in.lines[s.line].ids, s.id)
+	} else if s.inspect { // put off
+		in.wantNamespace(s.id, priorityEvent)
+	}
+	return true
+}
+
+// close waits for the looks, whose ctx must have ended.
+func (in *inspector) close() {
+	close(in.ended)
+	in.looks.Wait()
+	for _, s := range in.subjects {
+		s.stopRetry()
+	}
+}
