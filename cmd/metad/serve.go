@@ -18,13 +18,13 @@ import (
 	"metad/pkg/agent"
 	"metad/pkg/docker"
 	"metad/pkg/dockerproxy"
-	"metad/pkg/handover"
 	"metad/pkg/loader"
 	"metad/pkg/lookup"
 	"metad/pkg/mdfile"
 	"metad/pkg/server"
 	"metad/pkg/snapshot"
 	"metad/pkg/stats"
+	"metad/pkg/takeover"
 	"metad/pkg/task"
 )
 
@@ -68,7 +68,7 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 	defer closing(engine, &err)
 
 	d := &daemon{cfg: c, log: log, wired: make(chan struct{}), ended: make(chan struct{}), frozen: true}
-	socket, pred, err := handover.Start(ctx, handover.Config{Dir: c.runDir, Layout: handoverLayout, Build: version, Log: log.Named("handover")})
+	socket, pred, err := takeover.Start(ctx, takeover.Config{Dir: c.runDir, Layout: handoverLayout, Build: version, Log: log.Named("takeover")})
 	if err != nil {
 		return runDirError(c.runDir, err)
 	}
@@ -308,7 +308,7 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 }
 
 // untilReplaced returns when ctx or parts end, with nil, or when another metad has taken over.
-func (d *daemon) untilReplaced(ctx, parts context.Context, socket *handover.Socket) *handover.Successor {
+func (d *daemon) untilReplaced(ctx, parts context.Context, socket *takeover.Socket) *takeover.Successor {
 	wait, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(parts, cancel)()

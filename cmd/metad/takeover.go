@@ -18,10 +18,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"metad/pkg/handover"
 	"metad/pkg/loader"
 	"metad/pkg/lookup"
 	"metad/pkg/snapshot"
+	"metad/pkg/takeover"
 )
 
 // handoverLayout is the version of handoverMeta and of what is in it. A metad with another one is refused,
@@ -35,15 +35,15 @@ type handoverMeta struct {
 }
 
 // give is what a successor gets. From then on this process changes nothing in the kernel.
-func (d *daemon) give() (handover.State, error) {
+func (d *daemon) give() (takeover.State, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.frozen = true
 	files, kernel, err := d.loader.OfferTakeover()
 	if err != nil {
-		return handover.State{}, err
+		return takeover.State{}, err
 	}
-	s := handover.State{Files: files}
+	s := takeover.State{Files: files}
 	tasks, err := snapshot.Encode(d.table.Views())
 	if err == nil {
 		s.Meta, err = json.Marshal(handoverMeta{kernel, tasks})
@@ -52,7 +52,7 @@ func (d *daemon) give() (handover.State, error) {
 		for _, f := range files {
 			f.Close()
 		}
-		return handover.State{}, err
+		return takeover.State{}, err
 	}
 	return s, nil
 }
@@ -65,7 +65,7 @@ func (d *daemon) resume() error {
 }
 
 // adopt is the other side of give.
-func (d *daemon) adopt(pred *handover.Predecessor) (*loader.Loader, net.Listener, []lookup.Saved, error) {
+func (d *daemon) adopt(pred *takeover.Predecessor) (*loader.Loader, net.Listener, []lookup.Saved, error) {
 	var meta handoverMeta
 	if err := json.Unmarshal(pred.Meta, &meta); err != nil {
 		return nil, nil, nil, fmt.Errorf("take over: %w", err)
@@ -80,7 +80,7 @@ func (d *daemon) adopt(pred *handover.Predecessor) (*loader.Loader, net.Listener
 
 // runDirError says what to do about an error of the takeover socket's.
 func runDirError(dir string, err error) error {
-	if errors.Is(err, handover.ErrRefused) {
+	if errors.Is(err, takeover.ErrRefused) {
 		return err
 	}
 	err = fmt.Errorf("run-dir %q: %w", dir, err)

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"metad/pkg/handover"
+	"metad/pkg/takeover"
 )
 
 func TestLockPins(t *testing.T) {
@@ -36,7 +36,7 @@ func TestLockPins(t *testing.T) {
 }
 
 func TestRunDirError(t *testing.T) {
-	if err := runDirError("/r", handover.ErrRefused); !errors.Is(err, handover.ErrRefused) || strings.Contains(err.Error(), "run-dir") {
+	if err := runDirError("/r", takeover.ErrRefused); !errors.Is(err, takeover.ErrRefused) || strings.Contains(err.Error(), "run-dir") {
 		t.Errorf("refused: got %v", err)
 	}
 	if err := runDirError("/r", fmt.Errorf("mkdir: %w", fs.ErrPermission)); !errors.Is(err, fs.ErrPermission) || !strings.HasPrefix(err.Error(), `run-dir "/r": mkdir`) {

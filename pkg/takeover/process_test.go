@@ -1,4 +1,4 @@
-package handover
+package takeover
 
 import (
 	"bufio"
@@ -20,12 +20,12 @@ import (
 	"metad/internal/expect"
 )
 
-// TestMain: with HANDOVER_NAME set the test binary is one of the processes that the tests start.
+// TestMain: with TAKEOVER_NAME set the test binary is one of the processes that the tests start.
 func TestMain(m *testing.M) {
-	if name := os.Getenv("HANDOVER_NAME"); name != "" {
+	if name := os.Getenv("TAKEOVER_NAME"); name != "" {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		defer stop()
-		if err := serveAs(ctx, name, os.Getenv("HANDOVER_DIR"), os.Getenv("HANDOVER_DIE")); err != nil {
+		if err := serveAs(ctx, name, os.Getenv("TAKEOVER_DIR"), os.Getenv("TAKEOVER_DIE")); err != nil {
 			fmt.Fprintln(os.Stderr, name+":", err)
 			os.Exit(1)
 		}
@@ -86,11 +86,11 @@ func (s *lineServer) drain() <-chan struct{} {
 	return done
 }
 
-// goods are what a process hands over.
+// goods are what the successor gets.
 type goods interface {
 	open() (net.Listener, error)
 	adopt(*Predecessor) (net.Listener, error)
-	give() (State, error)
+	offer() (State, error)
 	resume()
 	leave(owner bool) error // owner: nobody has taken over
 }
@@ -120,7 +120,7 @@ func (g *socketGoods) adopt(p *Predecessor) (_ net.Listener, err error) {
 	return g.ln, err
 }
 
-func (g *socketGoods) give() (State, error) {
+func (g *socketGoods) offer() (State, error) {
 	f, err := g.ln.(*net.TCPListener).File()
 	return State{Meta: make([]byte, 2*partMeta), Files: []*os.File{f}}, err
 }
@@ -159,7 +159,7 @@ func serveAs(ctx context.Context, name, dir, die string) error {
 		}
 	}
 	for {
-		successor, err := sock.Wait(ctx, g.give, g.resume)
+		successor, err := sock.Wait(ctx, g.offer, g.resume)
 		if err != nil {
 			<-s.drain()
 			err = errors.Join(g.leave(true), sock.Close())
@@ -194,7 +194,7 @@ func start(t *testing.T, dir, name, die string, more ...func(*exec.Cmd)) *proces
 		t.Fatal(err)
 	}
 	p := &process{name: name, cmd: exec.Command(self), done: make(chan struct{})}
-	p.cmd.Env = append(os.Environ(), "HANDOVER_NAME="+name, "HANDOVER_DIR="+dir, "HANDOVER_DIE="+die)
+	p.cmd.Env = append(os.Environ(), "TAKEOVER_NAME="+name, "TAKEOVER_DIR="+dir, "TAKEOVER_DIE="+die)
 	p.cmd.Stderr = os.Stderr
 	for _, f := range more {
 		f(p.cmd)

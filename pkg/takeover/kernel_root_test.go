@@ -1,6 +1,6 @@
 //go:build root
 
-package handover
+package takeover
 
 import (
 	"errors"
@@ -28,12 +28,12 @@ type kernelGoods struct {
 func init() {
 	plain := newGoods
 	newGoods = func(dir string) goods {
-		mode := os.Getenv("HANDOVER_ATTACH")
+		mode := os.Getenv("TAKEOVER_ATTACH")
 		if mode == "" {
 			return plain(dir)
 		}
 		return &kernelGoods{cfg: loader.Config{
-			Netns: netns.NsHandle(3), Attach: loader.AttachMode(mode), PinDir: os.Getenv("HANDOVER_PINS"),
+			Netns: netns.NsHandle(3), Attach: loader.AttachMode(mode), PinDir: os.Getenv("TAKEOVER_PINS"),
 		}}
 	}
 }
@@ -53,7 +53,7 @@ func (g *kernelGoods) adopt(p *Predecessor) (_ net.Listener, err error) {
 	return g.ln, err
 }
 
-func (g *kernelGoods) give() (State, error) {
+func (g *kernelGoods) offer() (State, error) {
 	files, meta, err := g.l.OfferTakeover()
 	// Spaces, so that it takes more than one packet and there is a step between them.
 	return State{Meta: fmt.Appendf(meta, "%*s", 2*partMeta, ""), Files: files}, err
@@ -92,7 +92,7 @@ func TestRootCrash(t *testing.T) {
 						return func() (net.Conn, error) { return k.Dial(time.Second) }
 					}, func(cmd *exec.Cmd) {
 						cmd.ExtraFiles = []*os.File{ns}
-						cmd.Env = append(cmd.Env, "HANDOVER_ATTACH="+string(mode), "HANDOVER_PINS="+pins)
+						cmd.Env = append(cmd.Env, "TAKEOVER_ATTACH="+string(mode), "TAKEOVER_PINS="+pins)
 					})
 					for _, name := range h.LinkNames() {
 						if name == "metad0" {

@@ -1,4 +1,4 @@
-package handover
+package takeover
 
 import (
 	"encoding/json"
@@ -40,8 +40,8 @@ const (
 	partMeta  = 32 << 10
 	partFiles = 253 // SCM_MAX_FD, include/net/scm.h
 
-	// What a state can be at most: the samples and documents of 1,000 tasks with 10 containers each take 60 MB
-	// and more, the files are a link for each of as many ports.
+	// Bounds of a state. The samples and documents of 1,000 tasks with 10 containers each take 60 MB
+	// and more. The files are mostly links, one for each port.
 	maxMeta  = 256 << 20
 	maxFiles = 16 << 10
 )
@@ -53,7 +53,7 @@ func (k *conn) deadline(t time.Time) { _ = k.c.SetDeadline(t) } // fails only wh
 
 func (k *conn) close() error { return k.c.Close() }
 
-// checkPeer refuses whoever is neither root nor uid.
+// checkPeer returns an error if the peer is neither root nor uid.
 func (k *conn) checkPeer(uid int) error {
 	raw, err := k.c.SyscallConn()
 	if err != nil {
@@ -96,7 +96,7 @@ func (k *conn) send(m message, files ...*os.File) error {
 	return err
 }
 
-// number returns f's descriptor. f.Fd would make the file block, also for everybody who shares it.
+// number returns f's descriptor. f.Fd would make the file blocking, also for the process that shares it.
 func number(f *os.File) (int, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
@@ -124,7 +124,7 @@ func (k *conn) receive() (message, []*os.File, error) {
 	m, fds, err := parsePacket(b[:n], oob[:oobn], flags)
 	files := make([]*os.File, len(fds))
 	for i, fd := range fds {
-		files[i] = os.NewFile(uintptr(fd), "handover")
+		files[i] = os.NewFile(uintptr(fd), "takeover")
 	}
 	if err != nil {
 		closeAll(files)

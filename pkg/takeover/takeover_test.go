@@ -1,4 +1,4 @@
-package handover
+package takeover
 
 import (
 	"bufio"
@@ -31,7 +31,7 @@ func testConfig(t *testing.T) Config {
 // shortDir is a temporary directory whose name leaves room in a socket address.
 func shortDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "handover")
+	dir, err := os.MkdirTemp("", "takeover")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,8 +45,8 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
-// holder is a process that holds, as far as a test in one process needs one.
-type holder struct {
+// predecessor is a metad that serves, as far as a test in one process needs one.
+type predecessor struct {
 	*Socket
 	given, resumed atomic.Int32
 	result         chan waited
@@ -57,15 +57,15 @@ type waited struct {
 	err       error
 }
 
-func newHolder(t *testing.T, ctx context.Context, cfg Config, give func() (State, error)) *holder {
+func newPredecessor(t *testing.T, ctx context.Context, cfg Config, offer func() (State, error)) *predecessor {
 	t.Helper()
 	s, err := Listen(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &holder{Socket: s, result: make(chan waited, 1)}
+	h := &predecessor{Socket: s, result: make(chan waited, 1)}
 	go func() {
-		successor, err := s.Wait(ctx, func() (State, error) { h.given.Add(1); return give() }, func() { h.resumed.Add(1) })
+		successor, err := s.Wait(ctx, func() (State, error) { h.given.Add(1); return offer() }, func() { h.resumed.Add(1) })
 		h.result <- waited{successor, err}
 	}()
 	t.Cleanup(func() { s.Close() })
@@ -83,7 +83,7 @@ func openFDs(t *testing.T) int {
 	return len(all)
 }
 
-// TestState hands over more than fits into one packet, both ways of it.
+// TestState: a state that does not fit into one packet, by its bytes and by its files, arrives whole.
 func TestState(t *testing.T) {
 	ctx, cfg := testContext(t), testConfig(t)
 	meta := bytes.Repeat([]byte("0123456789abcdef"), 3*partMeta/16)
@@ -102,7 +102,7 @@ func TestState(t *testing.T) {
 		return s, nil
 	}
 	before := openFDs(t)
-	h := newHolder(t, ctx, cfg, give)
+	h := newPredecessor(t, ctx, cfg, give)
 	p, err := Take(ctx, cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -126,7 +126,7 @@ func TestState(t *testing.T) {
 	}
 	w := <-h.result
 	if w.err != nil || h.given.Load() != 1 || h.resumed.Load() != 0 {
-		t.Fatalf("holder: got %v, given %d times, resumed %d", w.err, h.given.Load(), h.resumed.Load())
+		t.Fatalf("predecessor: got %v, given %d times, resumed %d", w.err, h.given.Load(), h.resumed.Load())
 	}
 	select {
 	case <-p.Left():
@@ -139,9 +139,9 @@ func TestState(t *testing.T) {
 	w.successor.Close()
 	<-p.Left()
 
-	// The socket has moved: the next one finds the new holder by it.
-	if _, err := Listen(cfg); !errors.Is(err, ErrHeld) {
-		t.Errorf("listen: got %v, want %v", err, ErrHeld)
+	// The socket has moved: the next one finds the new metad by it.
+	if _, err := Listen(cfg); !errors.Is(err, ErrInUse) {
+		t.Errorf("listen: got %v, want %v", err, ErrInUse)
 	}
 	closeAll(p.Files)
 	p.Socket.Close()
@@ -158,7 +158,7 @@ func TestLargeState(t *testing.T) {
 	ctx, cfg := testContext(t), testConfig(t)
 	cfg.Within = time.Minute // a loaded machine needs longer than a real successor may take
 	const size = 60 << 20
-	newHolder(t, ctx, cfg, func() (State, error) { return State{Meta: make([]byte, size)}, nil })
+	newPredecessor(t, ctx, cfg, func() (State, error) { return State{Meta: make([]byte, size)}, nil })
 	p, err := Take(ctx, cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -169,7 +169,7 @@ func TestLargeState(t *testing.T) {
 	}
 }
 
-// TestListenerStaysNonBlocking: the holder goes on accepting with deadlines while its listener is on the
+// TestListenerStaysNonBlocking: the predecessor goes on accepting with deadlines while its listener is on the
 // way, which it could not if the way made the socket, which both share, block.
 func TestListenerStaysNonBlocking(t *testing.T) {
 	ctx, cfg := testContext(t), testConfig(t)
@@ -178,7 +178,7 @@ func TestListenerStaysNonBlocking(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	newHolder(t, ctx, cfg, func() (State, error) {
+	newPredecessor(t, ctx, cfg, func() (State, error) {
 		f, err := ln.(*net.TCPListener).File()
 		return State{Files: []*os.File{f}}, err
 	})
@@ -208,12 +208,12 @@ func inode(t *testing.T, fd int) uint64 {
 	return st.Ino
 }
 
-// TestRefused: whoever may not take over hears why, and the holder goes on.
+// TestRefused: a process that may not take over hears why, and the predecessor goes on.
 func TestRefused(t *testing.T) {
 	f := func(name string, change func(*Config), give func() (State, error), wantGiven, wantResumed int32, want string) {
 		t.Helper()
 		ctx, cfg := testContext(t), testConfig(t)
-		h := newHolder(t, ctx, cfg, func() (State, error) {
+		h := newPredecessor(t, ctx, cfg, func() (State, error) {
 			if give != nil {
 				defer func() { give = nil }()
 				return give()
@@ -239,20 +239,20 @@ func TestRefused(t *testing.T) {
 		}
 		p.Close()
 		if w := <-h.result; w.err != nil || h.resumed.Load() != wantResumed {
-			t.Errorf("%s: holder: got %v, resumed %d times, want %d", name, w.err, h.resumed.Load(), wantResumed)
+			t.Errorf("%s: predecessor: got %v, resumed %d times, want %d", name, w.err, h.resumed.Load(), wantResumed)
 		}
 	}
 	f("older layout", func(c *Config) { c.Layout = 2; c.Build = "v0.9" }, nil, 0, 0,
-		"metad test hands over with protocol 1 and layout 3, metad v0.9 takes over with 1 and 2")
-	f("newer layout", func(c *Config) { c.Layout = 4 }, nil, 0, 0, "with 1 and 4")
+		"the running metad test has protocol 1 and layout 3, metad v0.9 has 1 and 2")
+	f("newer layout", func(c *Config) { c.Layout = 4 }, nil, 0, 0, "metad test has 1 and 4")
 	f("nothing to give", func(*Config) {}, func() (State, error) { return State{}, errors.New("links are moving") }, 1, 1,
-		"cannot hand over: links are moving")
+		"no takeover now: links are moving")
 }
 
-// TestStrangers: what connects and is no successor does not get the state, and the holder goes on.
+// TestStrangers: what connects and is no successor does not get the state, and the predecessor goes on.
 func TestStrangers(t *testing.T) {
 	ctx, cfg := testContext(t), testConfig(t)
-	h := newHolder(t, ctx, cfg, emptyState)
+	h := newPredecessor(t, ctx, cfg, emptyState)
 	f := func(name, send, want string) {
 		t.Helper()
 		c, err := net.Dial("unixpacket", cfg.path())
@@ -274,7 +274,7 @@ func TestStrangers(t *testing.T) {
 			t.Errorf("%s: got %q, want %q in it", name, b[:n], want)
 		}
 	}
-	f("newer protocol", `{"Type":"hello","Protocol":2,"Layout":3,"New":{"x":1}}`, "takes over with 2 and 3")
+	f("newer protocol", `{"Type":"hello","Protocol":2,"Layout":3,"New":{"x":1}}`, "metad  has 2 and 3")
 	f("no hello", `{"Type":"serving"}`, "want hello, got serving")
 	f("garbage", "GET / HTTP/1.1\r\n\r\n", "")
 	f("nothing", "", "")
@@ -286,7 +286,7 @@ func TestStrangers(t *testing.T) {
 	}
 }
 
-// TestTakenBack: the holder that waited too long, or is stopped, says so, and the successor that has
+// TestTakenBack: the predecessor that waited too long, or is stopped, says so, and the successor that has
 // begun to serve stops.
 func TestTakenBack(t *testing.T) {
 	f := func(name string, within time.Duration, stop bool, want string) {
@@ -295,7 +295,7 @@ func TestTakenBack(t *testing.T) {
 		cfg.Within = within
 		hctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		h := newHolder(t, hctx, cfg, emptyState)
+		h := newPredecessor(t, hctx, cfg, emptyState)
 		p, err := Take(ctx, cfg)
 		if err != nil {
 			t.Fatal(err)
@@ -310,7 +310,7 @@ func TestTakenBack(t *testing.T) {
 		p.Close()
 		if stop {
 			if w := <-h.result; !errors.Is(w.err, context.Canceled) {
-				t.Errorf("%s: holder: got %v, want %v", name, w.err, context.Canceled)
+				t.Errorf("%s: predecessor: got %v, want %v", name, w.err, context.Canceled)
 			}
 			return
 		}
@@ -321,13 +321,13 @@ func TestTakenBack(t *testing.T) {
 		}
 	}
 	f("too slow", 50*time.Millisecond, false, "did not serve in time")
-	f("holder is stopped", 0, true, "")
+	f("predecessor is stopped", 0, true, "")
 }
 
-// TestSuccessorGivesUp: closed before it served, it leaves the holder as it was.
+// TestSuccessorGivesUp: closed before it served, it leaves the predecessor as it was.
 func TestSuccessorGivesUp(t *testing.T) {
 	ctx, cfg := testContext(t), testConfig(t)
-	h := newHolder(t, ctx, cfg, emptyState)
+	h := newPredecessor(t, ctx, cfg, emptyState)
 	for want := int32(1); want <= 3; want++ {
 		p, err := Take(ctx, cfg)
 		if err != nil {
@@ -347,7 +347,7 @@ func TestSuccessorGivesUp(t *testing.T) {
 // TestStart: of many that start at once one holds, and each other takes over from one before it.
 func TestStart(t *testing.T) {
 	ctx, cfg := testContext(t), testConfig(t)
-	// What a killed holder leaves.
+	// What a killed predecessor leaves.
 	dead, err := Listen(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -430,8 +430,8 @@ func TestListen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Listen(cfg); !errors.Is(err, ErrHeld) {
-		t.Errorf("second: got %v, want %v", err, ErrHeld)
+	if _, err := Listen(cfg); !errors.Is(err, ErrInUse) {
+		t.Errorf("second: got %v, want %v", err, ErrInUse)
 	}
 	st, err := os.Stat(cfg.path())
 	if err != nil || st.Mode().Perm() != 0o600 {

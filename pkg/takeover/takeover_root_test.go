@@ -1,6 +1,6 @@
 //go:build root
 
-package handover
+package takeover
 
 import (
 	"os"
@@ -43,7 +43,7 @@ func TestRootPeer(t *testing.T) {
 		}
 	}
 
-	h := newHolder(t, ctx, cfg, emptyState)
+	h := newPredecessor(t, ctx, cfg, emptyState)
 	if err := os.Chmod(cfg.path(), 0o666); err != nil {
 		t.Fatal(err)
 	}
@@ -70,5 +70,5 @@ func TestRootPeer(t *testing.T) {
 	}
 	defer s.Close()
 	_, err = Take(ctx, other)
-	f("holder", err)
+	f("predecessor", err)
 }

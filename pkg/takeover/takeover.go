@@ -1,20 +1,21 @@
-// Package handover passes a running metad's open files (namespace, maps, programs, links, listener) to
-// the process that replaces it, so that no request fails during an upgrade.
+// Package takeover passes a running metad's open files (namespace, maps, programs, links, listener)
+// to the process that replaces it, so that no request fails during an upgrade.
 //
-// Whoever serves holds a socket (SOCK_SEQPACKET) in the run directory. A successor connects, and:
+// The metad that serves listens on a socket (SOCK_SEQPACKET) in the run directory. A successor
+// connects to it; the one that serves is its predecessor from then on:
 //
-//	successor                        holder
+//	successor                        predecessor
 //	hello {protocol, layout} ──────▶ checks uid and versions
-//	                         ◀────── refuse {reason}            and the holder goes on
-//	                         ◀────── state {meta, files} …      the holder still serves
-//	adopts, serves too
+//	                         ◀────── refuse {reason}            and the predecessor goes on
+//	                         ◀────── state {meta, files} …      the predecessor still serves
+//	opens the files, serves too
 //	serving                  ──────▶
-//	                         ◀────── accepted                   the holder stops accepting, drains, leaves
-//	                         ◀────── abort {reason}             the successor stops, the holder goes on
+//	                         ◀────── accepted                   the predecessor accepts no more, drains, leaves
+//	                         ◀────── abort {reason}             the successor stops, the predecessor goes on
 //
-// Only the holder decides. A successor that dies leaves the holder serving, also while it drains; a
-// holder that dies without an abort leaves the successor serving.
-package handover
+// Only the predecessor decides. If the successor dies, the predecessor goes on serving, also when it
+// is draining already. If the predecessor dies without an abort, the successor goes on serving.
+package takeover
 
 import (
 	"context"
@@ -39,34 +40,34 @@ const (
 	socketName = "takeover.sock"
 	lockName   = "takeover.lock"
 
-	// helloWithin bounds how long somebody who connects and says nothing keeps others waiting.
+	// helloWithin bounds how long a client that connects and says nothing keeps others waiting.
 	helloWithin   = 2 * time.Second
 	defaultWithin = 10 * time.Second
 )
 
 // Errors that a caller may want to tell apart.
 var (
-	// ErrNobody: there is no holder, or it died before it gave anything away.
+	// ErrNobody: no metad serves, or it died before it sent its state.
 	ErrNobody = errors.New("nobody to take over from")
-	// ErrHeld: somebody serves already.
-	ErrHeld = errors.New("held by another process")
-	// ErrRefused: the holder does not hand over to this process, and goes on. The text says why.
+	// ErrInUse: another metad serves already.
+	ErrInUse = errors.New("in use by another process")
+	// ErrRefused: the predecessor refuses a takeover by this process, and goes on. The text says why.
 	ErrRefused = errors.New("refused by the running metad")
-	// ErrAborted: the holder took the offer back, and goes on. Whoever gets this stops serving and leaves
-	// the kernel's state alone.
+	// ErrAborted: the predecessor ended the takeover, and goes on. The successor stops serving and
+	// leaves the kernel's state alone.
 	ErrAborted = errors.New("taken back by the running metad")
 )
 
 // Config is the same for both sides.
 type Config struct {
 	Dir    string        // where the socket is; made if missing
-	Layout uint32        // version of what State means; a holder with another one refuses
+	Layout uint32        // version of what State means; a predecessor with another one refuses
 	Build  string        // of this process, for messages
 	Within time.Duration // how long a successor may take from hello to serving; zero: 10s
 	Log    *zap.Logger   // nil: none
 
-	uid int               // who may take part, beside root; a test's own
-	at  func(step string) // told of every step; a test dies there
+	uid int               // may take part beside root; a test's own
+	at  func(step string) // called at every step; a test dies there
 }
 
 func (c Config) withDefaults() Config {
@@ -84,10 +85,10 @@ func (c Config) withDefaults() Config {
 
 func (c *Config) path() string { return filepath.Join(c.Dir, socketName) }
 
-// State is what is handed over. Its meaning is the caller's, and so is its version, Config.Layout.
+// State is what the successor gets. Its meaning is the caller's, and so is its version, Config.Layout.
 type State struct {
 	Meta []byte
-	// Files given to Wait by its give are closed once they are sent; those got from Take are the caller's.
+	// Wait closes the files that it sends. The files that Take returns are the caller's to close.
 	Files []*os.File
 }
 
@@ -96,11 +97,11 @@ func (s *State) close() {
 	s.Files = nil
 }
 
-// Start takes over from the holder of cfg.Dir, or becomes the holder if there is none; the Predecessor
-// is nil then. Of several that start at once one becomes the holder, and the others take over from it when
-// it waits. It waits until ctx ends.
+// Start takes over from the metad that serves with cfg.Dir. If there is none, it returns no
+// Predecessor, and the caller is the one that serves. Of several that start at once one is the first,
+// and each other one takes over from one before it. Start waits until ctx ends.
 //
-// Errors: ErrRefused; whoever serves goes on.
+// Errors: ErrRefused; the predecessor goes on.
 func Start(ctx context.Context, cfg Config) (*Socket, *Predecessor, error) {
 	for {
 		p, err := Take(ctx, cfg)
@@ -114,27 +115,31 @@ func Start(ctx context.Context, cfg Config) (*Socket, *Predecessor, error) {
 		if err == nil {
 			return s, nil, nil
 		}
-		if !errors.Is(err, ErrHeld) {
+		if !errors.Is(err, ErrInUse) {
 			return nil, nil, err
 		}
 	}
 }
 
-// Socket is what makes a process the holder. Its methods are not for concurrent use.
+// Socket is where successors connect: its owner is the metad that serves. Its methods are not for
+// concurrent use.
 type Socket struct {
-	cfg      Config
-	ln       *net.UnixListener
-	released atomic.Bool // a successor has it too
-	pred     *conn       // to the predecessor, if there was one; open until Close, so that no connection gets its low number
+	cfg    Config
+	ln     *net.UnixListener
+	shared atomic.Bool // another process has it too, and the name in the file system is that one's
+	// pred is the connection to the predecessor, if there was one. It is open until Close, so that no
+	// connection gets its low number.
+	pred *conn
 }
 
-// Listen makes the caller the holder. What a killed holder left is replaced. Errors: ErrHeld.
+// Listen makes the caller the metad that serves. It replaces what a killed metad left. Errors:
+// ErrInUse.
 func Listen(cfg Config) (*Socket, error) {
 	cfg = cfg.withDefaults()
 	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("takeover socket: %w", err)
 	}
-	// Between finding a dead socket and replacing it nobody else may do the same.
+	// No other process may replace the dead socket between our look at it and our replacing it.
 	lock, err := os.OpenFile(filepath.Join(cfg.Dir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("takeover lock: %w", err)
@@ -149,7 +154,7 @@ func Listen(cfg Config) (*Socket, error) {
 	addr := &net.UnixAddr{Name: cfg.path(), Net: "unixpacket"}
 	if c, err := net.DialUnix(addr.Net, nil, addr); err == nil {
 		c.Close()
-		return nil, fmt.Errorf("%s: %w", cfg.path(), ErrHeld)
+		return nil, fmt.Errorf("%s: %w", cfg.path(), ErrInUse)
 	}
 	if err := os.Remove(cfg.path()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("takeover socket: %w", err)
@@ -165,10 +170,10 @@ func Listen(cfg Config) (*Socket, error) {
 	return &Socket{cfg: cfg, ln: ln}, nil
 }
 
-// Close stops holding. The name in the file system stays if a successor has it.
+// Close ends the listening. The name in the file system stays if a successor has the socket.
 func (s *Socket) Close() error {
 	var err error
-	if !s.released.Load() {
+	if !s.shared.Load() {
 		if err = os.Remove(s.cfg.path()); errors.Is(err, fs.ErrNotExist) {
 			err = nil
 		}
@@ -180,17 +185,17 @@ func (s *Socket) Close() error {
 	return err
 }
 
-// Wait serves one successor after the other until one has taken over, and returns that one. give
-// returns what to hand over and is called when a successor is there; the caller goes on serving meanwhile.
-// If give or the takeover fails after that, resume is called and Wait goes on; the log says why.
+// Wait deals with one successor after the other until one has taken over, and returns that one. It
+// calls offer for the state when a successor has connected; the caller goes on serving meanwhile. If
+// offer or the takeover fails after that, Wait calls resume, logs why, and goes on.
 //
 // With a Successor returned the caller stops accepting connections, waits until those it has are
-// done, and exits: it takes nothing out of the kernel, the Successor has it. Should the Successor die
+// done, and exits. It takes nothing out of the kernel: the Successor has it. If the Successor dies
 // before the caller has left, the caller accepts connections again and calls Wait again.
 //
-// Returns ctx's error when it ends; a takeover that is under way is taken back then.
-func (s *Socket) Wait(ctx context.Context, give func() (State, error), resume func()) (*Successor, error) {
-	s.released.Store(false)
+// Returns ctx's error when it ends; a takeover that is under way is aborted then.
+func (s *Socket) Wait(ctx context.Context, offer func() (State, error), resume func()) (*Successor, error) {
+	s.shared.Store(false)
 	if err := s.ln.SetDeadline(time.Time{}); err != nil {
 		return nil, fmt.Errorf("takeover socket: %w", err)
 	}
@@ -208,21 +213,23 @@ func (s *Socket) Wait(ctx context.Context, give func() (State, error), resume fu
 			return nil, fmt.Errorf("takeover socket: %w", err)
 		}
 		k := &conn{c: c}
-		successor, err := s.hand(ctx, k, give, resume)
+		successor, err := s.serve(ctx, k, offer, resume)
 		if err == nil {
-			s.released.Store(true)
+			s.shared.Store(true)
 			return successor, nil
 		}
 		k.close()
 		if !errors.Is(err, errNothingSaid) {
-			s.cfg.Log.Warn("no takeover: serving on", zap.Error(err))
+			s.cfg.Log.Warn("takeover failed, serving on", zap.Error(err))
 		}
 	}
 }
 
-var errNothingSaid = errors.New("connected and said nothing") // Listen does, to see whether somebody is there
+// errNothingSaid: Listen connects and says nothing, to see whether a metad serves.
+var errNothingSaid = errors.New("connected and said nothing")
 
-func (s *Socket) hand(ctx context.Context, k *conn, give func() (State, error), resume func()) (*Successor, error) {
+// serve deals with one connection. It returns the Successor once that one has taken over.
+func (s *Socket) serve(ctx context.Context, k *conn, offer func() (State, error), resume func()) (*Successor, error) {
 	refuse := func(reason string) error {
 		_ = k.send(message{Type: typeRefuse, Reason: reason}) // it may be gone
 		return errors.New(reason)
@@ -240,19 +247,20 @@ func (s *Socket) hand(ctx context.Context, k *conn, give func() (State, error), 
 	case hello.Type != typeHello:
 		return nil, refuse(fmt.Sprintf("want %s, got %s", typeHello, hello.Type))
 	case hello.Protocol != protocol || hello.Layout != s.cfg.Layout:
-		return nil, refuse(fmt.Sprintf("metad %s hands over with protocol %d and layout %d, metad %s takes over with %d and %d: stop the one, then start the other",
+		return nil, refuse(fmt.Sprintf("the running metad %s has protocol %d and layout %d, metad %s has "+
+			"%d and %d: stop the one, then start the other",
 			s.cfg.Build, protocol, s.cfg.Layout, hello.Build, hello.Protocol, hello.Layout))
 	}
 	s.cfg.at("hello")
 	k.deadline(time.Now().Add(s.cfg.Within))
 	stop := context.AfterFunc(ctx, func() { k.deadline(time.Unix(1, 0)) })
 	defer stop()
-	state, err := give()
+	state, err := offer()
 	if err != nil {
 		resume()
-		return nil, refuse("cannot hand over: " + err.Error())
+		return nil, refuse("no takeover now: " + err.Error())
 	}
-	if err := s.giveTo(k, state); err != nil {
+	if err := s.send(k, state); err != nil {
 		k.deadline(time.Now().Add(helloWithin))
 		_ = k.send(message{Type: typeAbort, Reason: err.Error()}) // a dead one need not be told
 		resume()
@@ -268,18 +276,18 @@ func (s *Socket) hand(ctx context.Context, k *conn, give func() (State, error), 
 	return successor, nil
 }
 
-// giveTo sends the state and returns once the successor serves and has been told that it may.
-func (s *Socket) giveTo(k *conn, state State) error {
+// send sends the state and returns once the successor serves and has been told that it may.
+func (s *Socket) send(k *conn, state State) error {
 	socket, err := s.ln.File()
 	if err != nil {
 		state.close()
-		return fmt.Errorf("hand over: socket: %w", err)
+		return fmt.Errorf("send the takeover socket: %w", err)
 	}
 	state.Files = append([]*os.File{socket}, state.Files...)
 	err = k.sendState(state, func() { s.cfg.at("part") })
 	state.close()
 	if err != nil {
-		return fmt.Errorf("hand over: %w", err)
+		return fmt.Errorf("send the state: %w", err)
 	}
 	s.cfg.at("given")
 	m, _, err := k.receive()
@@ -319,15 +327,15 @@ func (s *Successor) Close() error {
 // Predecessor is the process that is being taken over from.
 type Predecessor struct {
 	State
-	Socket *Socket // the predecessor's: this process becomes the holder by it
+	Socket *Socket // the predecessor's, and this process's after Serving
 
 	cfg  Config
 	k    *conn
 	left chan struct{}
 }
 
-// Take asks the holder for its state. The holder goes on serving, and does so for good if the caller
-// dies, closes the Predecessor, or does not call Serving in time.
+// Take asks the metad that serves for its state. That one goes on serving, and does so for good if
+// the caller dies, closes the Predecessor, or does not call Serving in time.
 //
 // Errors: ErrNobody, ErrRefused.
 func Take(ctx context.Context, cfg Config) (*Predecessor, error) {
@@ -388,14 +396,14 @@ func take(k *conn, cfg Config) (*Predecessor, error) {
 	ul.SetUnlinkOnClose(false)
 	cfg.at("taken")
 	s := &Socket{cfg: cfg, ln: ul}
-	s.released.Store(true) // it is the predecessor's until Serving
+	s.shared.Store(true) // the name is the predecessor's until Serving
 	return &Predecessor{State: state, Socket: s, cfg: cfg, k: k, left: make(chan struct{})}, nil
 }
 
-// Serving tells the predecessor that this process serves, and waits for its leave to. From then on the
-// predecessor accepts no connection. A predecessor that has died meanwhile has left everything to
-// the caller. After an error, ErrAborted or ctx's, the caller stops serving, closes the
-// Predecessor, and leaves the kernel's state alone.
+// Serving tells the predecessor that this process serves, and waits until it agrees. From then on
+// the predecessor accepts no connection. If the predecessor has died meanwhile, everything is the
+// caller's. After an error, ErrAborted or ctx's, the caller stops serving, closes the Predecessor, and
+// leaves the kernel's state alone.
 func (p *Predecessor) Serving(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { p.k.deadline(time.Unix(1, 0)) })
 	defer stop()
@@ -413,7 +421,7 @@ func (p *Predecessor) Serving(ctx context.Context) error {
 		return fmt.Errorf("predecessor: want %s, got %s", typeAccepted, m.Type)
 	}
 	p.cfg.at("accepted")
-	p.Socket.released.Store(false)
+	p.Socket.shared.Store(false)
 	p.Socket.pred = p.k
 	go func() {
 		defer close(p.left)
