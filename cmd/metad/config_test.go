@@ -111,6 +111,54 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 	}
 }
 
+// A scalar of the file is the text that stands there, whatever YAML would make of it, and "off"
+// switches off what can be.
+func TestConfigFileScalarsAreText(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "metad.yaml")
+	f := func(yaml string, get func(*config) string, want string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if c, err := parse(t, "--config", file); err != nil || get(c) != want {
+			t.Errorf("%q: got %q, %v, want %q", yaml, get(c), err, want)
+		}
+	}
+	account := func(c *config) string { return c.account }
+	f("account: 012345670123", account, "012345670123")
+	f("account: 098765432109", account, "098765432109")
+	f("account: '111122223333'", account, "111122223333")
+	f("cluster: 0123", func(c *config) string { return c.cluster }, "0123")
+	f("cluster: 1e3", func(c *config) string { return c.cluster }, "1e3")
+	f("cluster: yes", func(c *config) string { return c.cluster }, "yes")
+	f("host-route: off", func(c *config) string { return c.hostRoute }, "off")
+	f("docker-proxy: off", func(c *config) string { return c.proxySocket }, "")
+	f("admin: off", func(c *config) string { return c.adminAddr }, "")
+	f("agent-url: off", func(c *config) string { return c.agentURL }, "")
+	f("agent-introspection-url: off", func(c *config) string { return c.introspection }, "")
+	f("rps-limit: off", func(c *config) string { return c.rpsLimit }, "")
+	f("bridges: [0x10, br-1]", func(c *config) string { return strings.Join(c.bridges, " ") }, "0x10 br-1")
+	f("# nothing\n", account, "000000000000")
+	f("", account, "000000000000")
+}
+
+// An empty value, a list for a key that has none, and a key given twice are errors that name the key.
+func TestConfigFileNamesTheKey(t *testing.T) {
+	f := func(yaml, want string) {
+		t.Helper()
+		if _, err := parseConfig([]byte(yaml)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want %q", yaml, err, want)
+		}
+	}
+	for _, empty := range []string{"docker-proxy:", `docker-proxy: ""`, "docker-proxy: ~", "docker-proxy: null", "docker-proxy: []", "docker-proxy: [a, ]\ncluster: [~]"} {
+		f(empty, ": empty")
+	}
+	f("agent-url:", "agent-url: empty")
+	f("cluster: a\ncluster: b", "cluster")
+	f("- cluster", "want the flags' names as keys")
+	f("bridges: [[a]]\ncluster: {a: b}", "cluster: want a value or a list")
+}
+
 // The agent starts with any value of its own variables (L09), so metad does.
 func TestConfigOfTheAgent(t *testing.T) {
 	t.Setenv("METAD_CONFIG", os.DevNull)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"net"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -11,36 +10,20 @@ import (
 )
 
 func (d *daemon) adminConfig() admin.Config {
-	return admin.Config{
-		Addr:  d.cfg.adminAddr,
-		PProf: d.cfg.pprof,
-		Ready: func() error { return ready(d.follower.Synced(), d.armed.Load()) },
-		Tasks: d.tasks,
-		Collectors: []prometheus.Collector{
-			collectors.NewGoCollector(),
-			collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-			&metrics{d: d},
-		},
+	cfg := d.cfg.adminConfig()
+	cfg.Ready, cfg.Tasks = d.tasks.ready, d.shown
+	cfg.Collectors = []prometheus.Collector{
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		&metrics{d: d},
 	}
+	return cfg
 }
 
-// ready says why containers are not answered from a complete list, nil if they are.
-func ready(synced <-chan struct{}, armed bool) error {
-	select {
-	case <-synced:
-	default:
-		return errors.New("the Docker Engine has not answered yet")
-	}
-	if !armed {
-		return errors.New("packets are not redirected")
-	}
-	return nil
-}
-
-// tasks is what /v1/tasks shows.
-func (d *daemon) tasks(stats bool) admin.Tasks {
+// shown is what /v1/tasks shows.
+func (d *daemon) shown(stats bool) admin.Tasks {
 	out := admin.Tasks{Version: version, Tasks: []admin.Task{}}
-	for _, v := range d.table.Views() {
+	for _, v := range d.tasks.table.Views() {
 		t := v.Task
 		at := admin.Task{ARN: t.ARN, ID: t.ID, Family: t.Family, Revision: t.Revision, Status: string(t.KnownStatus), Tag: v.Tag,
 			Endpoints: []admin.Endpoint{}, Containers: []admin.Container{}}
@@ -97,24 +80,24 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v int) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v))
 	}
-	if verdicts, err := m.d.loader.Verdicts(); err != nil {
+	if verdicts, err := m.d.own.loader.Verdicts(); err != nil {
 		ch <- prometheus.NewInvalidMetric(descVerdicts, err)
 	} else {
 		for _, v := range verdicts {
 			counter(descVerdicts, v.Packets, v.Name)
 		}
 	}
-	l := m.d.loader.Status()
+	l := m.d.own.loader.Status()
 	gauge(descPorts, l.Ports)
 	gauge(descPending, l.Pending)
 	gauge(descUnhooked, l.NotAttached)
 	counter(descAttach, l.AttachErrors)
-	gauge(descTasks, len(m.d.table.Views()))
-	counter(descConflict, m.d.table.Conflicts())
-	counter(descCopied, m.d.table.EndpointConflicts())
-	counter(descTurned, m.d.table.TurnedAway())
+	gauge(descTasks, len(m.d.tasks.table.Views()))
+	counter(descConflict, m.d.tasks.table.Conflicts())
+	counter(descCopied, m.d.tasks.table.EndpointConflicts())
+	counter(descTurned, m.d.tasks.table.TurnedAway())
 
-	s := m.d.server.Load().Counters()
+	s := m.d.endpoint.counters()
 	gauge(descOpen, s.Open)
 	counter(descRefused, s.Refused)
 	gauge(descWaiting, s.Waiting)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"go.uber.org/zap"
@@ -17,28 +18,44 @@ import (
 // fullMap is a kernel map without room, unless room is set.
 type fullMap struct{ room bool }
 
-func (m *fullMap) Put(netip.Addr, *bpf.MetadTaskValue) error {
+func (m *fullMap) Put(netip.Addr, *bpf.TaskValue) error {
 	if !m.room {
 		return errors.New("map full")
 	}
 	return nil
 }
-func (*fullMap) Delete(netip.Addr) error                             { return nil }
-func (*fullMap) Entries() (map[netip.Addr]bpf.MetadTaskValue, error) { return nil, nil }
+func (*fullMap) Delete(netip.Addr) error                        { return nil }
+func (*fullMap) Entries() (map[netip.Addr]bpf.TaskValue, error) { return nil, nil }
 
+// metad is ready only when a complete list is known and packets come here.
 func TestReady(t *testing.T) {
-	open, closed := make(chan struct{}), make(chan struct{})
-	close(closed)
-	f := func(synced chan struct{}, armed, want bool) {
+	p := &publisher{log: zap.NewNop(), table: lookup.New(&fullMap{room: true}, zap.NewNop())}
+	f := func(what, want string) {
 		t.Helper()
-		if err := ready(synced, armed); (err == nil) != want {
-			t.Errorf("synced %v, armed %v: got %v", synced == closed, armed, err)
+		if err := p.ready(); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", what, err, want)
 		}
 	}
-	f(open, false, false)
-	f(open, true, false)
-	f(closed, false, false)
-	f(closed, true, true)
+	const noList, notHere = "the Docker Engine has not answered yet", "packets are not redirected"
+	f("at the start", noList)
+	p.to(filling)
+	if err := p.serve(func() error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	f("serving without a list", noList)
+	p.to(filling)
+	p.apply(nil)
+	f("filling, with a list", notHere)
+	p.to(serving)
+	f("serving", "")
+	if err := p.offer(); err != nil {
+		t.Fatal(err)
+	}
+	f("offering", "")
+	p.to(replaced)
+	f("replaced", notHere)
+	p.to(stopping)
+	f("stopping", notHere)
 }
 
 func TestTasksOfTheTable(t *testing.T) {
@@ -51,10 +68,10 @@ func TestTasksOfTheTable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &daemon{table: table}
+	d := &daemon{tasks: &publisher{table: table}}
 	f := func(stats bool, want string) {
 		t.Helper()
-		if got, err := json.Marshal(d.tasks(stats).Tasks); err != nil || string(got) != want {
+		if got, err := json.Marshal(d.shown(stats).Tasks); err != nil || string(got) != want {
 			t.Errorf("stats %v: got %s, %v\nwant %s", stats, got, err, want)
 		}
 	}
@@ -65,19 +82,19 @@ func TestTasksOfTheTable(t *testing.T) {
 	f(true, head+`,"Stats":{"read":"x"}`+tail)
 }
 
-// What cannot be served is told once, however often it is tried.
+// An address that cannot be served is logged once, however often it is tried.
 func TestUnservedIsToldOnce(t *testing.T) {
 	core, logs := observer.New(zap.InfoLevel)
 	kernel := &fullMap{}
-	d := &daemon{table: lookup.New(kernel, zap.NewNop()), log: zap.New(core)}
+	p := &publisher{log: zap.New(core), table: lookup.New(kernel, zap.NewNop()), state: filling}
 	tasks := []*task.Task{{ID: "t1", ARN: "arn:t1", Endpoints: []task.Endpoint{{Addr: netip.MustParseAddr("172.17.0.2"), Ifindex: 12}}}}
 	for range 3 {
-		d.logServed(d.table.Apply(tasks))
-		d.logServed(d.table.Retry())
+		p.apply(tasks)
+		p.retry()
 	}
 	kernel.room = true
 	for range 3 {
-		d.logServed(d.table.Retry())
+		p.retry()
 	}
 	var got []string
 	for _, e := range logs.All() {

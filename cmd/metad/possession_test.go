@@ -11,30 +11,6 @@ import (
 	"metad/pkg/takeover"
 )
 
-func TestLockPins(t *testing.T) {
-	dir := t.TempDir() + "/metad"
-	first, err := lockPins(t.Context(), dir, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := lockPins(t.Context(), dir, 0); err == nil || !strings.Contains(err.Error(), `pin-dir "`+dir+`": another metad`) {
-		t.Errorf("second: got %v, want an error that names the field", err)
-	}
-	if err := first.Close(); err != nil {
-		t.Fatal(err)
-	}
-	again, err := lockPins(t.Context(), dir, 0)
-	if err != nil {
-		t.Fatalf("after the first has left: %v", err)
-	}
-	again.Close()
-	if l, err := lockPins(t.Context(), dir+"/none/metad", 0); err != nil { // for the loader to tell
-		t.Errorf("no such directory: %v", err)
-	} else if err := l.Close(); err != nil {
-		t.Error(err)
-	}
-}
-
 func TestRunDirError(t *testing.T) {
 	if err := runDirError("/r", takeover.ErrRefused); !errors.Is(err, takeover.ErrRefused) || strings.Contains(err.Error(), "run-dir") {
 		t.Errorf("refused: got %v", err)

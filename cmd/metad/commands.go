@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"time"
 
 	"github.com/urfave/cli/v3"
@@ -15,17 +14,6 @@ import (
 	"metad/pkg/loader"
 	"metad/pkg/mdfile"
 )
-
-// flagsNamed returns those of serve's flags that another command has too.
-func (c *config) flagsNamed(names ...string) []cli.Flag {
-	var out []cli.Flag
-	for _, f := range c.flags() {
-		if slices.Contains(names, f.Names()[0]) {
-			out = append(out, f)
-		}
-	}
-	return out
-}
 
 func doctorCommand(stdout io.Writer) *cli.Command {
 	var c config
@@ -37,8 +25,7 @@ func doctorCommand(stdout io.Writer) *cli.Command {
 			if c.file.err != nil {
 				return c.file.err
 			}
-			report := doctor.Run(ctx, doctor.Config{Bridges: c.bridges, Attach: c.attach, PinDir: c.pinDir, DockerHost: c.dockerHost,
-				AgentURL: c.agentURL, IntrospectionURL: c.introspection, AdminAddr: c.adminAddr})
+			report := doctor.Run(ctx, c.doctorConfig())
 			if _, err := report.WriteTo(stdout); err != nil {
 				return err
 			}
@@ -61,11 +48,11 @@ func detachCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			lock, err := lockPins(ctx, c.pinDir, lockTime)
+			lock, err := loader.LockPinDir(ctx, c.pinDir, lockTime)
 			if err != nil {
 				return err
 			}
-			return errors.Join(loader.Detach(loader.Config{Bridges: c.bridges, PinDir: c.pinDir, Log: log}), lock.Close())
+			return errors.Join(loader.Detach(c.loaderConfig(log)), lock.Close())
 		},
 	}
 }

@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"github.com/docker/docker/client"
+	"go.uber.org/zap"
+
+	"metad/pkg/agent"
+	"metad/pkg/docker"
+	"metad/pkg/dockerproxy"
+	"metad/pkg/loader"
+	"metad/pkg/lookup"
+	"metad/pkg/mdfile"
+	"metad/pkg/server"
+	"metad/pkg/stats"
+	"metad/pkg/takeover"
+	"metad/pkg/task"
+)
+
+// daemon is the parts of a running metad, and what one is to the other.
+type daemon struct {
+	cfg *config
+	log *zap.Logger
+
+	own         *possession
+	engine      *client.Client
+	tasks       *publisher
+	follower    *docker.Follower
+	agent       *agent.Client // nil: none
+	sampler     *stats.Sampler
+	closeStats  func() // after the sampler's Run
+	files       *mdfile.Writer
+	proxySocket atomic.Pointer[dockerproxy.Socket] // of the proxy that serves; nil: none yet
+	endpoint    *endpoint
+}
+
+// newDaemon makes the parts. None of them does anything yet.
+func newDaemon(c *config, log *zap.Logger, own *possession) (_ *daemon, err error) {
+	d := &daemon{cfg: c, log: log, own: own}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close())
+		}
+	}()
+	if d.engine, err = c.engine(); err != nil {
+		return nil, err
+	}
+	d.tasks = &publisher{log: log, table: lookup.New(own.loader, log.Named("lookup"))}
+	if d.sampler, d.closeStats, err = c.sampler(d.engine, log); err != nil {
+		return nil, err
+	}
+	cfg := c.followerConfig(d.engine, log)
+	cfg.Apply, cfg.Enrich = d.tasks.apply, d.enrich
+	if d.follower, err = docker.New(cfg); err != nil {
+		return nil, err
+	}
+	if d.agent, err = c.agentClient(d.follower.Refresh, log); err != nil {
+		return nil, err
+	}
+	if d.files, err = c.fileWriter(log); err != nil {
+		return nil, err
+	}
+	return d, d.tasks.restore(own.saved)
+}
+
+// Close frees what newDaemon took. The parts have been stopped.
+func (d *daemon) Close() error {
+	var errs []error
+	if d.engine != nil {
+		errs = append(errs, d.engine.Close())
+	}
+	if d.follower != nil {
+		errs = append(errs, d.follower.Close())
+	}
+	if d.files != nil {
+		errs = append(errs, closeWithin(looseTime, d.files))
+	}
+	return errors.Join(errs...)
+}
+
+// closeWithin returns when c is closed, but after t in any case: a disk may hold c up for as long as
+// it likes.
+func closeWithin(t time.Duration, c io.Closer) error {
+	closed := make(chan error, 1)
+	go func() { closed <- c.Close() }()
+	select {
+	case err := <-closed:
+		return err
+	case <-time.After(t):
+		return nil
+	}
+}
+
+// enrich adds what only the ECS agent knows.
+func (d *daemon) enrich(t *task.Task) {
+	if d.agent != nil {
+		d.agent.Enrich(t)
+	}
+}
+
+// listen has containers' connections accepted.
+func (d *daemon) listen(parts *parts) error {
+	ln, err := d.own.listener()
+	if err != nil {
+		return err
+	}
+	d.endpoint = &endpoint{ln: ln, parts: parts, log: d.log, make: func() (*server.Server, error) {
+		return server.New(d.cfg.serverConfig(samples{d.sampler}, d.log), d.tasks.table)
+	}}
+	if err := d.endpoint.start(); err != nil {
+		return errors.Join(err, ln.Close())
+	}
+	return nil
+}
+
+// run starts all parts but the endpoint.
+func (d *daemon) run(parts *parts) {
+	if !d.cfg.disableMetrics {
+		sets := d.tasks.mailbox()
+		parts.run(func(ctx context.Context) error { sets.each(ctx, d.sampler.Apply); return nil })
+	}
+	files := d.tasks.mailbox()
+	parts.runLoose("metadata files", func(ctx context.Context) { d.keepFiles(ctx, files) })
+	parts.run(d.sample)
+	d.tasks.to(filling) // what an earlier process knew needs no list of containers
+	parts.run(d.follower.Run)
+	parts.run(d.retry)
+	parts.run(d.arm)
+	parts.run(d.own.keepLock)
+	if d.agent != nil {
+		parts.run(func(ctx context.Context) error { d.agent.Run(ctx); return nil })
+	}
+	d.runSupport(parts)
+}
+
+// sample takes the tasks' statistics.
+func (d *daemon) sample(ctx context.Context) error {
+	defer d.closeStats()
+	d.sampler.Run(ctx)
+	return nil
+}
+
+// keepFiles keeps the metadata files up to date. A file that the disk had no room for gets another
+// chance each second.
+func (d *daemon) keepFiles(ctx context.Context, sets mailbox[[]*task.Task]) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case tasks := <-sets.latest:
+			if d.tasks.publishes() {
+				d.files.Apply(tasks)
+			}
+		case <-tick.C:
+			if d.tasks.publishes() {
+				d.files.Retry()
+			}
+		}
+	}
+}
+
+// retry gives addresses that the kernel's map had no room for another chance each second.
+func (d *daemon) retry(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			d.tasks.retry()
+		}
+	}
+}
+
+// arm has packets come here. Where an earlier process's tasks are known that is at once, else when
+// every container has been looked at: until then whatever answered before metad knows more.
+func (d *daemon) arm(ctx context.Context) error {
+	known := d.follower.Synced()
+	if len(d.tasks.table.Views()) > 0 {
+		c := make(chan struct{})
+		close(c)
+		known = c
+	}
+	return d.own.arm(ctx, known, func(arm func() error) error {
+		if err := d.tasks.serve(arm); err != nil {
+			return err
+		}
+		d.log.Info("serving", zap.String("version", version), zap.Stringer("endpoint", loader.Endpoint),
+			zap.Int("tasks", len(d.tasks.table.Views())))
+		return nil
+	})
+}
+
+// untilReplaced returns the metad that has taken over, or nil when ctx ends.
+func (d *daemon) untilReplaced(ctx context.Context) *takeover.Successor {
+	succ, err := d.own.socket.Wait(ctx, d.offer, func() {
+		if err := d.resume(); err != nil {
+			d.log.Error("go on after a takeover that failed", zap.Error(err))
+		}
+	})
+	if err != nil && ctx.Err() == nil {
+		d.log.Error("no takeover is possible any more", zap.Error(err))
+		<-ctx.Done()
+	}
+	return succ
+}
+
+// offer returns what a successor gets.
+func (d *daemon) offer() (takeover.State, error) {
+	if err := d.tasks.offer(); err != nil {
+		return takeover.State{}, err
+	}
+	return d.own.offer(d.tasks.table.Views())
+}
+
+// resume goes on after a takeover that did not happen.
+func (d *daemon) resume() error { return d.tasks.resume(d.own.loader.CancelTakeover) }
+
+// leave answers what was accepted here, while succ has all that is in the kernel and accepts. It
+// reports whether this metad is done: if succ dies before that, this one serves again.
+func (d *daemon) leave(succ *takeover.Successor, parts *parts) (done bool, err error) {
+	d.log.Info("another metad takes over")
+	d.tasks.to(replaced)
+	select {
+	case <-d.endpoint.drain():
+	case <-succ.Died():
+		d.log.Warn("the other metad is gone: going on")
+		return false, errors.Join(d.endpoint.restart(), d.resume())
+	}
+	d.own.ours = false
+	if s := d.proxySocket.Load(); s != nil {
+		s.Succeed() // waits until the successor's proxy has taken this one's place
+	}
+	return true, errors.Join(parts.stop(), succ.Close()) // the successor waits for the admin address
+}
+
+// stop ends the serving. No new packets first: a container that asks from now on is answered by
+// whatever is behind metad.
+func (d *daemon) stop() error {
+	d.log.Info("stopping")
+	d.tasks.to(stopping)
+	err := d.own.loader.Disarm()
+	<-d.endpoint.drain()
+	return err
+}

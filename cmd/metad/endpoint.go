@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"metad/pkg/server"
+)
+
+// drainTime bounds the answering of what was asked before the end.
+const drainTime = 6 * time.Second
+
+// endpoint answers containers on one listener, by one server after the other: a server that was shut
+// down cannot be started again.
+//
+// The methods are for one goroutine, but for counters.
+type endpoint struct {
+	ln    net.Listener
+	make  func() (*server.Server, error)
+	parts *parts
+	log   *zap.Logger
+
+	current   atomic.Pointer[server.Server]
+	accepting chan struct{} // closed when the current server accepts no more
+	drained   chan struct{} // closed when the current server is drained; nil: not asked to
+}
+
+// start has a new server accept. It is called again only after the one before was drained.
+func (e *endpoint) start() error {
+	srv, err := e.make()
+	if err != nil {
+		return err
+	}
+	e.current.Store(srv)
+	// The shutdown of the server before leaves its deadline behind.
+	if l, ok := e.ln.(interface{ SetDeadline(time.Time) error }); ok {
+		if err := l.SetDeadline(time.Time{}); err != nil {
+			return err
+		}
+	}
+	done := make(chan struct{})
+	e.accepting, e.drained = done, nil
+	e.parts.run(func(context.Context) error {
+		defer close(done)
+		if err := srv.Serve(e.ln); !errors.Is(err, server.ErrStopped) {
+			return fmt.Errorf("serve: %w", err)
+		}
+		return nil
+	})
+	return nil
+}
+
+// drain has the current server accept no more and answer what it was asked, within drainTime. The
+// channel is closed when it has.
+func (e *endpoint) drain() <-chan struct{} {
+	if e.drained != nil {
+		return e.drained
+	}
+	srv, drained := e.current.Load(), make(chan struct{})
+	e.drained = drained
+	e.parts.run(func(context.Context) error {
+		defer close(drained)
+		ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+		defer cancel()
+		if err := srv.Shutdown(ctx); err != nil {
+			e.log.Warn("connections were cut off", zap.Error(err))
+		}
+		return nil
+	})
+	return drained
+}
+
+// restart has a new server accept as soon as the one that is drained accepts no more: at once, not
+// after its last open connection.
+func (e *endpoint) restart() error {
+	<-e.accepting
+	return e.start()
+}
+
+// counters are the current server's.
+func (e *endpoint) counters() server.Counters { return e.current.Load().Counters() }
+
+// Close ends the current server and closes the listener.
+func (e *endpoint) Close() error {
+	if e.current.Load() != nil {
+		<-e.drain()
+	}
+	return e.ln.Close()
+}

@@ -1,0 +1,213 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"metad/pkg/loader"
+	"metad/pkg/lookup"
+	"metad/pkg/snapshot"
+	"metad/pkg/takeover"
+)
+
+// takeoverLayout is the version of takeoverMeta and of what is in it. A metad with another one is
+// refused, and is started after this one has stopped.
+const takeoverLayout = 1
+
+// takeoverMeta goes with the files that the successor gets.
+type takeoverMeta struct {
+	Loader []byte // loader.OfferTakeover's
+	Tasks  []byte // snapshot.Encode's
+}
+
+// lockTime is how long the exit of a killed metad may take.
+const lockTime = 2 * time.Second
+
+// possession is what only one metad on a host can have: the takeover socket, the pins, and all that
+// is in the kernel. A metad comes into it in one of two ways: where no metad serves it makes
+// everything fresh, else it takes over from the one that serves. Nothing else asks which it was.
+type possession struct {
+	cfg    *config
+	log    *zap.Logger
+	socket *takeover.Socket
+	pred   *takeover.Predecessor // nil: fresh
+	lock   io.Closer             // nil: not had
+	loader *loader.Loader
+	ln     net.Listener
+	saved  []lookup.Saved // what an earlier process knew
+	ours   bool           // this process takes out of the kernel what is there
+}
+
+// takePossession returns when everything is there but the listener. ports hears of every port of the
+// host from then on. Errors: takeover.ErrRefused.
+func takePossession(ctx context.Context, c *config, log *zap.Logger, ports *ports) (_ *possession, err error) {
+	p := &possession{cfg: c, log: log}
+	if p.socket, p.pred, err = takeover.Start(ctx, c.takeoverConfig(log)); err != nil {
+		return nil, runDirError(c.runDir, err)
+	}
+	cfg := c.loaderConfig(log)
+	cfg.OnPort, cfg.OnPortGone = ports.came, ports.gone
+	if p.pred == nil {
+		err = p.fresh(ctx, cfg)
+	} else {
+		err = p.takeOver(cfg)
+	}
+	if err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
+}
+
+func (p *possession) fresh(ctx context.Context, cfg loader.Config) (err error) {
+	if p.lock, err = loader.LockPinDir(ctx, cfg.PinDir, lockTime); err != nil {
+		return err
+	}
+	if p.loader, err = loader.Open(cfg); err != nil {
+		return err
+	}
+	p.ours = true
+	p.saved = snapshot.Read(p.cfg.runDir, p.log.Named("snapshot"))
+	return nil
+}
+
+func (p *possession) takeOver(cfg loader.Config) error {
+	var meta takeoverMeta
+	if err := json.Unmarshal(p.pred.Meta, &meta); err != nil {
+		return fmt.Errorf("take over: %w", err)
+	}
+	saved, err := snapshot.Parse(meta.Tasks)
+	if err != nil {
+		return fmt.Errorf("take over: %w", err)
+	}
+	p.saved = saved
+	p.loader, p.ln, err = loader.TakeOver(cfg, p.pred.Files, meta.Loader)
+	return err
+}
+
+// listener returns the listener of the endpoint. It is the last descriptor to be opened, and the
+// program array is the last thing to be filled: if this process is killed, the kernel takes both
+// away first, and no client waits for an answer.
+func (p *possession) listener() (net.Listener, error) {
+	if p.pred != nil {
+		return p.ln, nil
+	}
+	return p.loader.Listen()
+}
+
+// commit makes everything this process's. The caller serves already. After an error the predecessor
+// goes on, and the caller ends.
+func (p *possession) commit(ctx context.Context) error {
+	if p.pred == nil {
+		return nil
+	}
+	if err := p.pred.Serving(ctx); err != nil {
+		return err
+	}
+	p.ours = true
+	p.log.Info("taken over from the running metad")
+	return nil
+}
+
+// arm has packets come here, if they do not yet. It waits for known: before metad knows a task,
+// whatever answered before metad knows more.
+func (p *possession) arm(ctx context.Context, known <-chan struct{}, serve func(arm func() error) error) error {
+	if p.pred != nil {
+		return serve(func() error { return nil })
+	}
+	select {
+	case <-known:
+		return serve(p.loader.Arm)
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// predecessorLeft returns when no other metad has the admin address.
+func (p *possession) predecessorLeft(ctx context.Context) {
+	if p.pred == nil {
+		return
+	}
+	select {
+	case <-p.pred.Left():
+	case <-ctx.Done():
+	}
+}
+
+// keepLock takes the lock of the pins as soon as a predecessor has left it.
+func (p *possession) keepLock(ctx context.Context) error {
+	for p.pred != nil && p.lock == nil && ctx.Err() == nil {
+		if lock, err := loader.LockPinDir(ctx, p.cfg.pinDir, time.Minute); err == nil {
+			p.lock = lock
+			return nil
+		}
+		pause(ctx, time.Second)
+	}
+	return nil
+}
+
+// offer returns what a successor gets. From then on this process changes nothing in the kernel.
+func (p *possession) offer(views []*lookup.View) (takeover.State, error) {
+	files, kernel, err := p.loader.OfferTakeover()
+	if err != nil {
+		return takeover.State{}, err
+	}
+	s := takeover.State{Files: files}
+	tasks, err := snapshot.Encode(views)
+	if err == nil {
+		s.Meta, err = json.Marshal(takeoverMeta{kernel, tasks})
+	}
+	if err != nil {
+		for _, f := range files {
+			f.Close()
+		}
+		return takeover.State{}, err
+	}
+	return s, nil
+}
+
+// Close lets go. If everything is this process's it is taken out of the kernel; else another metad
+// has it, and it stays.
+func (p *possession) Close() error {
+	var errs []error
+	switch {
+	case p.loader == nil:
+	case p.ours:
+		errs = append(errs, p.loader.Close())
+	default:
+		errs = append(errs, p.loader.FinishTakeover())
+	}
+	if p.lock != nil {
+		errs = append(errs, p.lock.Close())
+	}
+	// Last: the next metad to start finds nothing of ours in its way.
+	if p.pred != nil {
+		return errors.Join(append(errs, p.pred.Close())...)
+	}
+	return errors.Join(append(errs, p.socket.Close())...)
+}
+
+// runDirError says what to do about an error of the takeover socket's.
+func runDirError(dir string, err error) error {
+	if errors.Is(err, takeover.ErrRefused) {
+		return err
+	}
+	err = fmt.Errorf("run-dir %q: %w", dir, err)
+	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
+		names := make([]string, len(loader.RequiredCaps))
+		for i, c := range loader.RequiredCaps {
+			names[i] = c.Name
+		}
+		err = fmt.Errorf("%w (metad needs root, or %s)", err, strings.Join(names, ", "))
+	}
+	return err
+}

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"go.uber.org/zap"
+
+	"metad/pkg/admin"
+	"metad/pkg/dockerproxy"
+	"metad/pkg/loader"
+	"metad/pkg/lookup"
+	"metad/pkg/snapshot"
+)
+
+// This file has the parts that are for the operator and the host's tools. Whatever happens to them,
+// containers are answered.
+
+// runSupport starts them.
+func (d *daemon) runSupport(parts *parts) {
+	start := func(kind, name string, f func(context.Context, func()) error) {
+		parts.runLoose(name, func(ctx context.Context) { keepTrying(ctx, d.log, kind, name, f) })
+	}
+	start("part", "events", d.events)
+	start("part", "snapshot", d.keepSnapshot)
+	if d.cfg.proxySocket != "" {
+		start("listener", "docker-proxy", d.serveProxy)
+	}
+	if d.cfg.adminAddr != "" {
+		start("listener", "admin", d.serveAdmin)
+	}
+}
+
+// keepSnapshot writes what the next process begins with.
+func (d *daemon) keepSnapshot(ctx context.Context, up func()) error {
+	w, err := snapshot.NewWriter(d.cfg.runDir)
+	if err != nil {
+		return err
+	}
+	up()
+	w.Run(ctx, 0, func() ([]*lookup.View, bool) {
+		return d.tasks.table.Views(), d.tasks.publishes()
+	}, d.log.Named("snapshot"))
+	return nil
+}
+
+// events logs what the programs report about packets, at most once a second for each kind.
+func (d *daemon) events(ctx context.Context, up func()) error {
+	up()
+	return d.own.loader.Events(ctx, func(e loader.Event) {
+		log, message := d.log.Warn, "packet dropped: its source is not what its port proves"
+		if e.Verdict == "port_unknown" || e.Verdict == "bridge_unknown" {
+			// A container that has just started, mostly.
+			log, message = d.log.Debug, "packet from an address that belongs to no task"
+		}
+		log(message, zap.String("verdict", e.Verdict), zap.Stringer("addr", e.Addr),
+			zap.Stringer("mac", e.HardwareAddr()), zap.Int("ifindex", e.Ifindex),
+			zap.Uint64("held_back", e.HeldBack))
+	})
+}
+
+// serveProxy runs the Docker API proxy.
+func (d *daemon) serveProxy(ctx context.Context, up func()) error {
+	cfg, err := d.cfg.proxyConfig()
+	if err != nil {
+		return err
+	}
+	cfg.Identify = d.follower.Identify
+	proxy, err := dockerproxy.New(cfg, d.files, d.log.Named("proxy"))
+	if err != nil {
+		return err
+	}
+	socket, err := dockerproxy.Listen(d.cfg.proxySocket, cfg.Engine)
+	if err != nil {
+		return fmt.Errorf("docker-proxy %q: %w", d.cfg.proxySocket, err)
+	}
+	d.proxySocket.Store(socket)
+	up()
+	return ended(ctx, proxy.Serve(ctx, socket))
+}
+
+// serveAdmin serves the operator, as soon as a predecessor has left the address.
+func (d *daemon) serveAdmin(ctx context.Context, up func()) error {
+	d.own.predecessorLeft(ctx)
+	s, err := admin.Listen(d.adminConfig())
+	if err != nil {
+		return err
+	}
+	up()
+	return ended(ctx, s.Serve(ctx))
+}
+
+// ended makes an error of an end that nobody asked for.
+func ended(ctx context.Context, err error) error {
+	if err == nil && ctx.Err() == nil {
+		return errors.New("ended")
+	}
+	return err
+}

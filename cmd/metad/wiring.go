@@ -1,0 +1,216 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"net/url"
+	"strconv"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/client"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"metad/pkg/admin"
+	"metad/pkg/agent"
+	"metad/pkg/docker"
+	"metad/pkg/dockerproxy"
+	"metad/pkg/doctor"
+	"metad/pkg/loader"
+	"metad/pkg/mdfile"
+	"metad/pkg/server"
+	"metad/pkg/stats"
+	"metad/pkg/takeover"
+)
+
+// This file has every way from the flags to what the packages want. A method here fills in what
+// comes from flags; functions and channels between the parts are the caller's to add.
+
+func (c *config) logger() (*zap.Logger, error) {
+	level, err := zapcore.ParseLevel(c.logLevel)
+	if err != nil {
+		return nil, fmt.Errorf("log-level: %w", err)
+	}
+	zc := zap.NewProductionConfig()
+	zc.Level = zap.NewAtomicLevelAt(level)
+	zc.Encoding = c.logFormat
+	zc.DisableStacktrace, zc.DisableCaller = true, true
+	zc.EncoderConfig.EncodeTime = zapcore.ISO8601TimeEncoder
+	if c.logFormat == "console" {
+		zc.EncoderConfig.ConsoleSeparator = " "
+	}
+	return zc.Build()
+}
+
+// engine returns a client of the Docker Engine, which need not be there yet.
+func (c *config) engine() (*client.Client, error) {
+	engine, err := client.NewClientWithOpts(client.WithHost(c.dockerHost), client.WithAPIVersionNegotiation())
+	if err != nil {
+		return nil, fmt.Errorf("docker-host %q: %w", c.dockerHost, err)
+	}
+	return engine, nil
+}
+
+func (c *config) takeoverConfig(log *zap.Logger) takeover.Config {
+	return takeover.Config{Dir: c.runDir, Layout: takeoverLayout, Build: version, Log: log.Named("takeover")}
+}
+
+func (c *config) loaderConfig(log *zap.Logger) loader.Config {
+	return loader.Config{
+		Bridges:     c.bridges,
+		PinDir:      c.pinDir,
+		Attach:      loader.AttachMode(c.attach),
+		TrustBridge: c.trustBridge,
+		OnExit:      loader.OnExit(c.onExit),
+		MaxEntries:  c.maxAddresses,
+		Log:         log.Named("loader"),
+		HostRoute:   c.hostRoute != "off",
+		AgentAddr:   agentAddr(c.agentURL),
+	}
+}
+
+// agentAddr returns where the agent listens. A host name is not resolved: rules name addresses.
+func agentAddr(agentURL string) netip.AddrPort {
+	u, err := url.Parse(agentURL)
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	port, err := strconv.ParseUint(cmp.Or(u.Port(), "80"), 10, 16)
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	host := u.Hostname()
+	if host == "localhost" {
+		host = "127.0.0.1"
+	}
+	addr, err := netip.ParseAddr(host)
+	if err != nil || !addr.Is4() {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(addr, uint16(port))
+}
+
+func (c *config) followerConfig(engine docker.Engine, log *zap.Logger) docker.Config {
+	return docker.Config{
+		Engine:           engine,
+		Log:              log.Named("docker"),
+		Cluster:          c.cluster,
+		Region:           c.region,
+		Account:          c.account,
+		AvailabilityZone: c.availabilityZone(),
+		ReconcileEvery:   c.reconcile,
+		BundleDirs:       c.bundleDirs,
+	}
+}
+
+func (c *config) availabilityZone() string {
+	if c.disableAZ {
+		return ""
+	}
+	return c.az
+}
+
+// agentClient returns a client of the agent's introspection API, or nil if there is to be none.
+// changed is called when the agent says something new.
+func (c *config) agentClient(changed func(), log *zap.Logger) (*agent.Client, error) {
+	if c.introspection == "" {
+		return nil, nil
+	}
+	cfg := agent.DefaultConfig()
+	cfg.URL, cfg.Changed, cfg.Log = c.introspection, changed, log.Named("agent")
+	return agent.New(cfg)
+}
+
+func (c *config) serverConfig(samples server.Samples, log *zap.Logger) server.Config {
+	cfg := server.DefaultConfig()
+	cfg.Log = log.Named("server")
+	cfg.AgentURL = c.agentURL
+	cfg.HostAddr = loader.HostAddr
+	cfg.UnknownWait = c.unknownWait
+	cfg.MaxConnsPerTask = c.maxConns
+	cfg.Rate, _ = server.ParseRateLimit(c.rpsLimit) // validate has checked it
+	cfg.NoStats = c.disableMetrics
+	cfg.Samples = samples
+	return cfg
+}
+
+// sampler returns the sampler with the source that --stats-source names, and the function that ends
+// that source after Run has returned.
+func (c *config) sampler(engine *client.Client, log *zap.Logger) (*stats.Sampler, func(), error) {
+	source := c.statsSource
+	if source == "auto" {
+		source = "docker"
+		if stats.Visible(stats.CgroupConfig{}) {
+			source = "cgroup"
+		}
+	}
+	log = log.Named("stats")
+	log.Info("statistics", zap.String("source", source))
+	if source == "docker" {
+		d := stats.NewDockerSource(askEngine(engine), stats.CgroupConfig{})
+		return stats.New(stats.Config{Log: log}, d), d.Close, nil
+	}
+	cg, err := stats.NewCgroupSource(stats.CgroupConfig{})
+	if err != nil {
+		return nil, nil, fmt.Errorf("stats-source %s: %w", c.statsSource, err)
+	}
+	return stats.New(stats.Config{Log: log}, cg), func() {}, nil
+}
+
+func askEngine(engine *client.Client) stats.Engine {
+	return func(ctx context.Context, id string, stream bool) (io.ReadCloser, error) {
+		var r container.StatsResponseReader
+		var err error
+		if stream {
+			r, err = engine.ContainerStats(ctx, id, true)
+		} else {
+			r, err = engine.ContainerStatsOneShot(ctx, id)
+		}
+		return r.Body, err
+	}
+}
+
+// fileWriter returns the writer of the metadata files.
+func (c *config) fileWriter(log *zap.Logger) (*mdfile.Writer, error) {
+	form := mdfile.FormProposal
+	if c.fileAgentPath {
+		form = mdfile.FormAgent
+	}
+	cfg := mdfile.Config{DataDir: c.dataDir, Layout: mdfile.Layout{Form: form, DataDir: c.dataDir}}
+	w, err := mdfile.NewWriter(cfg, log.Named("mdfile"))
+	if err == nil {
+		w.SetHost(mdfile.LocalHost(c.cluster, c.availabilityZone()))
+	}
+	return w, err
+}
+
+func (c *config) proxyConfig() (dockerproxy.Config, error) {
+	socket, err := c.engineSocket()
+	if err != nil {
+		return dockerproxy.Config{}, err
+	}
+	cfg := dockerproxy.Config{Engine: socket, Enabled: c.fileEnabled}
+	if c.selinux {
+		cfg.SELinux = dockerproxy.SELinuxOn
+	}
+	return cfg, nil
+}
+
+func (c *config) adminConfig() admin.Config {
+	return admin.Config{Addr: c.adminAddr, PProf: c.pprof}
+}
+
+func (c *config) doctorConfig() doctor.Config {
+	return doctor.Config{
+		Bridges:          c.bridges,
+		Attach:           c.attach,
+		PinDir:           c.pinDir,
+		DockerHost:       c.dockerHost,
+		AgentURL:         c.agentURL,
+		IntrospectionURL: c.introspection,
+		AdminAddr:        c.adminAddr,
+	}
+}
