@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/docker/docker/client"
 	"go.uber.org/zap"
 
@@ -37,6 +38,7 @@ type daemon struct {
 	files       *mdfile.Writer
 	proxySocket atomic.Pointer[dockerproxy.Socket] // of the proxy that serves; nil: none yet
 	endpoint    *endpoint
+	watchdog    *watchdog // nil: none
 }
 
 // newDaemon makes the parts. None of them does anything yet.
@@ -112,7 +114,11 @@ func (d *daemon) listen(parts *parts) error {
 	d.endpoint = &endpoint{ln: ln, parts: parts, log: d.log, make: func() (*server.Server, error) {
 		return server.New(d.cfg.serverConfig(samples{d.sampler}, d.log), d.tasks.table)
 	}}
-	if err := d.endpoint.start(); err != nil {
+	d.watchdog, err = newWatchdog(d.log, probeEndpoint(ln))
+	if err == nil {
+		err = d.endpoint.start()
+	}
+	if err != nil {
 		return errors.Join(err, ln.Close())
 	}
 	return nil
@@ -132,10 +138,15 @@ func (d *daemon) run(parts *parts) {
 	parts.run(d.retry)
 	parts.run(d.arm)
 	parts.run(d.own.keepLock)
+	if d.watchdog != nil {
+		parts.run(d.watchdog.run)
+	}
 	if d.agent != nil {
 		parts.run(func(ctx context.Context) error { d.agent.Run(ctx); return nil })
 	}
 	d.runSupport(parts)
+	// Not only when packets come here: the Docker Engine is started after metad.
+	notify(d.log, sd.SdNotifyReady)
 }
 
 // sample takes the tasks' statistics.
@@ -246,6 +257,7 @@ func (d *daemon) leave(succ *takeover.Successor, parts *parts) (done bool, err e
 // whatever is behind metad.
 func (d *daemon) stop() error {
 	d.log.Info("stopping")
+	notify(d.log, sd.SdNotifyStopping)
 	d.tasks.to(stopping)
 	err := d.own.loader.Disarm()
 	<-d.endpoint.drain()

@@ -69,6 +69,8 @@ type Writer struct {
 	byDir   map[string]*Entry // every directory of ours
 	byID    map[string]*Entry // those whose container is known
 	changed bool              // host facts changed since the last Apply
+
+	unusable bool // the root could not be opened the last time
 }
 
 // Entry is the directory of one container, from Reserve until its container is gone.
@@ -94,8 +96,8 @@ type Entry struct {
 	last    []byte // as last written, but without the time
 }
 
-// NewWriter returns a Writer. The data directory need not be usable yet: it is tried again whenever
-// it is needed.
+// NewWriter returns a Writer. It does not touch the data directory, which may be slow or not usable
+// yet: that is opened when it is first needed, and tried again whenever it is needed.
 func NewWriter(cfg Config, log *zap.Logger) (*Writer, error) {
 	if cfg.Layout.DataDir == "" {
 		cfg.Layout.DataDir = DefaultDataDir(cfg.Layout.Platform, os.Getenv("ProgramData"))
@@ -109,13 +111,7 @@ func NewWriter(cfg Config, log *zap.Logger) (*Writer, error) {
 	if cfg.Layout.Platform == Linux {
 		cfg.Layout.DataDir = path.Clean(cfg.Layout.DataDir) // as the Engine shows it in mounts
 	}
-	w := &Writer{cfg: cfg, log: log, now: time.Now, byDir: map[string]*Entry{}, byID: map[string]*Entry{}}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if err := w.open(); err != nil {
-		log.Warn("metadata directory not usable yet", zap.Error(err))
-	}
-	return w, nil
+	return &Writer{cfg: cfg, log: log, now: time.Now, byDir: map[string]*Entry{}, byID: map[string]*Entry{}}, nil
 }
 
 // Close releases the data directory. The files stay: containers outlive metad.
@@ -142,11 +138,22 @@ func (w *Writer) SetHost(h Host) {
 	w.host = h
 }
 
-// open opens the root and takes stock of what is there. Needs w.mu.
+// open opens the root and takes stock of what is there, unless it has. The log has a line when that
+// begins to fail. Needs w.mu.
 func (w *Writer) open() error {
 	if w.root != nil {
 		return nil
 	}
+	err := w.openRoot()
+	if err != nil && !w.unusable {
+		w.log.Warn("metadata directory not usable yet", zap.Error(err))
+	}
+	w.unusable = err != nil
+	return err
+}
+
+// openRoot needs w.mu.
+func (w *Writer) openRoot() error {
 	dir := filepath.Join(w.cfg.DataDir, "metadata")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -370,7 +377,7 @@ func (w *Writer) Apply(tasks []*task.Task) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err := w.open(); err != nil {
-		return // logged at the start; nothing can be there
+		return // logged; nothing can be there
 	}
 	w.adopt(tasks)
 	present := map[string]bool{}
@@ -413,6 +420,9 @@ type Mounted struct {
 func (w *Writer) InDoubt() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.open() != nil {
+		return false
+	}
 	for _, e := range w.byDir {
 		if w.doubtful(e, w.now()) {
 			return true

@@ -44,6 +44,7 @@ func openGround(t *testing.T, dataDir string, clock *atomic.Int64) *ground {
 	}
 	t.Cleanup(func() { w.Close() })
 	w.now = func() time.Time { return time.Unix(clock.Load(), 0) }
+	w.InDoubt() // opens the directory
 	return &ground{w, t, dataDir, logs, clock}
 }
 
@@ -668,5 +669,35 @@ func TestWaitFile(t *testing.T) {
 	g.Apply([]*task.Task{testTask(runningContainer())})
 	if err := <-waited; err != nil {
 		t.Errorf("READY: got %v", err)
+	}
+}
+
+// The directory is not touched before it is needed: a start does not wait for a dead disk. The log says
+// once that it cannot be used.
+func TestWriterOpensTheDirectoryLate(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	core, logs := observer.New(zap.InfoLevel)
+	w, err := NewWriter(Config{DataDir: dir}, zap.New(core))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("after NewWriter: got %v, want no directory", err)
+	}
+	if err := os.WriteFile(dir, nil, 0o600); err != nil { // in its place
+		t.Fatal(err)
+	}
+	w.Apply(nil)
+	w.Apply(nil)
+	if n := logs.FilterMessage("metadata directory not usable yet").Len(); n != 1 {
+		t.Errorf("got %d lines, want 1: %v", n, logs.All())
+	}
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	w.Apply(nil)
+	if _, err := os.Stat(filepath.Join(dir, "metadata")); err != nil {
+		t.Errorf("when it can be made: %v", err)
 	}
 }
