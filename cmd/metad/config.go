@@ -23,6 +23,7 @@ type config struct {
 	cluster    string
 	region     string
 	account    string
+	launchType string
 	az         string
 	disableAZ  bool
 

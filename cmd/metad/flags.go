@@ -128,7 +128,9 @@ func (c *config) taskFlags(s *flagSet) {
 	s.text(&c.region, "region", "us-east-1", "region in made-up ARNs",
 		s.sources("region", "AWS_REGION", "AWS_DEFAULT_REGION"))
 	s.text(&c.account, "account", "000000000000", "account in made-up ARNs")
-	s.text(&c.az, "availability-zone", "", "availability zone to show; empty: none")
+	s.text(&c.az, "availability-zone", "", "availability zone to show; "+
+		"empty: the agent's, and of tasks that ECS does not know the region and the letter a")
+	s.text(&c.launchType, "launch-type", "EXTERNAL", "launch type to show where the agent tells none")
 	s.bool(&c.disableAZ, "disable-availability-zone", "leave the availability zone out",
 		"ECS_DISABLE_TASK_METADATA_AZ")
 }

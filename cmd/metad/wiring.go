@@ -101,9 +101,20 @@ func (c *config) followerConfig(engine docker.Engine, log *zap.Logger) docker.Co
 		Region:           c.region,
 		Account:          c.account,
 		AvailabilityZone: c.availabilityZone(),
+		MadeUpZone:       c.madeUpZone(),
+		LaunchType:       c.launchType,
 		ReconcileEvery:   c.reconcile,
 		BundleDirs:       c.bundleDirs,
 	}
+}
+
+// madeUpZone is the zone of tasks that ECS does not know. Scripts cut its last letter off to get the
+// region.
+func (c *config) madeUpZone() string {
+	if c.disableAZ {
+		return ""
+	}
+	return c.region + "a"
 }
 
 func (c *config) availabilityZone() string {

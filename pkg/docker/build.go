@@ -40,6 +40,7 @@ func (s *state) build(group map[string]*tracked) *task.Task {
 	t := &task.Task{ID: who.id, ARN: who.arn, Cluster: who.cluster, Family: who.family, Revision: who.revision,
 		AvailabilityZone: s.cfg.AvailabilityZone, Settling: s.announced[who.arn] > 0}
 	var eni *namespace
+	var dns task.NetworkDetails // the agent gives the pause container those of the network interface
 	for _, m := range members {
 		c := m.desc.container
 		c.Stats = m.stats
@@ -50,11 +51,13 @@ func (s *state) build(group map[string]*tracked) *task.Task {
 			}
 			if c.Type == task.TypeCNIPause && c.NetworkMode == "none" && len(m.ns.eni4)+len(m.ns.eni6) > 0 {
 				eni = m.ns
+				dns = m.desc.dns
 			}
 		}
 		if m.ns != nil && !c.Running() { // it is being started: by the time that it asks, it runs
 			c.KnownStatus, c.DesiredStatus = task.StatusRunning, task.StatusRunning
 			c.StartedAt, c.FinishedAt, c.ExitCode = time.Time{}, time.Time{}, nil
+			c.DockerNetworks = connected(c.DockerNetworks, m.ns)
 		}
 		if c.Type == task.TypeCNIPause && c.KnownStatus == task.StatusRunning && (c.NetworkMode != "none" || m.ns != nil && m.ns.ecs) {
 			c.KnownStatus = task.StatusResourcesProvisioned
@@ -64,8 +67,9 @@ func (s *state) build(group map[string]*tracked) *task.Task {
 	slices.SortFunc(t.Endpoints, compareEndpoints)
 	t.Endpoints = slices.Compact(t.Endpoints)
 	if eni != nil {
-		showENI(t, eni)
+		showENI(t, eni, dns)
 	}
+	complete(t, members, s.cfg)
 	t.KnownStatus = taskStatus(t.Containers)
 	t.DesiredStatus = task.StatusRunning
 	if t.KnownStatus == task.StatusStopped {
@@ -79,9 +83,11 @@ func (s *state) build(group map[string]*tracked) *task.Task {
 
 // showENI gives every container the addresses of the task's network interface, and ports that are
 // those of the container: nothing translates them.
-func showENI(t *task.Task, eni *namespace) {
+func showENI(t *task.Task, eni *namespace, dns task.NetworkDetails) {
+	details := eni.details
+	details.DNSName, details.DNSServers, details.DNSSearch = dns.DNSName, dns.DNSServers, dns.DNSSearch
 	for _, c := range t.Containers {
-		c.Networks = []task.Network{{Mode: "awsvpc", IPv4Addresses: eni.eni4, IPv6Addresses: eni.eni6}}
+		c.Networks = []task.Network{{Mode: "awsvpc", IPv4Addresses: eni.eni4, IPv6Addresses: eni.eni6, NetworkDetails: details}}
 		c.Ports = slices.Clone(c.Ports)
 		for i := range c.Ports {
 			c.Ports[i].HostPort = c.Ports[i].ContainerPort
@@ -117,6 +123,9 @@ func taskStatus(containers []*task.Container) task.Status {
 func keep(old, t *task.Task) *task.Task {
 	if old == nil {
 		return t
+	}
+	if !t.MadeUp && t.Limits == (task.TaskLimits{}) {
+		t.Limits = old.Limits // they end with the task's cgroup
 	}
 	for i, c := range t.Containers {
 		if o := old.Container(c.ID); o != nil && reflect.DeepEqual(o, c) {

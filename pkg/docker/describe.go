@@ -46,6 +46,7 @@ type description struct {
 	identity
 	container task.Container // Stats and Networks not filled in; statuses as without a look into the namespace
 	labelErr  error          // why its labels were not believed
+	extras
 }
 
 // ownNetwork reports whether the container has a network namespace that is neither the host's nor
@@ -106,13 +107,12 @@ func describe(inspect *container.InspectResponse, names *naming, health *task.He
 		code := state.ExitCode
 		c.FinishedAt, c.ExitCode = finished, &code
 	}
+	d.extras = describeExtras(c, inspect.Config, base.HostConfig)
 	if n := inspect.NetworkSettings; n != nil {
 		c.Ports = ports(n)
 		for _, name := range slices.Sorted(maps.Keys(n.Networks)) {
 			if ep := n.Networks[name]; ep != nil {
-				c.DockerNetworks = append(c.DockerNetworks, task.DockerNetwork{Name: name, IPAddress: ep.IPAddress,
-					IPv6Address: ep.GlobalIPv6Address, Gateway: ep.Gateway, IPv6Gateway: ep.IPv6Gateway,
-					NetworkDetails: task.NetworkDetails{MAC: ep.MacAddress}})
+				c.DockerNetworks = append(c.DockerNetworks, describeNetwork(c, name, ep, d.dns))
 			}
 		}
 	}
@@ -174,12 +174,14 @@ func (d *description) identify(names *naming) {
 		service := c.Labels[labelComposeService]
 		if idPattern.MatchString(project) && printable(service) {
 			d.identity = names.made(project, project)
+			d.madeUp, d.service = true, service
 			c.Name = service
 			return
 		}
 		d.labelErr = fmt.Errorf("project %s of Compose, service %s", quote(project), quote(service))
 	}
 	d.identity = names.made(c.ID[:min(32, len(c.ID))], c.DockerName) // an ECS task's id is 32 hex digits too
+	d.madeUp = true
 	c.Name = c.DockerName
 }
 

@@ -106,7 +106,7 @@ func TestDescribe(t *testing.T) {
 			`[{"DockerName":"data","Source":"/var/lib/docker/volumes/data/_data","Destination":"/data"},{"DockerName":"","Source":"/tmp","Destination":"/ecs"}]`},
 		{"networks", "running", nil, func(d *description) any { return show(d.container.DockerNetworks) },
 			`[{"Name":"bridge","IPAddress":"172.17.0.2","IPv6Address":"","Gateway":"172.17.0.1","IPv6Gateway":"","MAC":"02:42:ac:11:00:02",` +
-				`"Subnet":"","IPv6Subnet":"","SubnetGateway":"","IPv6SubnetGateway":"","DNSServers":null,"DNSSearch":null,"DNSName":""}]`},
+				`"Subnet":"172.17.0.0/16","IPv6Subnet":"","SubnetGateway":"172.17.0.1/16","IPv6SubnetGateway":"","DNSServers":null,"DNSSearch":null,"DNSName":""}]`},
 		{"image", "running", nil, func(d *description) any { return d.container.Image + " " + d.container.ImageID[:10] }, "metad-test:latest sha256:501"},
 
 		{"v3 endpoint id", "app", func(i *container.InspectResponse) {
@@ -299,13 +299,17 @@ func TestBuildAwsvpc(t *testing.T) {
 	}
 
 	g[pause.container.ID].ns.eni4 = []string{"10.0.0.5", "10.0.0.6"}
+	g[pause.container.ID].ns.details = task.NetworkDetails{MAC: "02:00:00:00:00:01", Subnet: "10.0.0.0/24", SubnetGateway: "10.0.0.1/24"}
+	pause.dns = task.NetworkDetails{DNSName: "ip-10-0-0-5.ec2.internal", DNSServers: []string{"10.0.0.2"}, DNSSearch: []string{"ec2.internal"}}
+	details := task.NetworkDetails{MAC: "02:00:00:00:00:01", Subnet: "10.0.0.0/24", SubnetGateway: "10.0.0.1/24",
+		DNSName: "ip-10-0-0-5.ec2.internal", DNSServers: []string{"10.0.0.2"}, DNSSearch: []string{"ec2.internal"}}
 	tk = f.build(g)
 	// M12, M13, M23, M24, M25
 	if len(tk.Containers) != 2 || tk.Containers[0].KnownStatus != task.StatusResourcesProvisioned || !reflect.DeepEqual(tk.Endpoints, []task.Endpoint{of(pause, ep)}) {
 		t.Errorf("got %+v", tk)
 	}
 	for _, c := range tk.Containers {
-		if want := []task.Network{{Mode: "awsvpc", IPv4Addresses: []string{"10.0.0.5", "10.0.0.6"}}}; !reflect.DeepEqual(c.Networks, want) {
+		if want := []task.Network{{Mode: "awsvpc", IPv4Addresses: []string{"10.0.0.5", "10.0.0.6"}, NetworkDetails: details}}; !reflect.DeepEqual(c.Networks, want) {
 			t.Errorf("%s: networks %+v, want %+v", c.Name, c.Networks, want)
 		}
 	}

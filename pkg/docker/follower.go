@@ -57,6 +57,9 @@ type Config struct {
 	Region           string // in made-up ARNs; "": us-east-1
 	Account          string // in made-up ARNs; "": 000000000000
 	AvailabilityZone string // "": none
+	MadeUpZone       string // availability zone of tasks that ECS does not know, if there is no other; "": none
+	LaunchType       string // where the agent says nothing; "": EXTERNAL
+	CgroupRoot       string // where cgroups are mounted; "": /sys/fs/cgroup
 
 	// ReconcileEvery is the time between two looks at the list of all containers; 0: 30 s.
 	ReconcileEvery time.Duration

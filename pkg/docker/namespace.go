@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -30,7 +31,8 @@ type namespace struct {
 	ecs       bool            // ecs-eth0 is there, with an address
 	eni4      []string        // addresses of the task's network interface
 	eni6      []string
-	inode     uint64 // tells one namespace from the next
+	details   task.NetworkDetails // of the task's network interface, DNS apart
+	inode     uint64              // tells one namespace from the next
 }
 
 // errNotIts means that the process is no longer the container's: it has ended and its id is another's.
@@ -156,13 +158,43 @@ func (found *namespace) fill(h *netlink.Handle, host netns.NsHandle, believed []
 				found.ecs = found.ecs || attrs.Name == ecsDevice
 			case isENI(link) && addr.Is4():
 				found.eni4 = append(found.eni4, addr.String())
+				found.describe(h, link, a.IPNet, netlink.FAMILY_V4)
 			case isENI(link) && a.Scope == unix.RT_SCOPE_UNIVERSE:
 				found.eni6 = append(found.eni6, addr.String())
+				found.describe(h, link, a.IPNet, netlink.FAMILY_V6)
 			}
 		}
 	}
 	slices.SortFunc(found.endpoints, compareEndpoints)
 	return nil
+}
+
+// describe notes the MAC, the block and the gateway of the task's network interface: of its first address of
+// each family. A gateway that cannot be read is none: the addresses are what matters.
+func (found *namespace) describe(h *netlink.Handle, link netlink.Link, block *net.IPNet, family int) {
+	d := &found.details
+	d.MAC = link.Attrs().HardwareAddr.String()
+	subnet, gateway := &d.Subnet, &d.SubnetGateway
+	if family == netlink.FAMILY_V6 {
+		subnet, gateway = &d.IPv6Subnet, &d.IPv6SubnetGateway
+	}
+	if *subnet != "" {
+		return
+	}
+	bits, _ := block.Mask.Size()
+	*subnet = (&net.IPNet{IP: block.IP.Mask(block.Mask), Mask: block.Mask}).String()
+	if family == netlink.FAMILY_V6 && len(found.eni4) > 0 { // the agent shows it where IPv6 is all there is
+		return
+	}
+	routes, err := h.RouteList(link, family)
+	if err != nil {
+		return
+	}
+	for _, r := range routes {
+		if r.Gw != nil && (r.Dst == nil || r.Dst.IP.IsUnspecified()) {
+			*gateway = r.Gw.String() + "/" + strconv.Itoa(bits)
+		}
+	}
 }
 
 // isENI reports whether link is the task's network interface in an awsvpc task.

@@ -114,7 +114,7 @@ func buildContainer(t *Task, c *Container) *builder {
 		b.add(ports2, V2, V3)
 		b.add(ports4, V4)
 	}
-	b.add(members(newContainerBody(c)), V2, V3, V4)
+	b.add(members(newContainerBody(t, c)), V2, V3, V4)
 	if len(c.Networks) > 0 {
 		b.add(members(containerNetworks{newNetworks(c.Networks)}), V2, V3)
 	} else {

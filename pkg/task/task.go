@@ -80,6 +80,8 @@ type Task struct {
 
 	FaultInjectionEnabled bool // v4 only, always shown
 
+	MadeUp bool // ECS does not know it: its containers are shown with the labels that the agent would set
+
 	// Settling: a container of the task is being created or started, and what it is is not known yet. Who
 	// asks just now may be that container.
 	Settling bool `json:"-"`

@@ -1,6 +1,7 @@
 package task
 
 import (
+	"maps"
 	"math"
 	"strings"
 	"time"
@@ -132,9 +133,9 @@ type containerLimits struct {
 // minCPUUnits is what the agent prints for a container whose CPU limit is below it, unset included.
 const minCPUUnits = 2
 
-func newContainerBody(c *Container) containerBody {
+func newContainerBody(t *Task, c *Container) containerBody {
 	return containerBody{
-		Labels:        c.Labels,
+		Labels:        labels(t, c),
 		DesiredStatus: c.DesiredStatus,
 		KnownStatus:   c.KnownStatus,
 		ExitCode:      c.ExitCode,
@@ -144,6 +145,23 @@ func newContainerBody(c *Container) containerBody {
 		FinishedAt:    shownTime(c.FinishedAt),
 		Type:          c.Type,
 	}
+}
+
+// labels returns c's labels and, if ECS does not know t, those that the agent sets on every container and
+// that real clients look for. The container's own labels win.
+func labels(t *Task, c *Container) map[string]string {
+	if !t.MadeUp {
+		return c.Labels
+	}
+	all := map[string]string{
+		LabelTaskARN:       t.ARN,
+		LabelContainerName: c.Name,
+		LabelFamily:        t.Family,
+		LabelRevision:      t.Revision,
+		LabelCluster:       t.Cluster,
+	}
+	maps.Copy(all, c.Labels)
+	return all
 }
 
 // {"Health": {"status": "HEALTHY", …}, "Volumes": […]}
