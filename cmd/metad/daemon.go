@@ -102,6 +102,9 @@ func closeWithin(t time.Duration, c io.Closer) error {
 func (d *daemon) enrich(t *task.Task) {
 	if d.agent != nil {
 		d.agent.Enrich(t)
+		if d.cfg.disableAZ {
+			t.AvailabilityZone = ""
+		}
 	}
 }
 

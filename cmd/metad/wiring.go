@@ -124,14 +124,15 @@ func (c *config) availabilityZone() string {
 	return c.az
 }
 
-// agentClient returns a client of the agent's introspection API, or nil if there is to be none.
-// changed is called when the agent says something new.
+// agentClient returns a client of the agent's introspection API and task endpoint, or nil if there
+// is to be neither. changed is called when the agent says something new.
 func (c *config) agentClient(changed func(), log *zap.Logger) (*agent.Client, error) {
-	if c.introspection == "" {
+	if c.introspection == "" && c.agentURL == "" {
 		return nil, nil
 	}
 	cfg := agent.DefaultConfig()
-	cfg.URL, cfg.Changed, cfg.Log = c.introspection, changed, log.Named("agent")
+	cfg.URL, cfg.TaskURL = c.introspection, c.agentURL
+	cfg.Changed, cfg.Log = changed, log.Named("agent")
 	return agent.New(cfg)
 }
 

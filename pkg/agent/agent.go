@@ -1,5 +1,5 @@
-// Package agent asks the ECS agent's introspection API for facts about tasks that Docker does not
-// have.
+// Package agent asks the ECS agent for what Docker does not know of a task: its introspection API for all tasks, and
+// its task endpoint for each task's v4 document.
 package agent
 
 import (
@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -21,7 +22,8 @@ import (
 
 // Config says where the agent is and how often to ask it.
 type Config struct {
-	URL     string        // "http://host:port"
+	URL     string        // of the introspection API, "http://host:port"; "": not asked
+	TaskURL string        // of the task endpoint, "http://host:port"; "": not asked
 	Every   time.Duration // between two questions; positive
 	Timeout time.Duration // of each; positive
 	// Changed, if set, is called when the agent's answers have changed: tasks should be
@@ -39,6 +41,7 @@ func DefaultConfig() Config {
 type Client struct {
 	cfg    Config
 	http   *http.Client
+	docs   documents
 	last   atomic.Pointer[answers]
 	failed bool   // Run's: the last question had no answer
 	raw    []byte // Run's: the last answers
@@ -76,12 +79,10 @@ type agentContainer struct {
 
 // New returns a client without answers; Run asks. An error names the field of cfg.
 func New(cfg Config) (*Client, error) {
-	u, err := url.Parse(cfg.URL)
+	if err := errors.Join(checkURL("URL", cfg.URL), checkURL("TaskURL", cfg.TaskURL)); err != nil {
+		return nil, err
+	}
 	switch {
-	case err != nil:
-		return nil, fmt.Errorf("agent: URL: %w", err)
-	case u.Scheme != "http" || u.Host == "":
-		return nil, fmt.Errorf("agent: URL must have the form http://host:port, got %q", cfg.URL)
 	case cfg.Every <= 0:
 		return nil, errors.New("agent: Every must be positive")
 	case cfg.Timeout <= 0:
@@ -89,15 +90,37 @@ func New(cfg Config) (*Client, error) {
 	case cfg.Log == nil:
 		return nil, errors.New("agent: Log must be set")
 	}
-	return &Client{cfg: cfg, http: &http.Client{
+	return &Client{cfg: cfg, docs: documents{tasks: map[string]*asked{}, wake: make(chan struct{}, 1)}, http: &http.Client{
 		Timeout:   cfg.Timeout,
 		Transport: &http.Transport{DisableKeepAlives: true}, // no proxy either: the agent is on this host
 	}}, nil
 }
 
-// Run asks at once and then every cfg.Every, until ctx ends. An agent that does not answer is no
-// error: it may start later, and its last answers are kept. One Run at a time.
+func checkURL(field, text string) error {
+	u, err := url.Parse(text)
+	switch {
+	case text == "":
+		return nil
+	case err != nil:
+		return fmt.Errorf("agent: %s: %w", field, err)
+	case u.Scheme != "http" || u.Host == "":
+		return fmt.Errorf("agent: %s must have the form http://host:port, got %q", field, text)
+	}
+	return nil
+}
+
+// Run asks the introspection API at once and then every cfg.Every, and for a task's document when the task has
+// changed, until ctx ends. An agent that does not answer is no error: it may come, and what it said before is
+// kept. One Run at a time.
 func (c *Client) Run(ctx context.Context) {
+	var both sync.WaitGroup
+	defer both.Wait()
+	if c.cfg.TaskURL != "" {
+		both.Go(func() { c.askForDocuments(ctx) })
+	}
+	if c.cfg.URL == "" {
+		return
+	}
 	tick := time.NewTicker(c.cfg.Every)
 	defer tick.Stop()
 	for {
@@ -109,6 +132,12 @@ func (c *Client) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+func (c *Client) changed() {
+	if c.cfg.Changed != nil {
+		c.cfg.Changed()
 	}
 }
 
@@ -124,11 +153,11 @@ func (c *Client) logChange(err error) {
 
 // ask gets both answers and publishes them if they are new.
 func (c *Client) ask(ctx context.Context) error {
-	metadata, err := c.get(ctx, "/v1/metadata")
+	metadata, err := c.get(ctx, c.cfg.URL+"/v1/metadata")
 	if err != nil {
 		return err
 	}
-	tasks, err := c.get(ctx, "/v1/tasks")
+	tasks, err := c.get(ctx, c.cfg.URL+"/v1/tasks")
 	if err != nil {
 		return err
 	}
@@ -142,17 +171,25 @@ func (c *Client) ask(ctx context.Context) error {
 	}
 	c.raw = raw
 	c.last.Store(a)
-	if c.cfg.Changed != nil {
-		c.cfg.Changed()
-	}
+	c.changed()
 	return nil
 }
 
 // maxAnswer bounds an answer: some 4 KiB for each of several thousand containers.
 const maxAnswer = 32 << 20
 
-func (c *Client) get(ctx context.Context, path string) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.cfg.URL+path, nil)
+// statusError is an answer other than 200.
+type statusError struct {
+	url  string
+	code int
+}
+
+func (e statusError) Error() string {
+	return fmt.Sprintf("agent: GET %s: %d %s", e.url, e.code, http.StatusText(e.code))
+}
+
+func (c *Client) get(ctx context.Context, url string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -162,14 +199,14 @@ func (c *Client) get(ctx context.Context, path string) ([]byte, error) {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("agent: GET %s: %s", path, resp.Status)
+		return nil, statusError{url, resp.StatusCode}
 	}
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
-		return nil, fmt.Errorf("agent: GET %s: %w", path, err)
+		return nil, fmt.Errorf("agent: GET %s: %w", url, err)
 	}
 	if len(b) > maxAnswer {
-		return nil, fmt.Errorf("agent: GET %s: more than %d bytes", path, maxAnswer)
+		return nil, fmt.Errorf("agent: GET %s: more than %d bytes", url, maxAnswer)
 	}
 	return b, nil
 }
@@ -207,7 +244,9 @@ func parse(metadata, tasks []byte) (*answers, error) {
 //     to stop, so are its containers.
 //   - A container without port bindings gets those of the task definition; one without networks
 //     those of the task's elastic network interface, and the pause container with it.
+//   - What only the task's v4 document has (pull times, ExecutionStoppedAt, launch type and so on) is the document's.
 func (c *Client) Enrich(t *task.Task) {
+	c.docs.enrich(t, time.Now())
 	a := c.last.Load()
 	if a == nil {
 		return

@@ -75,7 +75,7 @@ func made(t *testing.T, cfg Config, changes ...func(*container.InspectResponse))
 	t.Helper()
 	f := testFollower(t)
 	cfg.Apply, cfg.Engine, cfg.Log = f.cfg.Apply, f.cfg.Engine, f.cfg.Log
-	f.cfg = cfg
+	f.cfg = &cfg
 	var list []*description
 	for _, change := range changes {
 		inspect := recorded(t, "running")
