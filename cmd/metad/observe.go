@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"metad/pkg/admin"
+	"metad/pkg/fdbudget"
 )
 
 func (d *daemon) adminConfig() admin.Config {
@@ -63,6 +64,8 @@ var (
 	descTurned   = prometheus.NewDesc("metad_waits_refused_total", "Requests that did not wait for their task because too many did.", nil, nil)
 	descPanics   = prometheus.NewDesc("metad_panics_total", "Requests answered 500 because of a bug.", nil, nil)
 	descSamples  = prometheus.NewDesc("metad_samples_total", "Statistics samples by outcome.", []string{"outcome"}, nil)
+	descKept     = prometheus.NewDesc("metad_descriptors_kept", "File descriptors that statistics keep open to save work.", nil, nil)
+	descRoom     = prometheus.NewDesc("metad_descriptors_room", "File descriptors that may be kept: what connections and namespaces leave.", nil, nil)
 	descDocker   = prometheus.NewDesc("metad_docker_connected", "1 while the Docker Engine's event stream is open.", nil, nil)
 	descEvents   = prometheus.NewDesc("metad_docker_events_total", "Events received from the Docker Engine.", nil, nil)
 	descInspects = prometheus.NewDesc("metad_docker_inspects_total", "Containers inspected.", nil, nil)
@@ -107,7 +110,11 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	counter(descSamples, st.Samples.Load(), "rendered")
 	counter(descSamples, st.Damaged.Load(), "damaged")
 	counter(descSamples, st.Gone.Load(), "gone")
+	counter(descSamples, st.Short.Load(), "no_descriptor")
 	counter(descSamples, st.Failed.Load(), "failed")
+	fds := fdbudget.Process().Usage()
+	gauge(descKept, fds.Kept)
+	gauge(descRoom, fds.Room)
 
 	f := m.d.follower.Status()
 	connected := 0

@@ -153,23 +153,25 @@ func (c *config) serverConfig(samples server.Samples, log *zap.Logger) server.Co
 // that source after Run has returned.
 func (c *config) sampler(engine *client.Client, log *zap.Logger) (*stats.Sampler, func(), error) {
 	source := c.statsSource
-	if source == "auto" {
+	if source == "auto" && !stats.Visible(stats.CgroupConfig{}) {
 		source = "docker"
-		if stats.Visible(stats.CgroupConfig{}) {
-			source = "cgroup"
-		}
 	}
 	log = log.Named("stats")
 	log.Info("statistics", zap.String("source", source))
-	if source == "docker" {
+	var sources []stats.Source
+	closeSource := func() {}
+	if source != "docker" {
+		cg, err := stats.NewCgroupSource(stats.CgroupConfig{})
+		if err != nil {
+			return nil, nil, fmt.Errorf("stats-source %s: %w", c.statsSource, err)
+		}
+		sources = append(sources, cg)
+	}
+	if source != "cgroup" { // auto: for containers whose cgroup cannot be seen
 		d := stats.NewDockerSource(askEngine(engine), stats.CgroupConfig{})
-		return stats.New(stats.Config{Log: log}, d), d.Close, nil
+		sources, closeSource = append(sources, d), d.Close
 	}
-	cg, err := stats.NewCgroupSource(stats.CgroupConfig{})
-	if err != nil {
-		return nil, nil, fmt.Errorf("stats-source %s: %w", c.statsSource, err)
-	}
-	return stats.New(stats.Config{Log: log}, cg), func() {}, nil
+	return stats.New(stats.Config{Log: log}, sources...), closeSource, nil
 }
 
 func askEngine(engine *client.Client) stats.Engine {

@@ -1,14 +1,15 @@
 package stats
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 
+	"metad/pkg/fdbudget"
 	"metad/pkg/task"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,8 @@ type CgroupConfig struct {
 
 	// Links lists a network namespace's interfaces; nil: ListLinks.
 	Links func(nsfd int) ([]Link, error)
+
+	Budget *fdbudget.Budget // of what is kept open; nil: the process's
 }
 
 func (c *CgroupConfig) setDefaults() {
@@ -33,13 +36,17 @@ func (c *CgroupConfig) setDefaults() {
 	if c.Links == nil {
 		c.Links = ListLinks
 	}
+	if c.Budget == nil {
+		c.Budget = fdbudget.Process()
+	}
 }
 
 // Visible reports whether the cgroup source can work here: the files of cgroup v1 or v2 and the host's
-// processes are there to be read.
+// processes are there to be read. In a private cgroup namespace (metad in a container of its own) what is
+// outside it is not: the paths there begin with "/..".
 func Visible(cfg CgroupConfig) bool {
 	cfg.setDefaults()
-	if _, err := os.ReadFile(filepath.Join(cfg.ProcRoot, "1/cgroup")); err != nil {
+	if b, err := os.ReadFile(filepath.Join(cfg.ProcRoot, "1/cgroup")); err != nil || bytes.Contains(b, []byte(":/..")) {
 		return false
 	}
 	for _, name := range []string{"cgroup.controllers", "cpuacct/cpuacct.usage"} {
@@ -59,11 +66,12 @@ type CgroupSource struct {
 	memTotal uint64 // of the host, which is what the Engine gives as the limit of a container without
 	net      netSource
 
-	files *[fileCount]cgroupFile
+	files     *[fileCount]cgroupFile
+	fileCount int // how many of them a container has at most, net/dev included
 
 	// Scratch, and what all feeds share. Guarded by the sampler's lock, as every Feed is.
-	kept   budget
 	buf    []byte
+	path   []byte
 	c      Counters
 	blkio  [2][]BlkioEntry
 	system struct {
@@ -95,10 +103,11 @@ func NewCgroupSource(cfg CgroupConfig) (*CgroupSource, error) {
 	if _, err := os.Stat(filepath.Join(cfg.CgroupRoot, "cgroup.controllers")); err == nil {
 		s.v2, s.files = true, &filesV2
 	}
-	// At most half of what the process may have open: the directories and connections need some too.
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil {
-		s.kept.max = int(min(limit.Cur/2, 1<<20))
+	s.fileCount = 1
+	for _, f := range s.files {
+		if f.name != "" {
+			s.fileCount++
+		}
 	}
 	return s, nil
 }
@@ -166,108 +175,142 @@ var filesV2 = [fileCount]cgroupFile{
 	filePidsLimit:      {0, "pids.max\x00", atOnce},
 }
 
-// cgroupFeed holds a container's directories. -1: the controller is not there, and its part of
-// the sample is left empty, as the Engine leaves it.
+// cgroupFeed is a container's cgroups. Between two readings nothing of it is open, or, while it is hot and the
+// budget allows, all its files.
 type cgroupFeed struct {
 	src *CgroupSource
+	pid int
+	id  string
 	net netFeed
+
+	// Open during a reading that needs them. -1: not open, or the controller is not there: its part of the sample
+	// is left empty, as the Engine leaves it.
 	dir [dirCount]int32
 
-	kept [fileCount]keptFile // while the container is hot
+	kept     [fileCount]keptFile
+	held     int  // of the budget; 0: files are not kept
+	complete bool // all of the files are open
 
-	hot              bool
-	cpuStat          bool // v1: the kernel can throttle
-	io, memory, pids bool // v2: controllers enabled
+	has              [dirCount]bool // v1: the controller is there
+	cpuStat          bool           // v1: the kernel can throttle
+	io, memory, pids bool           // v2: controllers enabled
 }
 
 // Open finds the container's cgroups by its process.
 func (s *CgroupSource) Open(t *task.Task, c *task.Container, _ func(*Counters)) (Feed, error) {
-	f := &cgroupFeed{src: s, net: netFeed{proc: -1}}
+	f := &cgroupFeed{src: s, pid: c.PID, id: c.ID}
 	for i := range f.dir {
 		f.dir[i] = -1
 	}
-	if err := f.open(t, c); err != nil {
-		f.Close()
+	defer f.leave()
+	process, eni := netProcess(t, c)
+	var err error
+	if f.net, err = s.net.open(process, eni, c.NetworkMode == "host"); err != nil {
+		return nil, err
+	}
+	if err := f.reach(); err != nil {
+		return nil, err
+	}
+	if err := f.describe(); err != nil {
 		return nil, err
 	}
 	return f, nil
 }
 
-func (f *cgroupFeed) open(t *task.Task, c *task.Container) error {
+// reach opens the container's directories and net/dev. They are the container's, or it is an error.
+func (f *cgroupFeed) reach() error {
 	s := f.src
-	proc, err := openDir(filepath.Join(s.cfg.ProcRoot, strconv.Itoa(c.PID)))
+	proc, err := openProc(s.cfg.ProcRoot, f.pid)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(proc)
 	// The network comes first: only after it do we learn that the process was the container's, and
 	// a number used again meanwhile shows in the check.
-	pid, eni := netPID(t, c)
-	if f.net, err = s.net.open(pid, eni, c.NetworkMode == "host"); err != nil {
+	if err := f.net.reach(proc, f.pid, s.buf); err != nil {
 		return err
 	}
 	membership, err := readFile(proc, "cgroup\x00", s.buf, inPieces)
 	if err != nil {
-		return fmt.Errorf("cgroup of process %d: %w", c.PID, gone(err))
+		return fmt.Errorf("cgroup of process %d: %w", f.pid, gone(err))
 	}
 	if s.v2 {
-		path, err := cgroupPath(membership, "", c.ID)
+		path, err := cgroupPath(membership, "", f.id)
 		if err != nil {
 			return err
 		}
-		if err := f.openCgroup(0, s.cfg.CgroupRoot, path); err != nil {
-			return err
-		}
-		list, err := readFile(int(f.dir[0]), "cgroup.controllers\x00", s.buf, whole)
-		if err != nil {
-			return gone(err)
-		}
-		list, _, _ = nextLine(list)
-		for {
-			var name []byte
-			if name, list = nextField(list); len(name) == 0 {
-				return nil
-			}
-			switch string(name) {
-			case "io":
-				f.io = true
-			case "memory":
-				f.memory = true
-			case "pids":
-				f.pids = true
-			}
-		}
+		return f.openCgroup(0, "", path)
 	}
 	for i, controller := range controllersV1 {
-		path, err := cgroupPath(membership, controller, c.ID)
+		path, err := cgroupPath(membership, controller, f.id)
 		if errors.Is(err, errNoController) && i != dirCPUAcct {
 			continue
 		}
 		if err != nil {
 			return fmt.Errorf("controller %q: %w", controller, err)
 		}
-		if err := f.openCgroup(i, filepath.Join(s.cfg.CgroupRoot, controller), path); err != nil {
+		if err := f.openCgroup(i, controller, path); err != nil {
 			return err
 		}
-	}
-	if f.dir[dirCPU] >= 0 {
-		// A kernel without CONFIG_CFS_BANDWIDTH has no such file.
-		_, err = f.file(fileCPUStat)
-		f.cpuStat = err == nil
 	}
 	return nil
 }
 
-func (f *cgroupFeed) openCgroup(i int, root string, path []byte) error {
-	fd, err := openDir(root + string(path))
+func (f *cgroupFeed) openCgroup(i int, controller string, path []byte) error {
+	if f.dir[i] >= 0 {
+		return nil
+	}
+	s := f.src
+	s.path = append(append(s.path[:0], s.cfg.CgroupRoot...), '/')
+	s.path = append(append(append(s.path, controller...), path...), 0)
+	fd, err := openDir(s.path)
 	f.dir[i] = int32(fd)
 	return err
 }
 
-// Close lets go of the directories and files.
-func (f *cgroupFeed) Close() {
-	f.cool()
-	f.net.close()
+// describe finds out which controllers the container has. Its directories are open.
+func (f *cgroupFeed) describe() error {
+	s := f.src
+	if !s.v2 {
+		for i := range f.dir {
+			f.has[i] = f.dir[i] >= 0
+		}
+		if f.has[dirCPU] {
+			// A kernel without CONFIG_CFS_BANDWIDTH has no such file.
+			_, err := f.file(fileCPUStat)
+			f.cpuStat = err == nil
+			if isShort(err) {
+				return err
+			}
+		}
+		return nil
+	}
+	list, err := readFile(int(f.dir[0]), "cgroup.controllers\x00", s.buf, whole)
+	if err != nil {
+		return gone(err)
+	}
+	list, _, _ = nextLine(list)
+	for {
+		var name []byte
+		if name, list = nextField(list); len(name) == 0 {
+			return nil
+		}
+		switch string(name) {
+		case "io":
+			f.io = true
+		case "memory":
+			f.memory = true
+		case "pids":
+			f.pids = true
+		}
+	}
+}
+
+// leave ends a reading: the directories are closed, and files that are not kept.
+func (f *cgroupFeed) leave() {
+	if f.held == 0 {
+		f.net.dev.close()
+	}
 	for i, fd := range f.dir {
 		if fd >= 0 {
 			unix.Close(int(fd))
@@ -276,33 +319,84 @@ func (f *cgroupFeed) Close() {
 	}
 }
 
+// Close lets go of what is open.
+func (f *cgroupFeed) Close() { f.cool() }
+
 // cool closes the files.
 func (f *cgroupFeed) cool() {
 	for i := range f.kept {
-		f.kept[i].close(&f.src.kept)
+		f.kept[i].close()
 	}
-	f.net.dev.close(&f.src.kept)
+	f.net.dev.close()
+	f.src.cfg.Budget.Drop(f.held)
+	f.held, f.complete = 0, false
+}
+
+// budget decides whether the files stay open after the reading that begins.
+func (f *cgroupFeed) budget(hot bool) {
+	b := f.src.cfg.Budget
+	switch {
+	case f.held > 0 && (!hot || b.Over()):
+		f.cool()
+	case f.held == 0 && hot && b.Keep(f.src.fileCount):
+		f.held = f.src.fileCount
+	}
+}
+
+// filled takes note that a reading has opened all that it keeps, and gives back what it had no use for.
+func (f *cgroupFeed) filled() {
+	if f.held == 0 || f.complete {
+		return
+	}
+	open := 0
+	for i := range f.kept {
+		if f.kept[i].fd != 0 {
+			open++
+		}
+	}
+	if f.net.dev.fd != 0 {
+		open++
+	}
+	f.src.cfg.Budget.Drop(f.held - open)
+	f.held, f.complete = open, true
 }
 
 // file reads a cgroup file into the source's buffer. The bytes are valid until the next one.
 func (f *cgroupFeed) file(i int) ([]byte, error) {
 	at := f.src.files[i]
-	dir := int(f.dir[at.dir])
-	b, err := f.kept[i].read(dir, at.name, f.src.buf, at.how, f.hot, &f.src.kept)
+	b, err := f.kept[i].read(int(f.dir[at.dir]), at.name, f.src.buf, at.how, f.held > 0)
 	if err == nil {
 		return b, nil
 	}
+	if isShort(err) {
+		return nil, f.wrong(i, err)
+	}
 	// The files of a removed cgroup are not there, or give ENODEV while they are read. Where the
 	// cgroup lives on, a file that is missing is damage.
-	fd, err2 := openat(dir, "cgroup.procs\x00")
-	if err2 != nil {
-		return nil, errGone
+	if err := f.alive(at.dir); err != nil {
+		return nil, err
 	}
-	unix.Close(fd)
 	if !errors.Is(err, errDamaged) {
 		err = fmt.Errorf("%w: %w", errDamaged, err)
 	}
 	return nil, f.wrong(i, err)
+}
+
+// alive returns errGone if the cgroup is no more, another error if that could not be found out.
+func (f *cgroupFeed) alive(dir int) error {
+	if f.dir[dir] < 0 {
+		if err := f.reach(); err != nil {
+			return err
+		}
+	}
+	fd, err := openat(int(f.dir[dir]), "cgroup.procs\x00")
+	if isShort(err) {
+		return err
+	}
+	if err != nil {
+		return errGone
+	}
+	return unix.Close(fd)
 }
 
 // wrong says which file an error is about.
@@ -325,16 +419,23 @@ func (f *cgroupFeed) value(i int, dst *uint64) error {
 
 // Sample reads everything now. The counters are valid until the next call on any feed of the source.
 func (f *cgroupFeed) Sample(hot bool) (*Counters, error) {
+	if f.net.waiting() {
+		return nil, errNotYet
+	}
 	s := f.src
+	f.budget(hot)
+	defer f.leave()
+	if !f.complete {
+		if err := f.reach(); err != nil {
+			return nil, err
+		}
+	}
 	c := &s.c
 	*c = Counters{
 		Read:     time.Now(),
 		CPU:      CPU{PerCPU: c.CPU.PerCPU[:0]},
 		Memory:   Memory{Stats: c.Memory.Stats[:0]},
 		Networks: c.Networks[:0],
-	}
-	if f.hot = hot; !hot {
-		f.cool()
 	}
 	var err error
 	if s.v2 {
@@ -350,9 +451,10 @@ func (f *cgroupFeed) Sample(hot bool) (*Counters, error) {
 	if err := s.readSystem(c); err != nil {
 		return nil, err
 	}
-	if c.Networks, err = f.net.read(c.Networks, s.buf, hot, &s.kept); err != nil {
+	if c.Networks, err = f.net.read(c.Networks, s.buf, f.held > 0); err != nil {
 		return nil, err
 	}
+	f.filled()
 	return c, nil
 }
 
@@ -402,7 +504,7 @@ func (f *cgroupFeed) readV1(c *Counters) error {
 			return f.wrong(fileCPUStat, err)
 		}
 	}
-	if f.dir[dirMemory] >= 0 {
+	if f.has[dirMemory] {
 		if b, err = f.file(fileMemoryStat); err != nil {
 			return err
 		}
@@ -418,7 +520,7 @@ func (f *cgroupFeed) readV1(c *Counters) error {
 			return err
 		}
 	}
-	if f.dir[dirBlkio] >= 0 {
+	if f.has[dirBlkio] {
 		for i, file := range [2]int{fileIOBytes, fileIOs} {
 			if b, err = f.file(file); err != nil {
 				return err
@@ -433,7 +535,7 @@ func (f *cgroupFeed) readV1(c *Counters) error {
 			WaitTime: none, Merged: none, Time: none, Sectors: none,
 		}
 	}
-	if f.dir[dirPids] >= 0 {
+	if f.has[dirPids] {
 		if err := f.readPids(c); err != nil {
 			return err
 		}

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"metad/pkg/fdbudget"
 	"metad/pkg/task"
 )
 
@@ -26,10 +27,12 @@ const (
 )
 
 // DockerSource gets the numbers from the Engine: a stream for each hot container, which ends when
-// the container is no longer hot, and a single question when a cold one is due.
+// the container is no longer hot, and a single question when a cold one is due, or a hot one for whose stream the
+// budget has no descriptor.
 type DockerSource struct {
 	engine   Engine
 	net      netSource
+	budget   *fdbudget.Budget
 	oneShots chan struct{}
 
 	ctx    context.Context
@@ -47,7 +50,7 @@ func NewDockerSource(engine Engine, cfg CgroupConfig) *DockerSource {
 	cfg.setDefaults()
 	ctx, cancel := context.WithCancel(context.Background())
 	return &DockerSource{
-		engine: engine, net: newNetSource(cfg.ProcRoot, cfg.Links),
+		engine: engine, net: newNetSource(cfg.ProcRoot, cfg.Links), budget: cfg.Budget,
 		oneShots: make(chan struct{}, maxOneShots),
 		ctx:      ctx, cancel: cancel,
 		buf: make([]byte, maxFileBytes),
@@ -70,15 +73,16 @@ type dockerFeed struct {
 	net    netFeed
 	cancel context.CancelFunc // of what is under way, nil: nothing
 	stream bool               // what is under way is the stream
+	held   bool               // a descriptor of the budget
 	err    error              // how the last one ended
 	closed bool
 }
 
 // Open never fails: whether the Engine knows the container shows when it is asked.
 func (s *DockerSource) Open(t *task.Task, c *task.Container, deliver func(*Counters)) (Feed, error) {
-	f := &dockerFeed{src: s, id: c.ID, deliver: deliver, net: netFeed{proc: -1}}
-	if pid, eni := netPID(t, c); eni {
-		if n, err := s.net.open(pid, eni, false); err == nil {
+	f := &dockerFeed{src: s, id: c.ID, deliver: deliver}
+	if pause, eni := netProcess(t, c); eni {
+		if n, err := s.net.open(pause, eni, false); err == nil {
 			f.net = n
 		}
 	}
@@ -93,16 +97,20 @@ func (f *dockerFeed) Sample(hot bool) (*Counters, error) {
 		f.err = nil
 		return nil, err
 	}
+	stream := hot && f.hold()
+	if !stream {
+		f.release()
+	}
 	if f.cancel != nil {
-		if f.stream == hot {
+		if f.stream == stream {
 			return nil, nil
 		}
 		f.cancel()
 	}
 	ctx, cancel := context.WithCancel(f.src.ctx)
-	f.cancel, f.stream = cancel, hot
+	f.cancel, f.stream = cancel, stream
 	f.src.wg.Go(func() {
-		err := f.run(ctx, hot)
+		err := f.run(ctx, stream)
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		if ctx.Err() == nil { // else f.cancel is a successor's, or nobody's
@@ -113,6 +121,23 @@ func (f *dockerFeed) Sample(hot bool) (*Counters, error) {
 	return nil, nil
 }
 
+// hold reports whether the budget has a descriptor for a stream. It is called with mu held, as release is.
+func (f *dockerFeed) hold() bool {
+	if f.held && f.src.budget.Over() {
+		f.release()
+		return false
+	}
+	f.held = f.held || f.src.budget.Keep(1)
+	return f.held
+}
+
+func (f *dockerFeed) release() {
+	if f.held {
+		f.held = false
+		f.src.budget.Drop(1)
+	}
+}
+
 // Close ends what is under way, without waiting for it.
 func (f *dockerFeed) Close() {
 	f.mu.Lock()
@@ -121,7 +146,7 @@ func (f *dockerFeed) Close() {
 	if f.cancel != nil {
 		f.cancel()
 	}
-	f.net.close()
+	f.release()
 }
 
 func (f *dockerFeed) run(ctx context.Context, stream bool) error {
@@ -157,7 +182,9 @@ func (f *dockerFeed) run(ctx context.Context, stream bool) error {
 			return errGone // so says the Engine of a container that does not run
 		}
 		c := e.counters()
-		if err := f.readNetworks(c); err != nil {
+		if err := f.readNetworks(c); errors.Is(err, errNotYet) && stream {
+			continue // with the next object
+		} else if err != nil {
 			return err
 		}
 		f.deliver(c)
@@ -178,13 +205,15 @@ func cause(ctx context.Context, err error) error {
 func (f *dockerFeed) readNetworks(c *Counters) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.closed || f.net.proc < 0 {
+	if f.closed || f.net.pid == 0 {
 		return nil
 	}
 	f.src.mu.Lock()
 	defer f.src.mu.Unlock()
-	var err error
-	c.Networks, err = f.net.read(nil, f.src.buf, false, nil)
+	err := f.net.reach(-1, 0, f.src.buf)
+	if err == nil {
+		c.Networks, err = f.net.read(nil, f.src.buf, false)
+	}
 	return err
 }
 

@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"metad/pkg/fdbudget"
 	"metad/pkg/task"
 )
 
@@ -126,6 +127,38 @@ func TestDockerStreamOnDemand(t *testing.T) {
 		if e.open.Load() != 0 || a.Stats.Load() != nil {
 			t.Errorf("stopped: %d streams, sample %v; want none", e.open.Load(), a.Stats.Load())
 		}
+	})
+}
+
+// Without a descriptor for a stream a hot container is asked about each second.
+func TestDockerWithoutDescriptors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := &fakeEngine{}
+		others := 900
+		budget := fdbudget.New(1024, func() (int, error) { return others, nil })
+		src := NewDockerSource(e.ask, CgroupConfig{ProcRoot: t.TempDir(), Budget: budget})
+		t.Cleanup(src.Close)
+		s := running(t, Config{Budget: budget}, src)
+		c := aContainer("a")
+		s.Apply([]*task.Task{aTask(c)})
+		check := func(when string, open int32) {
+			t.Helper()
+			for range 20 {
+				sleep(time.Second)
+				c.Stats.Ask(time.Now().UnixNano())
+			}
+			if age := time.Since(c.Stats.Load().Read); e.open.Load() != open || age > time.Second {
+				t.Errorf("%s: %d streams, sample %v old; want %d and fresh", when, e.open.Load(), age, open)
+			}
+			if kept := budget.Usage().Kept; kept != int(open) {
+				t.Errorf("%s: %d descriptors kept, want %d", when, kept, open)
+			}
+		}
+		check("none free", 0)
+		others = 100
+		check("enough", 1)
+		others = 900
+		check("others need them", 0)
 	})
 }
 

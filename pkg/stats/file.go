@@ -3,6 +3,7 @@ package stats
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -20,18 +21,34 @@ const maxFileBytes = 256 << 10
 // more) by one line, and a line of net/dev is less than 300 bytes.
 const listBytes = 3796
 
+// isShort reports whether err is for want of a file descriptor or of memory in the kernel, which says nothing about
+// what was to be read.
+func isShort(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
+}
+
 // openDir opens a directory as a handle for others' openat: it pins neither a network namespace nor
 // the cgroup, and once the thing is removed it never leads to another one, whatever number or name is
-// used again.
-func openDir(path string) (int, error) {
-	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
-		return -1, fmt.Errorf("open %q: %w", path, errGone)
+// used again. The path must end in a NUL.
+func openDir(path []byte) (int, error) {
+	cwd := unix.AT_FDCWD
+	fd, _, errno := unix.Syscall6(unix.SYS_OPENAT, uintptr(cwd), uintptr(unsafe.Pointer(unsafe.SliceData(path))),
+		unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0, 0, 0)
+	if errno == 0 {
+		return int(fd), nil
 	}
-	if err != nil {
-		return -1, fmt.Errorf("open %q: %w", path, err)
+	var err error = errno
+	if errno == unix.ENOENT || errno == unix.ESRCH {
+		err = errGone
 	}
-	return fd, nil
+	return -1, fmt.Errorf("open %q: %w", string(path[:len(path)-1]), err)
+}
+
+// openProc opens the directory of a process.
+func openProc(root string, pid int) (int, error) {
+	var space [256]byte // enough that nothing is allocated
+	path := append(append(space[:0], root...), '/')
+	return openDir(append(strconv.AppendInt(path, int64(pid), 10), 0))
 }
 
 // manner is how the kernel makes a file's text.
@@ -51,7 +68,7 @@ const (
 // errDamaged.
 func readFile(dir int, name string, buf []byte, how manner) ([]byte, error) {
 	var once keptFile
-	return once.read(dir, name, buf, how, false, nil)
+	return once.read(dir, name, buf, how, false)
 }
 
 // readAll reads an open file from its start, which has the kernel make its text anew.
@@ -102,37 +119,39 @@ func openat(dir int, name string) (int, error) {
 	return int(fd), nil
 }
 
-// budget counts the files that a source keeps open between two readings.
-type budget struct{ open, max int }
-
 // keptFile is a file that may stay open between two readings, each of which begins anew: that takes a fifth of
 // the time, and costs the kernel a page of memory. The zero value is one that is not open.
 type keptFile struct{ fd int32 } // the descriptor and 1
 
-// read returns what readFile does. keep leaves the file open for the next reading, if the budget allows.
-func (k *keptFile) read(dir int, name string, buf []byte, how manner, keep bool, b *budget) ([]byte, error) {
-	if k.fd > 0 {
-		return readAll(int(k.fd-1), buf, how)
-	}
+// open opens the file, which is not open.
+func (k *keptFile) open(dir int, name string) error {
 	fd, err := openat(dir, name)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		k.fd = int32(fd) + 1
 	}
-	text, err := readAll(fd, buf, how)
-	if err != nil || !keep || b.open >= b.max {
-		unix.Close(fd)
-		return text, err
-	}
-	k.fd = int32(fd) + 1
-	b.open++
-	return text, nil
+	return err
 }
 
-// close closes the file, if it is open.
-func (k *keptFile) close(b *budget) {
-	if k.fd > 0 {
-		unix.Close(int(k.fd - 1))
-		k.fd = 0
-		b.open--
+// read returns what readFile does. keep leaves the file open for the next reading.
+func (k *keptFile) read(dir int, name string, buf []byte, how manner, keep bool) ([]byte, error) {
+	if k.fd == 0 {
+		if err := k.open(dir, name); err != nil {
+			return nil, err
+		}
 	}
+	text, err := readAll(int(k.fd-1), buf, how)
+	if err != nil || !keep {
+		k.close()
+	}
+	return text, err
+}
+
+// close closes the file, if it is open, and reports whether it was.
+func (k *keptFile) close() bool {
+	if k.fd == 0 {
+		return false
+	}
+	unix.Close(int(k.fd - 1))
+	k.fd = 0
+	return true
 }

@@ -1,6 +1,7 @@
 package stats
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"metad/pkg/task"
 
@@ -45,71 +47,125 @@ func ListLinks(nsfd int) ([]Link, error) {
 	return links, nil
 }
 
+// maxListing is how many namespaces are listed at a time. The kernel makes each wait for whoever changes a network
+// anywhere on the host, for half a second now and then while containers come and go.
+const maxListing = 4
+
+// errNotYet means that a container's interfaces are not known yet. It is no failure.
+var errNotYet = errors.New("interfaces not listed yet")
+
 // netSource opens the interface counters of containers.
 type netSource struct {
 	procRoot string
 	links    func(nsfd int) ([]Link, error)
 	hostNS   string // link text of the host's network namespace
 	seed     maphash.Seed
+	listing  chan struct{} // holds a token for each namespace that is being listed
+	start    func(func())  // runs a function on its own; tests run it at once
 }
 
 func newNetSource(procRoot string, links func(int) ([]Link, error)) netSource {
 	// The host's own namespace: a container in it has, for Docker, no interfaces.
 	hostNS, _ := os.Readlink(filepath.Join(procRoot, "1/ns/net"))
-	return netSource{procRoot: procRoot, links: links, hostNS: hostNS, seed: maphash.MakeSeed()}
+	return netSource{procRoot: procRoot, links: links, hostNS: hostNS, seed: maphash.MakeSeed(),
+		listing: make(chan struct{}, maxListing), start: func(f func()) { go f() }}
 }
 
 // netFeed reads the counters of one network namespace.
 type netFeed struct {
-	src  *netSource
-	proc int // directory of a process in the namespace, -1: nothing is shown
-	eni  bool
-	dev  keptFile // its net/dev
+	src *netSource
+	pid int    // a process in the namespace, 0: nothing is shown
+	id  string // of that process's container
+	eni bool
+	dev keptFile // its net/dev
 
+	known bool     // shown is that of the names in seen
 	seen  uint64   // hash of the names that shown was made of
 	shown []string // ascending
+	asked *linkList
 }
 
-// netPID returns the process whose network namespace holds the container's interfaces, and whether
-// they are those of an awsvpc task: the task's, by the agent's rule, for all its containers alike.
-func netPID(t *task.Task, c *task.Container) (pid int, eni bool) {
-	p := t.Pause()
-	if p == nil || !p.Running() {
-		return c.PID, false
+// linkList is the answer to a question for a namespace's interfaces.
+type linkList struct {
+	names uint64 // hash of the names that it was asked for
+	done  atomic.Bool
+	links []Link
+	err   error
+}
+
+// netProcess returns the container whose process is in the network namespace that holds the container's
+// interfaces, and whether they are those of an awsvpc task: the task's, by the agent's rule, for all its containers
+// alike.
+func netProcess(t *task.Task, c *task.Container) (_ *task.Container, eni bool) {
+	// Docker gave the pause container no network: what is in there, the agent's plugins made. Any other
+	// container is in the namespace that Docker shows the numbers of, its own or the one that it joined.
+	if p := t.Pause(); p != nil && p.Running() && p.NetworkMode == "none" {
+		return p, true
 	}
-	// Docker gave the pause container no network: what is in there, the agent's plugins made. Else
-	// the task only looks like one in awsvpc mode, and Docker knows its interfaces.
-	return p.PID, p.NetworkMode == "none"
+	return c, false
 }
 
-// open returns the feed for a process. Close it even when nothing is shown.
-func (s *netSource) open(pid int, eni, hostMode bool) (netFeed, error) {
-	f := netFeed{src: s, proc: -1, eni: eni}
+// open returns the feed for a container's process.
+func (s *netSource) open(c *task.Container, eni, hostMode bool) (netFeed, error) {
+	f := netFeed{src: s, eni: eni}
 	if hostMode {
 		return f, nil
 	}
-	dir, err := openDir(filepath.Join(s.procRoot, strconv.Itoa(pid)))
+	proc, err := openProc(s.procRoot, c.PID)
 	if err != nil {
 		return f, err
 	}
-	f.proc = dir
+	defer unix.Close(proc)
 	var ns [64]byte
-	if n, err := unix.Readlinkat(dir, "ns/net", ns[:]); err == nil && string(ns[:n]) == s.hostNS {
-		f.close()
+	if n, err := unix.Readlinkat(proc, "ns/net", ns[:]); err == nil && string(ns[:n]) == s.hostNS {
+		return f, nil
 	}
+	f.pid, f.id = c.PID, c.ID
 	return f, nil
 }
 
-// close lets go of the process. dev, if it was kept, is closed before.
-func (f *netFeed) close() {
-	if f.proc >= 0 {
-		unix.Close(f.proc)
-		f.proc = -1
+// reach opens net/dev, unless it is open. proc, if it is not negative, is the directory of the container's
+// process pid, of which the caller finds out whether it is the container's.
+func (f *netFeed) reach(proc, pid int, buf []byte) error {
+	if f.pid == 0 || f.dev.fd != 0 {
+		return nil
 	}
+	if proc >= 0 && pid == f.pid {
+		return f.openDev(proc)
+	}
+	proc, err := openProc(f.src.procRoot, f.pid)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(proc)
+	if err := f.openDev(proc); err != nil {
+		return err
+	}
+	// Checked after the opening: whose the process is now it was before.
+	membership, err := readFile(proc, "cgroup\x00", buf, inPieces)
+	if err != nil {
+		return gone(err)
+	}
+	if index(membership, f.id) < 0 {
+		return errGone
+	}
+	return nil
 }
 
-// read appends the interfaces' counters to dst, ascending by name; buf is scratch. It allocates
-// only when interfaces came or went.
+func (f *netFeed) openDev(proc int) error {
+	err := f.dev.open(proc, "net/dev\x00")
+	if err != nil && !isShort(err) {
+		return errGone // also what a dead process not yet waited for gives
+	}
+	return err
+}
+
+// waiting reports whether the interfaces are still to be listed.
+func (f *netFeed) waiting() bool { return !f.known && f.asked != nil && !f.asked.done.Load() }
+
+// read appends the interfaces' counters to dst, ascending by name; buf is scratch, and net/dev is open. It
+// allocates only when interfaces came or went. Returns errNotYet until they have been listed for the first time; which
+// they are that came since shows in a later reading.
 //
 // keep leaves net/dev open for the next reading: a tenth of all that a sample costs. That holds the namespace, and
 // what nobody took out of it, until the file is closed: only for a container that is sampled so often that its end is
@@ -117,16 +173,16 @@ func (f *netFeed) close() {
 //
 // The kernel adds frames missed by the hardware to the column of dropped ones, which Docker does
 // not; a veth has none.
-func (f *netFeed) read(dst []Network, buf []byte, keep bool, budget *budget) ([]Network, error) {
-	if f.proc < 0 {
+func (f *netFeed) read(dst []Network, buf []byte, keep bool) ([]Network, error) {
+	if f.pid == 0 {
 		return dst, nil
 	}
-	b, err := f.dev.read(f.proc, "net/dev\x00", buf, inPieces, keep, budget)
-	if errors.Is(err, errDamaged) {
+	b, err := f.dev.read(-1, "net/dev\x00", buf, inPieces, keep)
+	if errors.Is(err, errDamaged) || isShort(err) {
 		return dst, fmt.Errorf("net/dev: %w", err)
 	}
 	if err != nil {
-		return dst, errGone // also what a dead process not yet waited for gives
+		return dst, errGone
 	}
 	var n Network
 	var h maphash.Hash
@@ -139,13 +195,15 @@ func (f *netFeed) read(dst []Network, buf []byte, keep bool, budget *budget) ([]
 	if lines.err != nil {
 		return dst, fmt.Errorf("net/dev: %w", lines.err)
 	}
-	if sum := h.Sum64(); sum != f.seen {
-		f.choose(b)
-		f.seen = sum
+	if sum := h.Sum64(); !f.known || sum != f.seen {
+		f.choose(b, sum)
+	}
+	if !f.known {
+		return dst, errNotYet
 	}
 	start := len(dst)
-	for _, name := range f.shown {
-		dst = append(dst, Network{Name: name})
+	for range f.shown {
+		dst = append(dst, Network{})
 	}
 	lines = newNetLines(b)
 	for name, ok := lines.next(&n); ok; name, ok = lines.next(&n) {
@@ -156,24 +214,66 @@ func (f *netFeed) read(dst []Network, buf []byte, keep bool, budget *budget) ([]
 			}
 		}
 	}
-	return dst, nil
+	shown := slices.DeleteFunc(dst[start:], func(n Network) bool { return n.Name == "" }) // gone, and not chosen anew yet
+	return dst[:start+len(shown)], nil
 }
 
-// choose decides anew which of the interfaces in net/dev are shown.
+// choose decides anew which of the interfaces in net/dev are shown, as soon as they have been listed.
+func (f *netFeed) choose(b []byte, names uint64) {
+	if f.asked == nil || f.asked.names != names {
+		f.ask(names)
+	}
+	if !f.asked.done.Load() {
+		return
+	}
+	list := f.asked
+	f.asked = nil
+	if !isShort(list.err) {
+		f.show(b, list)
+		f.known, f.seen = true, names
+	}
+}
+
+// ask has the namespace's interfaces listed, which may take a while.
+func (f *netFeed) ask(names uint64) {
+	s, pid, id := f.src, f.pid, f.id
+	list := &linkList{names: names}
+	f.asked = list
+	s.start(func() {
+		s.listing <- struct{}{}
+		defer func() { <-s.listing }()
+		list.links, list.err = s.list(pid, id)
+		list.done.Store(true)
+	})
+}
+
+// list returns the interfaces that process pid of the container sees.
+func (s *netSource) list(pid int, id string) ([]Link, error) {
+	dir := filepath.Join(s.procRoot, strconv.Itoa(pid))
+	ns, err := os.Open(filepath.Join(dir, "ns/net"))
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	membership, err := os.ReadFile(filepath.Join(dir, "cgroup"))
+	if err == nil && !bytes.Contains(membership, []byte(id)) {
+		err = errGone
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s.links(int(ns.Fd()))
+}
+
+// show makes shown of the interfaces in net/dev and their kinds.
 //
 // In an awsvpc task it is the network cards and VLANs, as the agent does; its ecs-eth0 is a veth.
 // For Docker it is what Docker's drivers make. What a container makes for itself (tun, wg, bridge) and
 // what the kernel puts into each namespace (sit0, tunl0) Docker does not show.
-func (f *netFeed) choose(b []byte) {
-	kinds := make(map[string]Link)
-	known := false
-	if fd, err := openat(f.proc, "ns/net\x00"); err == nil {
-		links, err := f.src.links(fd)
-		unix.Close(fd)
-		known = err == nil
-		for _, l := range links {
-			kinds[l.Name] = l
-		}
+func (f *netFeed) show(b []byte, list *linkList) {
+	kinds := make(map[string]Link, len(list.links))
+	for _, l := range list.links {
+		kinds[l.Name] = l
 	}
 	f.shown = f.shown[:0]
 	var n Network
@@ -182,7 +282,7 @@ func (f *netFeed) choose(b []byte) {
 		l, found := kinds[string(name)]
 		show := false
 		switch {
-		case !known: // not allowed in: the usual names
+		case list.err != nil: // not allowed in: the usual names
 			show = string(name) != "lo" && !strings.HasPrefix(string(name), "ecs-eth")
 		case !found || l.Loopback:
 		case l.Kind == "device" || l.Kind == "vlan" || f.eni && l.Name == "eth0":

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
+	"unsafe"
 )
 
 // errDamaged means that a file does not say what the kernel would have it say.
@@ -540,7 +542,7 @@ func cgroupPath(b []byte, controller, id string) ([]byte, error) {
 		if !ok || !inList(list, controller) {
 			continue
 		}
-		at := bytes.Index(path, []byte(id))
+		at := index(path, id)
 		if id == "" || at < 0 || path[0] != '/' || bytes.Contains(path, []byte("/..")) {
 			return nil, errNotOurs
 		}
@@ -549,6 +551,11 @@ func cgroupPath(b []byte, controller, id string) ([]byte, error) {
 		}
 		return path, nil
 	}
+}
+
+// index is bytes.Index without a copy of s.
+func index(b []byte, s string) int {
+	return strings.Index(unsafe.String(unsafe.SliceData(b), len(b)), s) // the string is not kept
 }
 
 // inList reports whether a comma-separated list holds s. The empty list holds only "".

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"metad/pkg/fdbudget"
 	"metad/pkg/task"
 
 	"go.uber.org/zap"
@@ -42,7 +43,8 @@ type Config struct {
 	// Cold is the time between two samples that nobody asked for; default 90 s.
 	Cold time.Duration
 
-	Log *zap.Logger // nil: none
+	Log    *zap.Logger      // nil: none
+	Budget *fdbudget.Budget // that of the sources; nil: the process's
 }
 
 const (
@@ -70,6 +72,7 @@ type Metrics struct {
 	Samples atomic.Uint64 // rendered
 	Damaged atomic.Uint64 // not rendered: a file was missing, cut off, huge, or held something else
 	Gone    atomic.Uint64 // not rendered: the container had ended
+	Short   atomic.Uint64 // not rendered: the process had no file descriptor free
 	Failed  atomic.Uint64 // not rendered: anything else, such as a container that was not found
 }
 
@@ -86,6 +89,8 @@ type Sampler struct {
 	entries map[string]*entry // by container id
 	order   []*entry          // the same; replaced, not changed, by Apply
 	scratch []byte
+	shorts  int       // samples that failed for want of a descriptor since the log said so
+	told    time.Time // when it did
 }
 
 // entry is a container being sampled.
@@ -101,6 +106,7 @@ type entry struct {
 	due      time.Duration
 	hot      bool
 	failures uint // in a row
+	waits    uint // in a row: its interfaces were not listed yet
 
 	// last is the newest sample, shown or not: its cpu_stats are the next one's precpu_stats.
 	last             *task.Sample
@@ -123,6 +129,9 @@ func New(cfg Config, sources ...Source) *Sampler {
 	}
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
+	}
+	if cfg.Budget == nil {
+		cfg.Budget = fdbudget.Process()
 	}
 	return &Sampler{
 		cfg: cfg, sources: sources,
@@ -180,15 +189,15 @@ func (s *Sampler) Apply(tasks []*task.Task) {
 
 // change gives e a new description of its container.
 func (s *Sampler) change(e *entry, t *task.Task, c *task.Container, now time.Duration) {
-	oldNet, _ := netPID(e.task, e.c)
-	newNet, _ := netPID(t, c)
+	oldNet, _ := netProcess(e.task, e.c)
+	newNet, _ := netProcess(t, c)
 	restarted := e.c.PID != c.PID || !e.c.StartedAt.Equal(c.StartedAt)
 	if restarted {
 		// Its counters begin anew: nothing of the life before may show.
 		e.cell.Store(nil)
 		e.rendered = 0
 	}
-	if restarted || oldNet != newNet {
+	if restarted || oldNet.PID != newNet.PID {
 		s.closeFeed(e)
 		e.due, e.failures = now, 0
 	}
@@ -293,6 +302,12 @@ func (s *Sampler) step(e *entry, now time.Duration, wall int64) (sampled bool) {
 		return false
 	}
 	err := s.sample(e)
+	if errors.Is(err, errNotYet) {
+		e.due = now + together<<min(e.waits, 4)
+		e.waits++
+		return true
+	}
+	e.waits = 0
 	switch {
 	case err != nil:
 		s.failed(e, err)
@@ -365,7 +380,7 @@ func (s *Sampler) open(e *entry) error {
 			e.feed = feed
 			return nil
 		}
-		if errors.Is(err, errGone) {
+		if errors.Is(err, errGone) || isShort(err) {
 			return err // no source can know better
 		}
 		errs = append(errs, err)
@@ -374,10 +389,15 @@ func (s *Sampler) open(e *entry) error {
 }
 
 // failed takes e's sample back: the container shows no numbers rather than old or wrong ones. What it
-// was read from is found anew the next time.
+// was read from is found anew the next time. For want of a descriptor it keeps its last sample, which says when it
+// was read.
 func (s *Sampler) failed(e *entry, err error) {
-	e.cell.Store(nil)
 	s.closeFeed(e)
+	if isShort(err) {
+		s.short(err)
+		return
+	}
+	e.cell.Store(nil)
 	switch {
 	case errors.Is(err, errGone):
 		s.metrics.Gone.Add(1)
@@ -389,6 +409,17 @@ func (s *Sampler) failed(e *entry, err error) {
 	}
 	if e.failures == 0 {
 		s.cfg.Log.Warn("no statistics of container", zap.String("container", e.c.ID), zap.String("task", e.task.ID), zap.Error(err))
+	}
+}
+
+// short takes note that the process had no descriptor free: what is kept open is given back.
+func (s *Sampler) short(err error) {
+	s.metrics.Short.Add(1)
+	s.cfg.Budget.Exhausted()
+	s.shorts++
+	if now := time.Now(); s.told.IsZero() || now.Sub(s.told) >= time.Minute {
+		s.cfg.Log.Warn("no file descriptor free: statistics are late", zap.Int("samples", s.shorts), zap.Error(err))
+		s.told, s.shorts = now, 0
 	}
 }
 

@@ -322,7 +322,7 @@ func TestRestartedPauseKeepsTheSample(t *testing.T) {
 		src := newFakeSource()
 		s := running(t, Config{}, src)
 		c, pause := aContainer("a"), aContainer("p")
-		pause.Type = task.TypeCNIPause
+		pause.Type, pause.NetworkMode = task.TypeCNIPause, "none"
 		s.Apply([]*task.Task{aTask(c, pause)})
 		sleep(2 * time.Second)
 		before := decode(t, c.Stats.Load())

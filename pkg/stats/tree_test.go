@@ -1,16 +1,23 @@
 package stats
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"metad/internal/expect"
+	"metad/pkg/fdbudget"
 	"metad/pkg/task"
 )
 
@@ -125,6 +132,11 @@ func TestVisible(t *testing.T) {
 		if !Visible(cfg) {
 			t.Error("got false, want true")
 		}
+		tr.write("proc/1/cgroup", "0::/../init.scope\n")
+		if Visible(cfg) {
+			t.Error("in a private cgroup namespace: got true, want false")
+		}
+		tr.write("proc/1/cgroup", "0::/init.scope\n")
 		cfg.CgroupRoot = t.TempDir()
 		if Visible(cfg) {
 			t.Error("no cgroups: got true, want false")
@@ -263,9 +275,16 @@ func TestRemovedCgroupIsGone(t *testing.T) {
 			t.Errorf("got %v, want gone", err)
 		}
 		// Another container takes the same process number: the feed does not turn into its.
-		tr.add(0)
-		if _, err := feed.Sample(false); !errors.Is(err, errGone) {
-			t.Errorf("made again under the same name: got %v, want gone", err)
+		other := tr.add(1)
+		for _, name := range []string{"cgroup", "net/dev"} {
+			b, err := os.ReadFile(filepath.Join(tr.dir, fmt.Sprintf("proc/%d", other.PID), name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			tr.write(fmt.Sprintf("proc/%d/%s", c.PID, name), string(b))
+		}
+		if _, err := feed.Sample(false); !errors.Is(err, errNotOurs) {
+			t.Errorf("its process number is another container's: got %v, want %v", err, errNotOurs)
 		}
 	})
 }
@@ -279,6 +298,7 @@ func TestProcessNumberUsedAgain(t *testing.T) {
 		if _, err := src.Open(aTask(a), a, nil); !errors.Is(err, errNotOurs) {
 			t.Errorf("another container's: got %v, want %v", err, errNotOurs)
 		}
+		tr.write("proc/77/net/dev", netDev)
 		tr.write("proc/77/cgroup", "9:memory:/\n3:cpu,cpuacct:/user.slice\n0::/user.slice\n")
 		a.PID = 77
 		if _, err := src.Open(aTask(a), a, nil); !errors.Is(err, errNotOurs) {
@@ -291,14 +311,15 @@ func TestProcessNumberUsedAgain(t *testing.T) {
 	})
 }
 
-// The files stay open while the container is hot and only then, and no more of them than the process can
-// spare. What is read is new each time.
+// The files stay open while the container is hot and only then, all of them or none, and no more of them than the
+// budget allows. What is read is new each time.
 func TestFilesKeptOpen(t *testing.T) {
 	versions(t, func(t *testing.T, tr *tree) {
 		a, b := tr.add(0), tr.add(1)
 		src := treeSource(t, tr.dir)
 		files := map[bool]int{false: 13, true: 9}[tr.v2]
-		src.kept.max = files + 3
+		src.cfg.Budget = fdbudget.New(100, func() (int, error) { return 75 - files - 9, nil }) // room for one container, and a bit
+		open := openFiles(t)
 		var feeds []Feed
 		for _, c := range []*task.Container{a, b} {
 			feed, err := src.Open(aTask(c), c, nil)
@@ -313,8 +334,11 @@ func TestFilesKeptOpen(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if src.kept.open != kept {
-				t.Errorf("got %d files kept open, want %d", src.kept.open, kept)
+			if got := src.cfg.Budget.Usage().Kept; got != kept {
+				t.Errorf("got %d files kept open by the budget, want %d", got, kept)
+			}
+			if got := openFiles(t) - open; got != kept {
+				t.Errorf("got %d files open, want %d", got, kept)
 			}
 			if s.Pids.Current != 3 {
 				t.Errorf("got %d processes, want 3", s.Pids.Current)
@@ -322,19 +346,119 @@ func TestFilesKeptOpen(t *testing.T) {
 		}
 		sample(0, false, 0)
 		sample(0, true, files)
-		sample(1, true, files+3)
-		sample(0, true, files+3)
+		sample(1, true, files)
+		sample(0, true, files)
 		tr.write(tr.file(0, "pids.current"), "17\n")
 		if s, err := feeds[0].Sample(true); err != nil || s.Pids.Current != 17 {
 			t.Errorf("got %d processes, %v; want the file's new 17", s.Pids.Current, err)
 		}
 		tr.write(tr.file(0, "pids.current"), "3\n")
-		sample(0, false, 3)
+		sample(0, false, 0)
 		sample(1, true, files)
+		src.cfg.Budget.Exhausted() // others need them
+		sample(1, true, 0)
 		feeds[0].Close()
 		feeds[1].Close()
-		if src.kept.open != 0 {
-			t.Errorf("closed: %d files kept open", src.kept.open)
+		if got := openFiles(t) - open; got != 0 {
+			t.Errorf("closed: %d files open", got)
+		}
+	})
+}
+
+func openFiles(t testing.TB) int {
+	t.Helper()
+	list, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(list)
+}
+
+// withoutDescriptors runs f while this process can open nothing.
+func withoutDescriptors(t testing.TB, f func()) {
+	t.Helper()
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	f()
+}
+
+// No descriptor left is neither the container's end nor damage, whatever is to be opened.
+func TestNoDescriptors(t *testing.T) {
+	versions(t, func(t *testing.T, tr *tree) {
+		c := tr.add(0)
+		src := treeSource(t, tr.dir)
+		check := func(what string, err error) {
+			t.Helper()
+			if !errors.Is(err, unix.EMFILE) || errors.Is(err, errGone) || errors.Is(err, errDamaged) {
+				t.Errorf("%s: got %v, want EMFILE alone", what, err)
+			}
+		}
+		withoutDescriptors(t, func() {
+			_, err := src.Open(aTask(c), c, nil)
+			check("open", err)
+		})
+		feed, err := src.Open(aTask(c), c, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer feed.Close()
+		withoutDescriptors(t, func() {
+			_, err := feed.Sample(false)
+			check("cold", err)
+		})
+		render(t, feed, c)
+		f := feed.(*cgroupFeed)
+		f.kept[fileMemoryUsage].close()
+		f.complete = false
+		withoutDescriptors(t, func() {
+			_, err := f.file(fileMemoryUsage)
+			check("one file", err)
+			check("net/dev", f.net.openDev(unix.AT_FDCWD))
+			check("the cgroup", f.alive(0))
+		})
+		render(t, feed, c)
+	})
+}
+
+// For want of a descriptor a container keeps the sample that it has, and has a new one when there is one again. What is
+// kept open is given back.
+func TestNoDescriptorsKeepsTheSample(t *testing.T) {
+	versions(t, func(t *testing.T, tr *tree) {
+		c := tr.add(0)
+		src := treeSource(t, tr.dir)
+		s := New(Config{Budget: src.cfg.Budget}, src)
+		s.Apply([]*task.Task{aTask(c)})
+		defer s.stop()
+		e := s.entries[c.ID]
+		for range 2 {
+			s.step(e, e.due, 0)
+		}
+		before := c.Stats.Load()
+		if before == nil {
+			t.Fatal("no sample")
+		}
+		src.cfg.Budget = fdbudget.New(1024, func() (int, error) { return 10, nil })
+		s.cfg.Budget = src.cfg.Budget
+		withoutDescriptors(t, func() { s.step(e, e.due, 0) })
+		if c.Stats.Load() != before || s.Metrics().Short.Load() != 1 || s.Metrics().Gone.Load() != 0 {
+			t.Errorf("got %d short, %d gone; want 1, 0 and the sample as it was", s.Metrics().Short.Load(), s.Metrics().Gone.Load())
+		}
+		if src.cfg.Budget.Keep(1) {
+			t.Error("there is room at once for what is kept")
+		}
+		s.step(e, e.due, 0)
+		if after := c.Stats.Load(); after == before {
+			t.Error("with descriptors again: no new sample")
 		}
 	})
 }
@@ -400,6 +524,87 @@ func TestNetworksOfAnAWSVPCTask(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Service Connect in bridge mode has a pause container for each container: each has its own counters.
+func TestNetworksOfServiceConnect(t *testing.T) {
+	versions(t, func(t *testing.T, tr *tree) {
+		a, pauseA, b, pauseB := tr.add(0), tr.add(1), tr.add(2), tr.add(3)
+		pauseA.Type, pauseB.Type = task.TypeCNIPause, task.TypeCNIPause
+		for _, pair := range [][2]*task.Container{{a, pauseA}, {b, pauseB}} {
+			pair[0].NetworkMode = "container:" + pair[1].ID
+			dev, err := os.ReadFile(filepath.Join(tr.dir, fmt.Sprintf("proc/%d/net/dev", pair[1].PID)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			tr.write(fmt.Sprintf("proc/%d/net/dev", pair[0].PID), string(dev)) // they share a namespace
+		}
+		src := treeSource(t, tr.dir)
+		for c, want := range map[*task.Container]string{a: "[eth0=101]", pauseA: "[eth0=101]", b: "[eth0=103]", pauseB: "[eth0=103]"} {
+			feed, err := src.Open(aTask(pauseA, pauseB, a, b), c, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer feed.Close()
+			if got := fmt.Sprint(networks(t, feed)); got != want {
+				t.Errorf("%s: got %s, want %s", c.DockerName, got, want)
+			}
+		}
+	})
+}
+
+// A kernel that is slow to list interfaces holds up the containers that wait for theirs, and nobody else; it
+// is asked for a few at a time.
+func TestListingHoldsUpNobodyElse(t *testing.T) {
+	tr := newTree(t, true)
+	src := treeSource(t, tr.dir)
+	var busy, most atomic.Int32
+	release := make(chan struct{})
+	list := src.net.links
+	src.net.start = func(f func()) { go f() }
+	src.net.links = func(fd int) ([]Link, error) {
+		most.Store(max(most.Load(), busy.Add(1)))
+		defer busy.Add(-1)
+		<-release
+		return list(fd)
+	}
+	s := New(Config{}, src)
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { s.Run(ctx) })
+	defer running.Wait()
+	defer cancel()
+	var waiting []*task.Container
+	for n := range 3 * maxListing {
+		waiting = append(waiting, tr.add(n))
+	}
+	s.Apply([]*task.Task{aTask(waiting...)})
+	for busy.Load() < maxListing {
+		runtime.Gosched()
+	}
+	host := tr.add(100)
+	host.NetworkMode = "host"
+	s.Apply([]*task.Task{aTask(append(waiting, host)...)}) // does not wait
+	for host.Stats.Load() == nil {
+		runtime.Gosched()
+	}
+	for _, c := range waiting {
+		if got := c.Stats.Load(); got != nil {
+			t.Errorf("got %s before the interfaces were known", got.JSON)
+		}
+	}
+	close(release)
+	for _, c := range waiting {
+		for c.Stats.Load() == nil {
+			runtime.Gosched()
+		}
+		if got := string(c.Stats.Load().JSON); !strings.Contains(got, `"eth0"`) {
+			t.Errorf("got %s, want eth0", got)
+		}
+	}
+	if most.Load() > maxListing {
+		t.Errorf("%d listed at a time, want %d", most.Load(), maxListing)
+	}
 }
 
 func TestNetworksOfDocker(t *testing.T) {
