@@ -5,7 +5,9 @@ export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 GOTEST  := go test -timeout 15m
 
-.PHONY: build help generate generate-check test test-unit test-root test-kernels test-engines fuzz bench bench-stats lint check demo clean
+DENSITY ?= 10x3 100x3 1000x3
+
+.PHONY: build help generate generate-check test test-unit test-root test-kernels test-engines fuzz bench bench-density bench-stats lint check demo clean
 
 build: ## bin/metad, static (the default)
 	@scripts/install build
@@ -51,6 +53,12 @@ bench: ## the request path and the Docker API proxy against a floor, as ratios; 
 	go test -tags root -count 1 -run '^$$' -bench 'Program' -benchtime 2s ./pkg/loader
 	go test -count 1 -run '^$$' -bench . -benchtime 200x ./pkg/mdfile
 	go test -tags root -count 1 -run '^$$' -bench . -benchtime 15x ./pkg/dockerproxy
+
+bench-density: ## metad on made-up hosts of many containers, DENSITY="10x3 100x3 1000x3"; needs root
+	@scripts/install build test
+	@$(MAKE) --no-print-directory build
+	@mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
+	METAD=$(CURDIR)/bin/metad DENSITY="$(DENSITY)" go test -tags bench -count 1 -timeout 90m -v -run '^TestDensity$$' ./internal/bench
 
 bench-stats: ## what statistics cost, against Docker's stream; needs root
 	@scripts/install build test

@@ -22,7 +22,7 @@ func newCrowd(t *testing.T, tasks, containers, limit int) *crowd {
 	start := time.Now()
 	c := &crowd{Host: New(t), t: t}
 	for range tasks {
-		c.tasks = append(c.tasks, c.AddTask(containers))
+		c.tasks = append(c.tasks, c.AddTask(containers, nil))
 	}
 	t.Logf("%d tasks of %d containers made in %v; an inspect has %d bytes", tasks, containers, time.Since(start).Round(time.Millisecond),
 		c.Engine.InspectBytes(c.tasks[0].Containers[0]))
@@ -42,15 +42,6 @@ func (c *crowd) right(when, path string, ok func(*Task, string) bool) {
 	}
 	c.t.Logf("%s: %s: %d asked, %d wrong, p50 %v, p99 %v; %d MB, %d descriptors", when, path, a.Asked, len(a.Wrong),
 		a.Quantile(0.5).Round(time.Microsecond), a.Quantile(0.99).Round(time.Microsecond), c.RSS()>>20, c.Descriptors())
-}
-
-// heat asks for everybody's statistics until all containers are hot and have new numbers.
-func (c *crowd) heat() {
-	c.t.Helper()
-	Ask(c.tasks, "/v2/stats", Statistics)
-	samples := c.Metric(`metad_samples_total{outcome="rendered"}`)
-	all := float64(len(c.tasks) * len(c.tasks[0].Containers))
-	c.wait("everybody has numbers", func() bool { return c.Metric(`metad_samples_total{outcome="rendered"}`) >= samples+3*all })
 }
 
 // quiet fails the test if metad said that descriptors ran out, or took a container for ended that was not.
@@ -76,21 +67,21 @@ func (c *crowd) quiet() {
 func TestRootDensity(t *testing.T) {
 	c := newCrowd(t, 100, 3, 0)
 	c.right("cold", "/v2/metadata", Metadata)
-	c.heat()
+	c.Hot(c.tasks)
 	c.right("hot", "/v2/stats", Statistics)
 	c.quiet()
 	for i := range 20 {
 		c.tasks[i].Stop()
 		c.tasks[i].Destroy()
-		c.tasks[i] = c.AddTask(3)
-		// It asks with its first instruction, and is never told another's or nothing.
-		a := Ask(c.tasks[i:i+1], "/v2/metadata", Metadata)
-		if len(a.Wrong) > 0 {
-			t.Errorf("just started: %s", a.Wrong[0])
-		}
+		c.tasks[i] = c.AddTask(3, func(task *Task) {
+			// It asks with its first instruction.
+			if a := Ask([]*Task{task}, "/v2/metadata", Own); len(a.Wrong) > 0 {
+				t.Errorf("just started: %s", a.Wrong[0])
+			}
+		})
 	}
 	c.right("replaced", "/v2/metadata", Metadata)
-	c.heat()
+	c.Hot(c.tasks)
 	c.right("replaced, hot", "/v2/stats", Statistics)
 	t.Logf("stopped after %v", c.Stop())
 }
@@ -101,7 +92,7 @@ func TestRootFewDescriptors(t *testing.T) {
 	const limit = 1024
 	c := newCrowd(t, 334, 3, limit)
 	c.WaitHooked(len(c.tasks))
-	c.heat()
+	c.Hot(c.tasks)
 	for range 3 {
 		c.right("hot", "/v2/metadata", Metadata)
 		c.right("hot", "/v2/stats", Statistics)

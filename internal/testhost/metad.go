@@ -87,6 +87,19 @@ func (m *Metad) Get(path string) (int, string, error) {
 	return testnet.GetOn(c, path, 10*time.Second)
 }
 
+// Hot asks for the statistics of all tasks until their containers are sampled each second and have been, more than
+// once.
+func (m *Metad) Hot(tasks []*Task) {
+	m.t.Helper()
+	Ask(tasks, "/v2/stats", Statistics)
+	const rendered = `metad_samples_total{outcome="rendered"}`
+	before, all := m.Metric(rendered), 0
+	for _, t := range tasks {
+		all += len(t.Containers)
+	}
+	m.wait("all containers have been sampled", func() bool { return m.Metric(rendered) >= before+float64(3*all) })
+}
+
 // WaitReady waits until metad answers from a complete list, and returns how long that was after its start.
 func (m *Metad) WaitReady() time.Duration {
 	m.t.Helper()
@@ -218,13 +231,11 @@ func Ask(tasks []*Task, path string, right func(*Task, string) bool) *Answers {
 	return a
 }
 
+// Own reports whether body is the task's metadata, whatever of its containers is known.
+func Own(t *Task, body string) bool { return strings.Contains(body, `"TaskARN":"`+t.ARN+`"`) }
+
 // Metadata reports whether body is the task's metadata with all its containers.
-func Metadata(t *Task, body string) bool {
-	if !strings.Contains(body, `"TaskARN":"`+t.ARN+`"`) {
-		return false
-	}
-	return hasAll(t, body)
-}
+func Metadata(t *Task, body string) bool { return Own(t, body) && hasAll(t, body) }
 
 // Statistics reports whether body has numbers of all the task's containers.
 func Statistics(t *Task, body string) bool {

@@ -89,8 +89,9 @@ func (h *Host) bridge() *testnet.Bridge {
 }
 
 // AddTask starts a task of n containers and tells of it as Docker does: created, a bundle with a process, started.
-// It returns when the Engine has said that all have started.
-func (h *Host) AddTask(n int) *Task {
+// It returns when the Engine has said that all have started. first, if it is not nil, is called when the first
+// container's program could begin to run, before the Engine says that it does.
+func (h *Host) AddTask(n int, first func(*Task)) *Task {
 	h.t.Helper()
 	t := &Task{ID: randomHex(32), host: h}
 	t.ARN = "arn:aws:ecs:us-west-2:111122223333:task/density/" + t.ID
@@ -106,6 +107,9 @@ func (h *Host) AddTask(n int) *Task {
 		}
 		if i == 0 {
 			h.bundle(c)
+			if first != nil {
+				first(t)
+			}
 		}
 		h.Engine.started(t, c)
 	}

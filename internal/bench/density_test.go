@@ -1,0 +1,168 @@
+//go:build bench
+
+package bench
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"metad/internal/testhost"
+)
+
+// TestDensity prints what metad costs on made-up hosts of many containers. DENSITY names the hosts, "100x3" for a
+// hundred tasks of three containers; METAD is the binary, else it is built; DENSITY_SECONDS is how long the cold and
+// the hot process are watched.
+func TestDensity(t *testing.T) {
+	binary := os.Getenv("METAD")
+	if binary == "" {
+		binary = testhost.Build(t)
+	}
+	var rows []*densityRow
+	for _, size := range strings.Fields(cmp.Or(os.Getenv("DENSITY"), "10x3 100x3 1000x3")) {
+		t.Run(size, func(t *testing.T) {
+			r := &densityRow{size: size}
+			if _, err := fmt.Sscanf(size, "%dx%d", &r.tasks, &r.containers); err != nil {
+				t.Fatalf("DENSITY %q: %v", size, err)
+			}
+			r.run(t, binary)
+			rows = append(rows, r)
+		})
+	}
+	t.Log("\n" + densityTable(rows))
+}
+
+const (
+	densityStarts = 60 // tasks that are replaced while metad is watched
+	densityEvery  = 100 * time.Millisecond
+)
+
+// densityRow is what was measured on one host.
+type densityRow struct {
+	size              string
+	tasks, containers int
+
+	ready, hooked, stop        time.Duration
+	rssStart, rssHot, rssChurn int
+	fdsCold, fdsHot            int
+	cold, hot                  float64 // share of a core
+	metadata, first            *testhost.Answers
+	perStart                   time.Duration // CPU for a task replaced
+	wrong                      int
+	samplesHot                 float64 // a second
+}
+
+func (r *densityRow) run(t *testing.T, binary string) {
+	h := testhost.New(t)
+	tasks := make([]*testhost.Task, r.tasks)
+	for i := range tasks {
+		tasks[i] = h.AddTask(r.containers, nil)
+	}
+	m := h.Start(binary, 0)
+	r.ready, r.hooked = m.WaitReady(), m.WaitHooked(r.tasks)
+	window := time.Duration(fromEnvInt(t, "DENSITY_SECONDS", 20)) * time.Second
+	share := func() float64 {
+		cpu, start := m.CPU(), time.Now()
+		time.Sleep(window)
+		return float64(m.CPU()-cpu) / float64(time.Since(start))
+	}
+	time.Sleep(3 * time.Second) // each container has had its first two samples
+	r.rssStart = m.RSS()
+	r.cold, r.fdsCold = share(), m.Descriptors()
+	r.metadata = testhost.Ask(tasks, "/v2/metadata", testhost.Metadata)
+
+	r.churn(h, m, tasks)
+	r.rssChurn = m.RSS()
+
+	m.Hot(tasks)
+	const rendered = `metad_samples_total{outcome="rendered"}`
+	samples, start := m.Metric(rendered), time.Now()
+	r.hot = share()
+	r.samplesHot = (m.Metric(rendered) - samples) / time.Since(start).Seconds()
+	r.fdsHot, r.rssHot = m.Descriptors(), m.RSS()
+	stats := testhost.Ask(tasks, "/v2/stats", testhost.Statistics)
+	for _, a := range []*testhost.Answers{r.metadata, r.first, stats} {
+		for i, wrong := range a.Wrong {
+			if r.wrong++; i < 3 {
+				t.Log("wrong:", wrong)
+			}
+		}
+	}
+	r.stop = m.Stop()
+}
+
+// churn replaces tasks, ten a second if the machine can, each of which asks as soon as its program could.
+func (r *densityRow) churn(h *testhost.Host, m *testhost.Metad, tasks []*testhost.Task) {
+	r.first = &testhost.Answers{}
+	var mu sync.Mutex
+	var asking sync.WaitGroup
+	cpu, start := m.CPU(), time.Now()
+	for n := range densityStarts {
+		i := n % len(tasks)
+		old := tasks[i]
+		tasks[i] = h.AddTask(r.containers, func(task *testhost.Task) {
+			asking.Go(func() {
+				a := testhost.Ask([]*testhost.Task{task}, "/v2/metadata", testhost.Own)
+				mu.Lock()
+				defer mu.Unlock()
+				r.first.Asked++
+				r.first.Times, r.first.Wrong = append(r.first.Times, a.Times...), append(r.first.Wrong, a.Wrong...)
+			})
+		})
+		old.Stop()
+		old.Destroy()
+		time.Sleep(time.Until(start.Add(time.Duration(n+1) * densityEvery)))
+	}
+	asking.Wait()
+	time.Sleep(2 * time.Second) // their first samples are part of the price
+	took := time.Since(start)
+	r.perStart = (m.CPU() - cpu - time.Duration(r.cold*float64(took))) / densityStarts
+}
+
+func fromEnvInt(t *testing.T, name string, otherwise int) int {
+	n := otherwise
+	if text := os.Getenv(name); text != "" {
+		if _, err := fmt.Sscan(text, &n); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+	}
+	return n
+}
+
+// densityTable has a column for each host.
+func densityTable(rows []*densityRow) string {
+	var b strings.Builder
+	line := func(what string, f func(*densityRow) string) {
+		b.WriteString("| " + what + " |")
+		for _, r := range rows {
+			b.WriteString(" " + f(r) + " |")
+		}
+		b.WriteByte('\n')
+	}
+	ms := func(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d)/1e6) }
+	mb := func(n int) string { return fmt.Sprintf("%d MB", n>>20) }
+	line("tasks × containers", func(r *densityRow) string { return fmt.Sprintf("%d × %d", r.tasks, r.containers) })
+	line("---", func(*densityRow) string { return "---" })
+	line("ready after a start", func(r *densityRow) string { return ms(r.ready) })
+	line("all ports hooked after a start", func(r *densityRow) string { return ms(r.hooked) })
+	line("memory after the start", func(r *densityRow) string { return mb(r.rssStart) })
+	line("memory after 60 tasks were replaced", func(r *densityRow) string { return mb(r.rssChurn) })
+	line("memory, all hot", func(r *densityRow) string { return mb(r.rssHot) })
+	line("CPU, nobody asks, of a core", func(r *densityRow) string { return fmt.Sprintf("%.2f %%", 100*r.cold) })
+	line("CPU, all hot, of a core", func(r *densityRow) string { return fmt.Sprintf("%.2f %%", 100*r.hot) })
+	line("… per 1,000 containers", func(r *densityRow) string {
+		return fmt.Sprintf("%.2f %%", 100*r.hot*1000/float64(r.tasks*r.containers))
+	})
+	line("samples a second, all hot", func(r *densityRow) string { return fmt.Sprintf("%.0f", r.samplesHot) })
+	line("metadata, p50 and p99", func(r *densityRow) string { return ms(r.metadata.Quantile(0.5)) + ", " + ms(r.metadata.Quantile(0.99)) })
+	line("first answer of a new task, p50 and p99", func(r *densityRow) string { return ms(r.first.Quantile(0.5)) + ", " + ms(r.first.Quantile(0.99)) })
+	line("CPU for a task replaced", func(r *densityRow) string { return ms(r.perStart) })
+	line("stop", func(r *densityRow) string { return ms(r.stop) })
+	line("descriptors, cold and hot", func(r *densityRow) string { return fmt.Sprintf("%d, %d", r.fdsCold, r.fdsHot) })
+	line("wrong answers", func(r *densityRow) string { return fmt.Sprint(r.wrong) })
+	return b.String()
+}
