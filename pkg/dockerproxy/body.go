@@ -2,12 +2,18 @@ package dockerproxy
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"path"
+	"reflect"
 	"slices"
 	"strings"
+
+	"github.com/docker/docker/api/types/container"
+
+	"metad/pkg/inject"
 )
 
 // errBody is returned for a body that cannot be edited safely. It is passed on as it is, for the
@@ -24,10 +30,28 @@ type createBody struct {
 	image       string
 	labels      map[string]string
 	env         []string
-	targets     []string // where mounts, volumes and tmpfs of the user are in the container, cleaned
-	volumesFrom []string // names or ids of containers
+	binds       []string
+	hostMounts  []mountSpec    // "Mounts"
+	mounts      []inject.Mount // binds, mounts, volumes and tmpfs, by target
+	volumesFrom []string       // names or ids of containers
 
 	top, hostConfig object
+}
+
+// mountSpec is an element of HostConfig.Mounts.
+type mountSpec struct{ Source, Target string }
+
+func (m mountSpec) mount() inject.Mount {
+	return inject.Mount{Source: m.Source, Target: path.Clean("/" + m.Target)}
+}
+
+// parseBind reads source:target[:mode], or the target of an anonymous volume.
+func parseBind(bind string) inject.Mount {
+	m := mountSpec{Target: bind}
+	if parts := strings.Split(bind, ":"); len(parts) > 1 {
+		m.Source, m.Target = parts[0], parts[1]
+	}
+	return m.mount()
 }
 
 // object is a JSON object inside a body.
@@ -59,9 +83,10 @@ func parseCreate(raw []byte) (*createBody, error) {
 		return nil, err
 	}
 
-	var binds []string
+	if b.hostConfig.open == 0 && b.topLevelHostConfig() {
+		return nil, fmt.Errorf("%w: what belongs to HostConfig stands at the top", errBody)
+	}
 	var volumes, tmpfs map[string]json.RawMessage
-	var mounts []struct{ Target string }
 	for _, f := range []struct {
 		in    object
 		name  string
@@ -71,8 +96,8 @@ func parseCreate(raw []byte) (*createBody, error) {
 		{b.top, "Labels", &b.labels},
 		{b.top, "Env", &b.env},
 		{b.top, "Volumes", &volumes},
-		{b.hostConfig, "Binds", &binds},
-		{b.hostConfig, "Mounts", &mounts},
+		{b.hostConfig, "Binds", &b.binds},
+		{b.hostConfig, "Mounts", &b.hostMounts},
 		{b.hostConfig, "Tmpfs", &tmpfs},
 		{b.hostConfig, "VolumesFrom", &b.volumesFrom},
 	} {
@@ -88,30 +113,43 @@ func parseCreate(raw []byte) (*createBody, error) {
 		}
 	}
 
-	for _, bind := range binds {
-		parts := strings.Split(bind, ":")
-		if len(parts) > 1 { // source:target[:mode], else an anonymous volume
-			parts = parts[1:]
-		}
-		b.addTarget(parts[0])
+	for _, bind := range b.binds {
+		b.mounts = append(b.mounts, parseBind(bind))
 	}
-	for _, m := range mounts {
-		b.addTarget(m.Target)
+	for _, m := range b.hostMounts {
+		b.mounts = append(b.mounts, m.mount())
 	}
 	for target := range volumes { // a path; if it is a bind after all, either part counts
 		for part := range strings.SplitSeq(target, ":") {
-			b.addTarget(part)
+			b.mounts = append(b.mounts, mountSpec{Target: part}.mount())
 		}
 	}
 	for target := range tmpfs {
-		b.addTarget(target)
+		b.mounts = append(b.mounts, mountSpec{Target: target}.mount())
 	}
-	slices.Sort(b.targets)
+	slices.SortFunc(b.mounts, func(x, y inject.Mount) int { return strings.Compare(x.Target, y.Target) })
 	return b, nil
 }
 
-func (b *createBody) addTarget(target string) {
-	b.targets = append(b.targets, path.Clean("/"+target))
+// hostConfigFields are the names in HostConfig, in lower case.
+var hostConfigFields = fieldNames(reflect.TypeFor[container.HostConfig](), map[string]bool{"cpuset": true})
+
+func fieldNames(t reflect.Type, names map[string]bool) map[string]bool {
+	for f := range t.Fields() {
+		if f.Anonymous {
+			fieldNames(f.Type, names)
+			continue
+		}
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		names[strings.ToLower(cmp.Or(name, f.Name))] = true
+	}
+	return names
+}
+
+// topLevelHostConfig reports whether the body has the old form, with the members of HostConfig at the top. Engines
+// before 25 take it, and stop looking there as soon as there is a HostConfig.
+func (b *createBody) topLevelHostConfig() bool {
+	return slices.ContainsFunc(b.top.members, func(m member) bool { return hostConfigFields[strings.ToLower(m.key)] })
 }
 
 // object reads the JSON object that begins at offset.
@@ -163,21 +201,25 @@ func (o object) member(name string) (*member, error) {
 
 func (b *createBody) null(m *member) bool { return string(b.raw[m.start:m.end]) == "null" }
 
-// setsVariable reports whether the user sets (or unsets) the environment variable.
-func (b *createBody) setsVariable(name string) bool {
-	return slices.ContainsFunc(b.env, func(e string) bool {
-		key, _, _ := strings.Cut(e, "=")
-		return key == name
-	})
+// additions is what goes into a body, and what comes out of it because it was put in at an earlier creation.
+type additions struct {
+	env         []string // KEY=value
+	bind        string   // "": none
+	ownVariable func(e string) bool
+	ownMount    func(inject.Mount) bool
 }
 
 // with returns the body with env appended to the environment and bind to the binds.
-func (b *createBody) with(env, bind string) []byte {
-	edits := []edit{b.appendTo(b.top, "Env", quote(env))}
-	if b.hostConfig.open == 0 {
-		edits = append(edits, b.set(b.top, "HostConfig", `{"Binds":[`+quote(bind)+`]}`))
-	} else {
-		edits = append(edits, b.appendTo(b.hostConfig, "Binds", quote(bind)))
+func (b *createBody) with(a additions) []byte {
+	edits := []edit{b.change(b.top, "Env", func(i int) bool { return a.ownVariable(b.env[i]) }, a.env...)}
+	switch {
+	case a.bind == "":
+	case b.hostConfig.open == 0:
+		edits = append(edits, b.set(b.top, "HostConfig", `{"Binds":[`+quote(a.bind)+`]}`))
+	default:
+		edits = append(edits,
+			b.change(b.hostConfig, "Binds", func(i int) bool { return a.ownMount(parseBind(b.binds[i])) }, a.bind),
+			b.change(b.hostConfig, "Mounts", func(i int) bool { return a.ownMount(b.hostMounts[i].mount()) }))
 	}
 	slices.SortStableFunc(edits, func(x, y edit) int { return x.start - y.start })
 
@@ -197,18 +239,37 @@ type edit struct {
 	text       string
 }
 
-// appendTo appends a value to the array in o called name, making it if there is none. parseCreate
-// has seen that it is an array or null.
-func (b *createBody) appendTo(o object, name, value string) edit {
+// change drops elements of the array in o called name and appends values to it, making it if there is none.
+// parseCreate has seen that it is an array or null.
+func (b *createBody) change(o object, name string, drop func(i int) bool, values ...string) edit {
+	quoted := make([]string, len(values))
+	for i, v := range values {
+		quoted[i] = quote(v)
+	}
 	m, _ := o.member(name)
-	if m == nil || b.null(m) {
-		return b.set(o, name, "["+value+"]")
+	switch {
+	case (m == nil || b.null(m)) && len(values) == 0:
+		return edit{}
+	case m == nil || b.null(m):
+		return b.set(o, name, "["+strings.Join(quoted, ",")+"]")
+	}
+	var elements []json.RawMessage
+	_ = json.Unmarshal(b.raw[m.start:m.end], &elements)
+	var kept []string
+	for i, e := range elements {
+		if !drop(i) {
+			kept = append(kept, string(e))
+		}
+	}
+	if len(kept) < len(elements) {
+		return edit{m.start, m.end, "[" + strings.Join(append(kept, quoted...), ",") + "]"}
 	}
 	closing := m.end - 1
-	if len(bytes.TrimSpace(b.raw[m.start+1:closing])) > 0 {
-		value = "," + value
+	text := strings.Join(quoted, ",")
+	if len(elements) > 0 && text != "" {
+		text = "," + text
 	}
-	return edit{closing, closing, value}
+	return edit{closing, closing, text}
 }
 
 // set puts a value in the place of null, or adds it to o as the first member.

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"metad/pkg/inject"
 )
 
 const (
@@ -22,6 +24,19 @@ const cliBody = `{"Hostname":"","Env":["A=1"],"Cmd":null,"Image":"nginx","Volume
 	`"PortBindings":{"80/tcp":[{"HostIp":"","HostPort":"8080"}]},"VolumesFrom":null,"Memory":67108864,"MemorySwappiness":-1},` +
 	`"NetworkingConfig":{"EndpointsConfig":{}}}` + "\n"
 
+// adding is additions that find nothing to take out.
+func adding(env, bind string) additions {
+	return additions{env: []string{env}, bind: bind,
+		ownVariable: func(string) bool { return false }, ownMount: func(inject.Mount) bool { return false }}
+}
+
+func targets(b *createBody) (all []string) {
+	for _, m := range b.mounts {
+		all = append(all, m.Target)
+	}
+	return all
+}
+
 // F18: what the user has stays as it is, ours is appended last; nothing else changes by a byte.
 func TestBodyF18(t *testing.T) {
 	f := func(body, want string) {
@@ -31,7 +46,7 @@ func TestBodyF18(t *testing.T) {
 			t.Errorf("%s: %v", body, err)
 			return
 		}
-		if got := string(b.with("E=1", "/h:/c:ro")); got != want {
+		if got := string(b.with(adding("E=1", "/h:/c:ro"))); got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
 		}
 		if string(b.raw) != body {
@@ -44,12 +59,14 @@ func TestBodyF18(t *testing.T) {
 	f(`{"HostConfig":{},"Env":[ ]}`, `{"HostConfig":{"Binds":["/h:/c:ro"]},"Env":[ "E=1"]}`)
 	f(`{"HostConfig":{"Binds":null,"X":1},"Env":["E=0"]}`, `{"HostConfig":{"Binds":["/h:/c:ro"],"X":1},"Env":["E=0","E=1"]}`)
 	f("\n{ \"env\" : [ \"a\" , \"b\" ] ,\"hostconfig\":{ \"BINDS\":[\n]} }\t", "\n{ \"env\" : [ \"a\" , \"b\" ,\"E=1\"] ,\"hostconfig\":{ \"BINDS\":[\n\"/h:/c:ro\"]} }\t")
+	f(`{"Privileged":true,"HostConfig":{"X":1}}`, `{"Env":["E=1"],"Privileged":true,"HostConfig":{"Binds":["/h:/c:ro"],"X":1}}`)
 	f(`{"Big":123456789012345678901234567890.1e5,"New":{"a":[1,{"Env":[]}]},"Image":"\u00fc\ud83d"}`,
 		`{"Env":["E=1"],"HostConfig":{"Binds":["/h:/c:ro"]},"Big":123456789012345678901234567890.1e5,"New":{"a":[1,{"Env":[]}]},"Image":"\u00fc\ud83d"}`)
 }
 
 func TestBodyNotUnderstood(t *testing.T) {
 	for _, body := range []string{
+		`{"Image":"i","Binds":["/tmp:/mnt"],"Privileged":true}`, `{"Image":"i","networkMode":"none","HostConfig":null}`, `{"Image":"i","Cpuset":"0"}`,
 		``, `null`, `[]`, `{}`, `"x"`, `{"Image":"i"`, `{"Image":"i",}`, `{"Image" "i"}`,
 		`{"Env":"A=1"}`, `{"Env":{}}`, `{"HostConfig":[]}`, `{"HostConfig":{"Binds":"x"}}`, `{"Labels":[]}`,
 		`{"Env":["a"],"Env":["b"]}`, `{"Env":["a"],"env":["b"]}`, `{"HostConfig":{},"Hostconfig":{}}`, `{"HostConfig":{"Binds":[],"binds":[]}}`,
@@ -67,16 +84,11 @@ func TestBodyTargets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"/anonymous", "/b", "/c", "/d", "/ecs", "/ecs/x", "/m", "/n", "/t", "/v"}; !slices.Equal(b.targets, want) {
-		t.Errorf("targets: got %q, want %q", b.targets, want)
+	if want := []string{"/anonymous", "/b", "/c", "/d", "/ecs", "/ecs/x", "/m", "/n", "/t", "/v"}; !slices.Equal(targets(b), want) {
+		t.Errorf("targets: got %q, want %q", targets(b), want)
 	}
 	if want := []string{"c1:ro", "c2"}; !slices.Equal(b.volumesFrom, want) {
 		t.Errorf("volumesFrom: got %q, want %q", b.volumesFrom, want)
-	}
-	for name, want := range map[string]bool{"A": true, "B": true, "": false, "B=2": false, "C": false} {
-		if got := b.setsVariable(name); got != want {
-			t.Errorf("setsVariable(%q): got %v", name, got)
-		}
 	}
 }
 
@@ -92,7 +104,7 @@ func FuzzBody(f *testing.F) {
 		if err != nil {
 			return
 		}
-		out := b.with(testEnv, testBind)
+		out := b.with(adding(testEnv, testBind))
 		if bytes.Equal(out, body) {
 			t.Fatalf("nothing added: %s", out)
 		}
@@ -122,7 +134,7 @@ func FuzzBody(f *testing.F) {
 		}
 		// The Engine reads both members as parseCreate did.
 		again, err := parseCreate(out)
-		if err != nil || !again.setsVariable("ECS_CONTAINER_METADATA_FILE") || !slices.Contains(again.targets, "/ecs/metadata/app") {
+		if err != nil || !slices.Contains(again.env, testEnv) || !slices.Contains(targets(again), "/ecs/metadata/app") {
 			t.Errorf("read again: %v", err)
 		}
 	})

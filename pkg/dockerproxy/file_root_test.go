@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"metad/internal/testdocker"
+	"metad/pkg/inject"
 	"metad/pkg/mdfile"
 	"metad/pkg/task"
 )
@@ -394,7 +395,7 @@ func reserveAndDie(t *testing.T, dataDir string) (dir string) {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	e, err := w.Reserve(&task.Task{}, &task.Container{Name: "orphan", State: "created"})
+	e, err := w.Reserve(&task.Task{}, &task.Container{Name: "orphan", State: "created"}, mdfile.FormProposal, strings.Repeat("0", 32))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -512,10 +513,10 @@ func TestRootF01F03Nothing(t *testing.T) {
 		g.empty()
 	}
 	none("off", g.start())
-	on := g.start("--label", Label+"=true")
+	on := g.start("--label", inject.LabelFile+"=true")
 	g.until("READY", g.dir(on), ready)
 	g.docker("rm", "-f", on)
-	none("pause", g.start("--label", Label+"=true", "--label", "com.amazonaws.ecs.container-name=~internal~ecs~pause",
+	none("pause", g.start("--label", inject.LabelFile+"=true", "--label", "com.amazonaws.ecs.container-name=~internal~ecs~pause",
 		"--label", "com.amazonaws.ecs.task-arn=arn:aws:ecs:x:1:task/default/pause"))
 }
 

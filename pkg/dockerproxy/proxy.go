@@ -1,16 +1,15 @@
-// Package dockerproxy puts the container metadata file into containers that anyone creates: a unix
-// socket in front of the Docker Engine's that passes every request on as it is, except that the
-// creation of a container gets a directory on the host, a read-only bind mount and an environment
-// variable added.
+// Package dockerproxy puts the metadata file and the endpoint's address into containers that anyone creates: a unix
+// socket in front of the Docker Engine's that passes every request on as it is, except that the creation of a container
+// gets a read-only bind mount of a directory on the host and environment variables added.
 //
-// Whatever goes wrong with the file, the container is created: without the file, and with a warning
-// in the log.
+// Whatever goes wrong with that, the container is created: without, and with a warning in the log.
 package dockerproxy
 
 import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	stdlog "log"
@@ -22,20 +21,16 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
 
+	"metad/pkg/inject"
 	"metad/pkg/mdfile"
 	"metad/pkg/task"
 )
-
-// Label is the label that turns the file on or off for one container, "true" or "false" (or what
-// else strconv.ParseBool takes). It wins over Config.Enabled.
-const Label = "metad.container-metadata"
 
 // Places of the sockets.
 const (
@@ -58,16 +53,14 @@ const (
 type Config struct {
 	Engine  string  // path of the Engine's unix socket; "": DefaultEngine
 	Enabled bool    // containers without the label get a file (ECS_ENABLE_CONTAINER_METADATA)
+	URIs    bool    // containers without the label get the endpoint's address
 	SELinux SELinux // "": SELinuxAuto
 
 	// MaxBodyBytes is how long the body of a create request may be for a file to be added; what is
 	// longer is passed on as it comes, of any length. 0: 4 MiB.
 	MaxBodyBytes int64
 
-	// Identify returns the task of a container that is about to be created, from its labels and name
-	// (without slash; "" if the Engine is to choose one), and the container with the name it has in
-	// the task. Its ARN names the directory on the host. A nil task or function: the container is a
-	// task of its own, which gets a random directory. The labels of the ECS agent need no Identify.
+	// Identify is inject.Config's.
 	Identify func(labels map[string]string, name string) (*task.Task, *task.Container)
 }
 
@@ -106,6 +99,7 @@ const (
 type Proxy struct {
 	cfg     Config
 	files   *mdfile.Writer
+	inject  *inject.Injector
 	log     *zap.Logger
 	engine  *http.Transport
 	forward *httputil.ReverseProxy
@@ -128,7 +122,8 @@ func New(cfg Config, w *mdfile.Writer, log *zap.Logger) (*Proxy, error) {
 	if cfg.MaxBodyBytes == 0 {
 		cfg.MaxBodyBytes = defaultMaxBody
 	}
-	p := &Proxy{cfg: cfg, files: w, log: log, warn: limiter{now: time.Now}}
+	p := &Proxy{cfg: cfg, files: w, log: log, warn: limiter{now: time.Now},
+		inject: inject.New(inject.Config{File: cfg.Enabled, URIs: cfg.URIs, Identify: cfg.Identify}, w)}
 	p.engine = &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", cfg.Engine)
@@ -277,9 +272,9 @@ func (p *Proxy) roundTrip(r *http.Request) (*http.Response, error) {
 // createKey is the context key of a *create.
 type createKey struct{}
 
-// create is a creation with a metadata file.
+// create is a creation that something is put into.
 type create struct {
-	entry    *mdfile.Entry
+	entry    *mdfile.Entry // nil: no file
 	log      *zap.Logger
 	original []byte // bodies
 	edited   []byte
@@ -287,7 +282,7 @@ type create struct {
 }
 
 func (c *create) release() {
-	if !c.settled {
+	if !c.settled && c.entry != nil {
 		c.entry.Unsure()
 	}
 }
@@ -308,80 +303,60 @@ func (p *Proxy) prepare(r *http.Request) *create {
 	}
 	name := strings.TrimPrefix(r.URL.Query().Get("name"), "/")
 	log := p.log.With(zap.String("container", name))
+	anything := p.cfg.Enabled || p.cfg.URIs
 	if n > p.cfg.MaxBodyBytes {
-		if p.cfg.Enabled {
+		if anything {
 			p.without(log, fmt.Errorf("body of more than %d bytes", p.cfg.MaxBodyBytes))
 		}
 		return nil
 	}
 	body, err := parseCreate(raw)
 	if err != nil {
-		if p.cfg.Enabled {
+		if anything {
 			p.without(log, err)
 		}
 		return nil
 	}
-	on, err := strconv.ParseBool(body.labels[Label])
-	if err != nil {
-		on = p.cfg.Enabled
+	c := inject.Container{Name: name, Image: body.image, Labels: body.labels, Env: body.env,
+		Mounts: func() []inject.Mount { return p.mounts(r.Context(), body) }}
+	plan := p.inject.Plan(c, p.files.Layout().Form)
+	switch {
+	case errors.Is(plan.Err, inject.ErrClaimed):
+		log.Info("container gets no metadata file", zap.Error(plan.Err))
+	case plan.Err != nil:
+		p.without(log, plan.Err)
 	}
-	if !on || strings.HasPrefix(body.labels[task.LabelContainerName], internalPrefix) {
+	add := additions{env: plan.Env(), ownMount: p.inject.OwnMount}
+	if len(add.env) == 0 {
 		return nil
 	}
-	if why := p.claimed(r.Context(), body); why != "" {
-		log.Info("container gets no metadata file", zap.String("why", why))
-		return nil
+	add.ownVariable = func(e string) bool { return p.inject.Own(e, body.mounts, add.env) }
+	if e := plan.Entry; e != nil {
+		add.bind = e.HostDir + ":" + e.ContainerDir + ":ro" + p.relabel(r.Context())
 	}
-
-	t, c := p.identify(body, name)
-	entry, err := p.files.Reserve(t, c)
-	if err != nil {
-		p.without(log, err)
-		return nil
-	}
-	bind := entry.HostDir + ":" + entry.ContainerDir + ":ro" + p.relabel(r.Context())
-	edited := body.with(mdfile.EnvVar+"="+entry.File, bind)
-	return &create{entry: entry, log: log, original: raw, edited: edited}
+	return &create{entry: plan.Entry, log: log, original: raw, edited: body.with(add)}
 }
 
-// internalPrefix begins the names of the containers that the ECS agent adds to a task: pause, empty
-// volume, relay. The agent gives them no file.
-const internalPrefix = "~internal~ecs"
-
-// without says that a container that should have a file does not get one.
+// without says that a container does not get what it should have.
 func (p *Proxy) without(log *zap.Logger, err error) {
 	if ok, held := p.warn.allow(); ok {
 		log.Warn("container is created without its metadata file", zap.Error(err), zap.Int("held_back", held))
 	}
 }
 
-// claimed says what of the user's is in the way, "" if nothing is.
-func (p *Proxy) claimed(ctx context.Context, body *createBody) string {
-	if body.setsVariable(mdfile.EnvVar) {
-		return "it sets " + mdfile.EnvVar
-	}
-	base := p.files.Layout().Base()
-	targets := body.targets
+// mounts returns where in the container something is mounted: what the body says and what other containers bring.
+func (p *Proxy) mounts(ctx context.Context, body *createBody) []inject.Mount {
+	all := slices.Clone(body.mounts)
 	for _, from := range body.volumesFrom {
 		id, _, _ := strings.Cut(from, ":")
-		targets = append(targets, p.mountsOf(ctx, id)...)
+		all = append(all, p.mountsOf(ctx, id)...)
 	}
-	for _, t := range targets {
-		if within(t, base) || within(base, t) {
-			return "it mounts " + t
-		}
-	}
-	return ""
+	return all
 }
 
-// within reports whether the clean path p is dir or beneath it.
-func within(p, dir string) bool {
-	return p == dir || dir == "/" || strings.HasPrefix(p, dir+"/")
-}
-
-// mountsOf returns where in the container called id the mounts are that are not metad's. Nothing if
+// mountsOf returns the mounts of the container called id, but for the directories of metadata files. Nothing if
 // the Engine does not say: it will then not create a container with that container's volumes either.
-func (p *Proxy) mountsOf(ctx context.Context, id string) (targets []string) {
+func (p *Proxy) mountsOf(ctx context.Context, id string) (mounts []inject.Mount) {
 	var inspect struct {
 		Mounts []struct{ Source, Destination string }
 	}
@@ -390,12 +365,13 @@ func (p *Proxy) mountsOf(ctx context.Context, id string) (targets []string) {
 	if err := p.ask(ctx, "/containers/"+url.PathEscape(id)+"/json", &inspect); err != nil {
 		return nil
 	}
+	root := p.files.Layout().Root()
 	for _, m := range inspect.Mounts {
-		if !within(path.Clean(m.Source), p.files.Layout().Root()) {
-			targets = append(targets, path.Clean(m.Destination))
+		if source := path.Clean(m.Source); source != root && !strings.HasPrefix(source, root+"/") {
+			mounts = append(mounts, inject.Mount{Source: m.Source, Target: path.Clean(m.Destination)})
 		}
 	}
-	return targets
+	return mounts
 }
 
 // ask gets path from the Engine into answer.
@@ -454,29 +430,6 @@ func (p *Proxy) engineSELinux(ctx context.Context) bool {
 	return p.selinux
 }
 
-// identify returns what is known of the container and its task before it is created.
-func (p *Proxy) identify(body *createBody, name string) (*task.Task, *task.Container) {
-	t, c := new(task.Task), new(task.Container)
-	if arn := body.labels[task.LabelTaskARN]; arn != "" {
-		*t = task.Task{
-			ARN:      arn,
-			Cluster:  body.labels[task.LabelCluster],
-			Family:   body.labels[task.LabelFamily],
-			Revision: body.labels[task.LabelRevision],
-		}
-		c.Name = body.labels[task.LabelContainerName]
-	} else if p.cfg.Identify != nil {
-		if it, ic := p.cfg.Identify(body.labels, name); it != nil && ic != nil {
-			t, *c = it, *ic
-		}
-	}
-	if c.Name == "" {
-		c.Name = name
-	}
-	c.DockerName, c.Image, c.State = name, body.image, "created"
-	return t, c
-}
-
 // create sends the edited body and, if the Engine does not want it, the original one.
 func (p *Proxy) create(r *http.Request, c *create) (*http.Response, error) {
 	resp, err := p.send(r, c.edited)
@@ -489,6 +442,9 @@ func (p *Proxy) create(r *http.Request, c *create) (*http.Response, error) {
 	}
 	if resp.StatusCode == http.StatusCreated {
 		c.settled = true
+		if c.entry == nil {
+			return resp, nil
+		}
 		var created struct{ ID string } // "Id"
 		if err := json.Unmarshal(answer, &created); err != nil || created.ID == "" {
 			c.entry.Unsure() // Apply will find the container by its mount
@@ -501,14 +457,16 @@ func (p *Proxy) create(r *http.Request, c *create) (*http.Response, error) {
 	}
 
 	c.settled = true
-	c.entry.Abandon()
+	if c.entry != nil {
+		c.entry.Abandon()
+	}
 	switch resp.StatusCode {
 	case http.StatusNotFound, http.StatusConflict:
 		return resp, nil // no such image, name in use: nothing of ours
 	}
 	// It may be the mount: a plug-in forbids it, or the Engine cannot see the directory.
 	if resp, err = p.send(r, c.original); err == nil && resp.StatusCode == http.StatusCreated {
-		p.without(c.log, fmt.Errorf("the Docker Engine refuses it with the file: %.500s", bytes.TrimSpace(answer)))
+		p.without(c.log, fmt.Errorf("the Docker Engine refuses it with what metad adds: %.500s", bytes.TrimSpace(answer)))
 	}
 	return resp, err
 }

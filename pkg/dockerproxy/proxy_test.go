@@ -23,6 +23,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"metad/pkg/inject"
 	"metad/pkg/mdfile"
 	"metad/pkg/task"
 )
@@ -204,7 +205,7 @@ func TestF01Switch(t *testing.T) {
 			g := newGround(t, Config{Enabled: tt.enabled}, mdfile.Layout{})
 			body := `{"Image":"nginx"}`
 			if tt.label != "" {
-				body = `{"Image":"nginx","Labels":{"` + Label + `":"` + tt.label + `"}}`
+				body = `{"Image":"nginx","Labels":{"` + inject.LabelFile + `":"` + tt.label + `"}}`
 			}
 			if status := g.post("/containers/create?name=web", body); status != http.StatusCreated {
 				t.Errorf("got %d", status)

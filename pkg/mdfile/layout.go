@@ -37,6 +37,9 @@ const (
 	FormProposal Form = iota
 	// FormAgent is /opt/ecs/metadata/<token>/ecs-container-metadata.json, as the ECS agent has it.
 	FormAgent
+	// FormPrivate is /.metad/<token>/metadata.json: for a container whose mounts metad cannot see, out of the way of
+	// any that it may have.
+	FormPrivate
 )
 
 // ParseForm returns the Form named s: "proposal" or "agent".
@@ -98,17 +101,24 @@ func (l Layout) Base() string {
 		return `C:\Amazon\ECS`
 	case l.Form == FormAgent:
 		return "/opt/ecs/metadata"
+	case l.Form == FormPrivate:
+		return "/.metad"
 	}
 	return "/ecs"
 }
 
-// ContainerDir returns the directory in the container: by its name for FormProposal, by token for
-// FormAgent.
+// ContainerDir returns the directory in the container: by its name for FormProposal, else by token.
 func (l Layout) ContainerDir(name, token string) string {
-	if l.Form == FormAgent {
-		return l.join(l.Base(), token)
+	if l.Form == FormProposal {
+		return l.join(l.Base(), "metadata", name)
 	}
-	return l.join(l.Base(), "metadata", name)
+	return l.join(l.Base(), token)
+}
+
+// In returns the layout with another Form.
+func (l Layout) In(form Form) Layout {
+	l.Form = form
+	return l
 }
 
 // File returns the path of the file in a directory that ContainerDir returned: the value of EnvVar.

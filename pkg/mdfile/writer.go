@@ -256,12 +256,12 @@ func readDocument(fsys fs.FS, name string) (*Document, error) {
 
 // Reserve makes the directory of a container that is about to be created, and the first version of
 // its file. c describes it as far as is known: no id, and no name if the Engine is to choose one. t
-// is its task; without an ARN the directory of the task gets a random name.
+// is its task; without an ARN the directory of the task is named by the token, 32 hexadecimal digits that no other
+// container has.
 //
 // The name of the directory is the container's, with a number appended if that is taken. The caller
 // calls Created, Abandon or Unsure. If Reserve returns an error, nothing is left on disk.
-func (w *Writer) Reserve(t *task.Task, c *task.Container) (*Entry, error) {
-	token := newToken()
+func (w *Writer) Reserve(t *task.Task, c *task.Container, form Form, token string) (*Entry, error) {
 	name := c.Name
 	if name == "" {
 		name = token[:12]
@@ -286,7 +286,7 @@ func (w *Writer) Reserve(t *task.Task, c *task.Container) (*Entry, error) {
 		return nil, err
 	}
 
-	l := w.cfg.Layout
+	l := w.cfg.Layout.In(form)
 	e := &Entry{w: w, pending: true, task: t, ctr: c}
 	if e.dir, err = w.mkdir(taskDir, name); err != nil {
 		return nil, err

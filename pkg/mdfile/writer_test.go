@@ -58,7 +58,7 @@ func (g *ground) restart() *ground {
 // reserve fails the test on an error.
 func (g *ground) reserve(t *task.Task, name string) *Entry {
 	g.t.Helper()
-	e, err := g.Reserve(t, &task.Container{Name: name, DockerName: name, Image: "i", State: "created"})
+	e, err := g.Reserve(t, &task.Container{Name: name, DockerName: name, Image: "i", State: "created"}, g.Layout().Form, newToken())
 	if err != nil {
 		g.t.Fatal(err)
 	}
@@ -262,12 +262,12 @@ func TestWriterSingle(t *testing.T) {
 func TestWriterBadNames(t *testing.T) {
 	g := newGround(t)
 	for _, name := range []string{"..", "a/b", "../../x", "größe", strings.Repeat("n", 300), "a:b", "a\x00"} {
-		if _, err := g.Reserve(testTask(), &task.Container{Name: name}); !errors.Is(err, ErrName) {
+		if _, err := g.Reserve(testTask(), &task.Container{Name: name}, FormProposal, newToken()); !errors.Is(err, ErrName) {
 			t.Errorf("%.20q: got %v", name, err)
 		}
 	}
 	for _, arn := range []string{"arn:aws:ecs:x:1:task/../../etc", "arn:aws:ecs:x:1:task/a/..", "x", "arn:aws:ecs:x:1:task/" + strings.Repeat("n", 300)} {
-		if _, err := g.Reserve(&task.Task{ARN: arn}, &task.Container{Name: "app"}); !errors.Is(err, ErrTaskARN) { // F14
+		if _, err := g.Reserve(&task.Task{ARN: arn}, &task.Container{Name: "app"}, FormProposal, newToken()); !errors.Is(err, ErrTaskARN) { // F14
 			t.Errorf("%.40q: got %v", arn, err)
 		}
 	}
@@ -283,7 +283,7 @@ func TestWriterPlantedLink(t *testing.T) {
 	if err := os.Symlink(outside, filepath.Join(g.dataDir, "metadata", "default")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := g.Reserve(testTask(), &task.Container{Name: "app"}); err == nil {
+	if _, err := g.Reserve(testTask(), &task.Container{Name: "app"}, FormProposal, newToken()); err == nil {
 		t.Error("no error")
 	}
 	if list, _ := os.ReadDir(outside); len(list) != 0 {

@@ -27,7 +27,7 @@ func BenchmarkApply(b *testing.B) {
 		c.ID = fmt.Sprintf("%064x", i)
 		tasks[i] = testTask(c)
 		tasks[i].ARN += fmt.Sprint(i)
-		e, err := w.Reserve(tasks[i], c)
+		e, err := w.Reserve(tasks[i], c, FormProposal, newToken())
 		if err != nil {
 			b.Fatal(err)
 		}
