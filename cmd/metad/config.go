@@ -44,6 +44,9 @@ type config struct {
 	proxySocket   string
 	fileEnabled   bool
 	fileAgentPath bool
+	metadataURIs  bool
+	nri           string
+	nriSocket     string
 	selinux       bool
 	runDir        string
 

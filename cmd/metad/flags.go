@@ -14,6 +14,7 @@ import (
 	"metad/pkg/dockerproxy"
 	"metad/pkg/loader"
 	"metad/pkg/mdfile"
+	"metad/pkg/nri"
 	"metad/pkg/server"
 )
 
@@ -160,10 +161,18 @@ func (c *config) fileFlags(s *flagSet) {
 	s.switchable(&c.proxySocket, "docker-proxy", dockerproxy.DefaultSocket,
 		"socket of the Docker API proxy, or off")
 	s.bool(&c.fileEnabled, "container-metadata",
-		"give containers created through the proxy a metadata file",
+		"give new containers a metadata file, by the proxy or NRI",
 		"ECS_ENABLE_CONTAINER_METADATA")
 	s.bool(&c.fileAgentPath, "agent-paths",
 		"mount at /opt/ecs/metadata/<uuid>, as the ECS agent does")
+	s.bool(&c.metadataURIs, "metadata-uris",
+		"tell new containers where the endpoint is, by the proxy or NRI: "+
+			"ECS_CONTAINER_METADATA_URI and ECS_CONTAINER_METADATA_URI_V4")
+	s.text(&c.nri, "nri", "auto",
+		"be a plugin of the Docker Engine (29.2 or later), which then asks metad what to put into "+
+			"every new container: auto (where the socket is), on or off")
+	s.text(&c.nriSocket, "nri-socket", nri.DefaultSocket,
+		"the Docker Engine's NRI socket (socket-path of its nri-opts)")
 	s.bool(&c.selinux, "selinux", "relabel the mount even if the engine reports no SELinux",
 		"ECS_SELINUX_CAPABLE")
 }

@@ -85,6 +85,7 @@ func app(stdout, stderr io.Writer) *cli.Command {
 			doctorCommand(stdout),
 			detachCommand(),
 			waitFileCommand(),
+			nriGuardCommand(),
 			{
 				Name:  "version",
 				Usage: "print the version",

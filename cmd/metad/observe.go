@@ -67,6 +67,7 @@ var (
 	descKept     = prometheus.NewDesc("metad_descriptors_kept", "File descriptors that statistics keep open to save work.", nil, nil)
 	descRoom     = prometheus.NewDesc("metad_descriptors_room", "File descriptors that may be kept: what connections and namespaces leave.", nil, nil)
 	descDocker   = prometheus.NewDesc("metad_docker_connected", "1 while the Docker Engine's event stream is open.", nil, nil)
+	descNRI      = prometheus.NewDesc("metad_nri_connected", "1 while the Docker Engine asks metad by NRI what to put into new containers.", nil, nil)
 	descEvents   = prometheus.NewDesc("metad_docker_events_total", "Events received from the Docker Engine.", nil, nil)
 	descInspects = prometheus.NewDesc("metad_docker_inspects_total", "Containers inspected.", nil, nil)
 	descErrors   = prometheus.NewDesc("metad_docker_errors_total", "Inspects that failed, namespaces that could not be read, streams lost.", nil, nil)
@@ -117,12 +118,17 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	gauge(descRoom, fds.Room)
 
 	f := m.d.follower.Status()
-	connected := 0
-	if f.Connected {
-		connected = 1
-	}
-	gauge(descDocker, connected)
+	gauge(descDocker, number(f.Connected))
+	gauge(descNRI, number(m.d.plugin != nil && m.d.plugin.Connected()))
 	counter(descEvents, f.Events)
 	counter(descInspects, f.Inspects)
 	counter(descErrors, f.Errors)
+}
+
+// number is how a metric says yes or no.
+func number(yes bool) int {
+	if yes {
+		return 1
+	}
+	return 0
 }

@@ -53,6 +53,7 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 		return err
 	}
 	defer closing(d.endpoint, &err)
+	d.startPlugin(ctx, parts)
 	if err := own.commit(ctx); err != nil {
 		return err
 	}

@@ -24,6 +24,7 @@ func (c *config) validate() error {
 		oneOf("attach", c.attach, "auto", "tcx", "clsact"),
 		oneOf("on-exit", c.onExit, "open", "drop"),
 		oneOf("host-route", c.hostRoute, "on", "off"),
+		oneOf("nri", c.nri, "auto", "on", "off"),
 		oneOf("stats-source", c.statsSource, "auto", "cgroup", "docker"),
 		oneOf("log-level", c.logLevel, levels...),
 		oneOf("log-format", c.logFormat, "console", "json"),

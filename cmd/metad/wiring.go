@@ -19,6 +19,7 @@ import (
 	"metad/pkg/docker"
 	"metad/pkg/dockerproxy"
 	"metad/pkg/doctor"
+	"metad/pkg/inject"
 	"metad/pkg/loader"
 	"metad/pkg/mdfile"
 	"metad/pkg/server"
@@ -201,12 +202,17 @@ func (c *config) fileWriter(log *zap.Logger) (*mdfile.Writer, error) {
 	return w, err
 }
 
+// injectConfig is what containers get, by the proxy and by NRI.
+func (c *config) injectConfig() inject.Config {
+	return inject.Config{File: c.fileEnabled, URIs: c.metadataURIs}
+}
+
 func (c *config) proxyConfig() (dockerproxy.Config, error) {
 	socket, err := c.engineSocket()
 	if err != nil {
 		return dockerproxy.Config{}, err
 	}
-	cfg := dockerproxy.Config{Engine: socket, Enabled: c.fileEnabled}
+	cfg := dockerproxy.Config{Engine: socket, Inject: c.injectConfig()}
 	if c.selinux {
 		cfg.SELinux = dockerproxy.SELinuxOn
 	}

@@ -8,7 +8,9 @@ package testdocker
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -113,7 +115,7 @@ func start() (h *Host, err error) {
 			err = errors.Join(fmt.Errorf("start test host: %w", err), h.close())
 		}
 	}()
-	if err := os.WriteFile(h.dir.dockerdConfig(), []byte("{}"), 0o600); err != nil {
+	if err := h.writeConfig(); err != nil {
 		return h, err
 	}
 	if err := h.startSupervisor(); err != nil {
@@ -135,6 +137,30 @@ func start() (h *Host, err error) {
 	}
 	return h, h.importBusybox()
 }
+
+// writeConfig gives dockerd its configuration: NRI where it has it, which is from 29.2 on.
+func (h *Host) writeConfig() error {
+	config := map[string]any{}
+	dockerd, err := lookDaemon("dockerd")
+	if err != nil {
+		return err
+	}
+	help, err := exec.Command(dockerd, "--help").Output()
+	if err != nil {
+		return fmt.Errorf("dockerd --help: %w", err)
+	}
+	if bytes.Contains(help, []byte("--nri-opts")) {
+		config["nri-opts"] = map[string]any{"enable": true, "socket-path": h.NRISocket()}
+	}
+	b, err := json.Marshal(config)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(h.dir.dockerdConfig(), b, 0o600)
+}
+
+// NRISocket is where the Engine listens for NRI plugins, if it has NRI.
+func (h *Host) NRISocket() string { return h.dir.path("nri.sock") }
 
 func (h *Host) startSupervisor() error {
 	commandsR, commandsW, err := os.Pipe()

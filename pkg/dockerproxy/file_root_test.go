@@ -6,6 +6,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -312,6 +314,80 @@ func TestRootImageVolumeAtECS(t *testing.T) {
 	t.Cleanup(func() { _, _ = g.CLICommand("rmi", "-f", "metad-test-ecs-volume").CombinedOutput() })
 	if out := g.docker("run", "--rm", "metad-test-ecs-volume", "sh", "-c", "grep -c ContainerID $ECS_CONTAINER_METADATA_FILE"); out != "1" {
 		t.Errorf("got %s", out)
+	}
+}
+
+// What Watchtower and Portainer do to upgrade a container: a new one is made with the old one's configuration, after
+// the old one is removed or before. The new one has its own file and address.
+func TestRootRecreate(t *testing.T) {
+	for _, order := range []string{"remove, create", "rename, create, remove"} {
+		t.Run(order, func(t *testing.T) {
+			g := newRootGround(t, options{uris: true})
+			id := g.start("--name", "upgraded")
+			old := g.dir(id)
+			g.until("READY", old, ready)
+			in := g.Inspect(t, id)
+			if order == "remove, create" {
+				g.Remove(t, id)
+				g.empty()
+			} else if err := g.Client.ContainerRename(t.Context(), id, "upgraded-old"); err != nil {
+				t.Fatal(err)
+			}
+			c := g.client()
+			created, err := c.ContainerCreate(t.Context(), in.Config, in.HostConfig, nil, nil, "upgraded")
+			if err == nil {
+				t.Cleanup(func() { _, _ = g.CLICommand("rm", "-f", created.ID).CombinedOutput() })
+				err = c.ContainerStart(t.Context(), created.ID, container.StartOptions{})
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if order != "remove, create" {
+				g.Remove(t, id)
+			}
+			dir := g.dir(created.ID)
+			if dir == old && order != "remove, create" {
+				t.Errorf("the new container has the old one's directory %s", dir)
+			}
+			g.until("READY", dir, func(d mdfile.Document) bool { return ready(d) && d.ContainerID == created.ID })
+			out := g.Exec(t, created.ID, "sh", "-c", "cat $ECS_CONTAINER_METADATA_FILE; ls /ecs/metadata; env | grep -c ECS_CONTAINER")
+			if !strings.Contains(out, created.ID) || !strings.HasSuffix(out, "\nupgraded\n3\n") {
+				t.Errorf("in the new container: got %s", out)
+			}
+			for _, e := range g.Inspect(t, created.ID).Config.Env {
+				if strings.HasPrefix(e, inject.EnvURI) && slices.Contains(in.Config.Env, e) {
+					t.Errorf("the new container has the old one's %s", e)
+				}
+			}
+		})
+	}
+}
+
+// The old form of a request, with HostConfig's members at the top, is the Engine's to judge: up to 24 it does what
+// they say, through the proxy as without it.
+func TestRootTopLevelHostConfig(t *testing.T) {
+	g := newRootGround(t, options{uris: true})
+	create := func(socket, name string) container.InspectResponse {
+		t.Helper()
+		c := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		}}}
+		defer c.CloseIdleConnections()
+		resp, err := c.Post("http://d/containers/create?name="+name, "application/json",
+			strings.NewReader(`{"Image":"`+testdocker.BusyboxImage+`","Binds":["/tmp:/mnt"],"Privileged":true,"NetworkMode":"none"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusCreated {
+			t.Fatalf("create %s: %s", name, resp.Status)
+		}
+		t.Cleanup(func() { _, _ = g.CLICommand("rm", "-f", name).CombinedOutput() })
+		return g.Inspect(t, name)
+	}
+	want, got := create(g.Socket, "straight").HostConfig, create(g.socket, "proxied").HostConfig
+	if !slices.Equal(got.Binds, want.Binds) || got.Privileged != want.Privileged || got.NetworkMode != want.NetworkMode {
+		t.Errorf("got %v %v %v, want %v %v %v", got.Binds, got.Privileged, got.NetworkMode, want.Binds, want.Privileged, want.NetworkMode)
 	}
 }
 

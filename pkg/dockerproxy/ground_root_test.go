@@ -24,6 +24,7 @@ import (
 	"metad/internal/expect"
 	"metad/internal/testdocker"
 	"metad/pkg/docker"
+	"metad/pkg/inject"
 	"metad/pkg/mdfile"
 	"metad/pkg/task"
 )
@@ -50,6 +51,7 @@ type rootGround struct {
 
 type options struct {
 	disabled bool
+	uris     bool
 	form     mdfile.Form
 	dataDir  string // "": a new one
 }
@@ -82,7 +84,7 @@ func newRootGround(t testing.TB, o options) *rootGround {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if g.proxy, err = New(Config{Engine: g.Socket, Enabled: !o.disabled, Identify: follower.Identify}, g.files, log); err != nil {
+	if g.proxy, err = New(Config{Engine: g.Socket, Inject: inject.Config{File: !o.disabled, URIs: o.uris, Identify: follower.Identify}}, g.files, log); err != nil {
 		t.Fatal(err)
 	}
 	g.proxy.tick = make(chan time.Time)

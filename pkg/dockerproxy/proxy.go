@@ -29,7 +29,6 @@ import (
 
 	"metad/pkg/inject"
 	"metad/pkg/mdfile"
-	"metad/pkg/task"
 )
 
 // Places of the sockets.
@@ -48,20 +47,16 @@ const (
 	SELinuxOff  SELinux = "off"
 )
 
-// Config says what the proxy does. The zero value is valid: it passes everything on and adds a file
-// to containers that ask for one by their label.
+// Config says what the proxy does. The zero value is valid: it passes everything on and adds to
+// containers what they ask for by their labels.
 type Config struct {
-	Engine  string  // path of the Engine's unix socket; "": DefaultEngine
-	Enabled bool    // containers without the label get a file (ECS_ENABLE_CONTAINER_METADATA)
-	URIs    bool    // containers without the label get the endpoint's address
-	SELinux SELinux // "": SELinuxAuto
+	Engine  string        // path of the Engine's unix socket; "": DefaultEngine
+	Inject  inject.Config // what containers get
+	SELinux SELinux       // "": SELinuxAuto
 
 	// MaxBodyBytes is how long the body of a create request may be for a file to be added; what is
 	// longer is passed on as it comes, of any length. 0: 4 MiB.
 	MaxBodyBytes int64
-
-	// Identify is inject.Config's.
-	Identify func(labels map[string]string, name string) (*task.Task, *task.Container)
 }
 
 // Validate names the first bad field.
@@ -123,7 +118,7 @@ func New(cfg Config, w *mdfile.Writer, log *zap.Logger) (*Proxy, error) {
 		cfg.MaxBodyBytes = defaultMaxBody
 	}
 	p := &Proxy{cfg: cfg, files: w, log: log, warn: limiter{now: time.Now},
-		inject: inject.New(inject.Config{File: cfg.Enabled, URIs: cfg.URIs, Identify: cfg.Identify}, w)}
+		inject: inject.New(cfg.Inject, w)}
 	p.engine = &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", cfg.Engine)
@@ -303,7 +298,7 @@ func (p *Proxy) prepare(r *http.Request) *create {
 	}
 	name := strings.TrimPrefix(r.URL.Query().Get("name"), "/")
 	log := p.log.With(zap.String("container", name))
-	anything := p.cfg.Enabled || p.cfg.URIs
+	anything := p.cfg.Inject.File || p.cfg.Inject.URIs
 	if n > p.cfg.MaxBodyBytes {
 		if anything {
 			p.without(log, fmt.Errorf("body of more than %d bytes", p.cfg.MaxBodyBytes))

@@ -202,7 +202,7 @@ func TestF01Switch(t *testing.T) {
 		{"label is no truth value, host off", false, "maybe", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			g := newGround(t, Config{Enabled: tt.enabled}, mdfile.Layout{})
+			g := newGround(t, Config{Inject: inject.Config{File: tt.enabled}}, mdfile.Layout{})
 			body := `{"Image":"nginx"}`
 			if tt.label != "" {
 				body = `{"Image":"nginx","Labels":{"` + inject.LabelFile + `":"` + tt.label + `"}}`
@@ -228,7 +228,7 @@ func TestF01Switch(t *testing.T) {
 func TestF02Forms(t *testing.T) {
 	f := func(form mdfile.Form, path, body, wantDir, wantContainerDir, wantFile string) {
 		t.Helper()
-		g := newGround(t, Config{Enabled: true}, mdfile.Layout{Form: form})
+		g := newGround(t, Config{Inject: inject.Config{File: true}}, mdfile.Layout{Form: form})
 		g.post(path, body)
 		_, env, binds := g.last()
 		dirs := g.dirs()
@@ -258,14 +258,65 @@ func TestF02Forms(t *testing.T) {
 	f(mdfile.FormProposal, "/containers/create", `{"Image":"nginx"}`, "default/*/*", "/ecs/metadata/*", "metadata.json")
 }
 
+// A container gets the endpoint's address alone, or with its file; a refused one is created without either.
+func TestURIs(t *testing.T) {
+	g := newGround(t, Config{Inject: inject.Config{URIs: true}}, mdfile.Layout{})
+	if code := g.post("/containers/create?name=web", `{"Image":"i","Env":["A=1"],"HostConfig":{"Privileged":true}}`); code != http.StatusCreated {
+		t.Errorf("got %d", code)
+	}
+	raw, env, binds := g.last()
+	if len(env) != 3 || env[0] != "A=1" || !strings.HasPrefix(env[1], inject.EnvURI+"=http://169.254.170.2/v3/") ||
+		!strings.HasPrefix(env[2], inject.EnvURIV4+"=http://169.254.170.2/v4/") || binds != nil || !strings.HasSuffix(raw, `"HostConfig":{"Privileged":true}}`) {
+		t.Errorf("got %s", raw)
+	}
+	g.post("/containers/create", `{"Image":"i","Labels":{"`+inject.LabelFile+`":"true"}}`)
+	if raw, env, binds := g.last(); len(env) != 3 || len(binds) != 1 {
+		t.Errorf("with a file: got %s", raw)
+	}
+	g.post("/containers/create", `{"Image":"i","Labels":{"`+inject.LabelURIs+`":"false"}}`)
+	if raw, env, _ := g.last(); env != nil {
+		t.Errorf("label false: got %s", raw)
+	}
+	g.answers = []int{http.StatusBadRequest}
+	if code := g.post("/containers/create", `{"Image":"i"}`); code != http.StatusCreated {
+		t.Errorf("refused with the address: got %d", code)
+	}
+	if raw, env, _ := g.last(); env != nil || len(g.warnings()) != 1 {
+		t.Errorf("refused with the address: got %s, %q", raw, g.warnings())
+	}
+}
+
+// A configuration that was copied from a container has what metad put into that one: it is replaced, and what is the
+// user's stays as it is, to the byte.
+func TestRecreate(t *testing.T) {
+	for _, form := range []mdfile.Form{mdfile.FormProposal, mdfile.FormAgent, mdfile.FormPrivate} {
+		g := newGround(t, Config{Inject: inject.Config{File: true, URIs: true}}, mdfile.Layout{Form: form})
+		g.post("/containers/create?name=web", `{"Image":"i","Env":[ "A=1" ],"HostConfig":{"Binds":[ "/srv:/srv" ],"Mounts":[{"Type":"tmpfs","Target":"/t"}]}}`)
+		first, oldEnv, oldBinds := g.last()
+		source, target, _ := strings.Cut(strings.TrimSuffix(oldBinds[1], ":ro"), ":")
+		for _, body := range []string{first, // as it was created through the proxy, and as by NRI
+			strings.Replace(strings.Replace(first, `,"`+oldBinds[1]+`"`, "", 1), `{"Type":"tmpfs"`, `{"Type":"bind","Source":"`+source+`","Target":"`+target+`","ReadOnly":true},{"Type":"tmpfs"`, 1)} {
+			g.post("/containers/create?name=web", body)
+			raw, env, binds := g.last()
+			if len(env) != 4 || env[0] != "A=1" || len(binds) != 2 || binds[0] != "/srv:/srv" || !strings.Contains(raw, `"Mounts":[{"Type":"tmpfs","Target":"/t"}]`) {
+				t.Errorf("form %d: got %s of %s", form, raw, body)
+				continue
+			}
+			if strings.Contains(raw, source+`"`) || strings.Contains(raw, source+":") || env[1] == oldEnv[1] {
+				t.Errorf("form %d: what the other container has is in %s", form, raw)
+			}
+		}
+	}
+}
+
 // Identify names the task of a container without the agent's labels.
 func TestIdentify(t *testing.T) {
-	g := newGround(t, Config{Enabled: true, Identify: func(labels map[string]string, name string) (*task.Task, *task.Container) {
+	g := newGround(t, Config{Inject: inject.Config{File: true, Identify: func(labels map[string]string, name string) (*task.Task, *task.Container) {
 		if labels["project"] == "" {
 			return nil, nil
 		}
 		return &task.Task{ARN: "arn:aws:ecs:x:1:task/compose/" + labels["project"]}, &task.Container{Name: labels["service"]}
-	}}, mdfile.Layout{})
+	}}}, mdfile.Layout{})
 	g.post("/containers/create?name=shop-web-1", `{"Image":"i","Labels":{"project":"shop","service":"web"}}`)
 	if got := g.dirs(); !slices.Equal(got, []string{"compose/shop/web"}) {
 		t.Errorf("got %v", got)
@@ -279,7 +330,7 @@ func TestIdentify(t *testing.T) {
 // F03: none for the containers that the agent adds to a task.
 func TestF03Pause(t *testing.T) {
 	for _, name := range []string{task.PauseName, "~internal~ecs~pause-app", "~internal~ecs-emptyvolume-source"} {
-		g := newGround(t, Config{Enabled: true}, mdfile.Layout{})
+		g := newGround(t, Config{Inject: inject.Config{File: true}}, mdfile.Layout{})
 		body := strings.Replace(ecsBody, `"app"`, `"`+name+`"`, 1)
 		g.post("/containers/create", body)
 		if raw, _, _ := g.last(); raw != body {
@@ -320,7 +371,7 @@ func TestClaimedByUser(t *testing.T) {
 		{"agent's form, beside", agent, `{"HostConfig":{"Binds":["/srv:/opt/ecs/other"]}}`, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			g := newGround(t, Config{Enabled: true, SELinux: SELinuxOff}, mdfile.Layout{Form: tt.form})
+			g := newGround(t, Config{Inject: inject.Config{File: true}, SELinux: SELinuxOff}, mdfile.Layout{Form: tt.form})
 			g.handle = func(w http.ResponseWriter, r *http.Request) {
 				switch r.URL.Path {
 				case "/containers/user/json":
@@ -352,7 +403,7 @@ func TestClaimedByUser(t *testing.T) {
 func TestF15SELinux(t *testing.T) {
 	f := func(set SELinux, form mdfile.Form, options, want string) {
 		t.Helper()
-		g := newGround(t, Config{Enabled: true, SELinux: set}, mdfile.Layout{Form: form})
+		g := newGround(t, Config{Inject: inject.Config{File: true}, SELinux: set}, mdfile.Layout{Form: form})
 		asked := 0
 		g.handle = func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/info" {
@@ -409,7 +460,7 @@ func TestCreatedWithoutFile(t *testing.T) {
 		{"body not understood", `{"Image":"nginx","Env":["A=1"],"env":["B=1"]}`, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			g := newGround(t, Config{Enabled: true, MaxBodyBytes: 2000}, mdfile.Layout{})
+			g := newGround(t, Config{Inject: inject.Config{File: true}, MaxBodyBytes: 2000}, mdfile.Layout{})
 			if tt.prepare != nil {
 				tt.prepare(g)
 			}
@@ -434,7 +485,7 @@ func TestNotCreated(t *testing.T) {
 	for _, tt := range []struct {
 		status, tries int
 	}{{404, 1}, {409, 1}, {400, 2}, {500, 2}, {403, 2}} {
-		g := newGround(t, Config{Enabled: true}, mdfile.Layout{})
+		g := newGround(t, Config{Inject: inject.Config{File: true}}, mdfile.Layout{})
 		g.answers = []int{tt.status, tt.status}
 		if got := g.post("/containers/create", ecsBody); got != tt.status || len(g.bodies) != tt.tries {
 			t.Errorf("%d: got %d after %d tries", tt.status, got, len(g.bodies))
@@ -448,7 +499,7 @@ func TestNotCreated(t *testing.T) {
 
 // The Engine does not want the mount (a plug-in forbids it, the directory is not on its host): the container is created without.
 func TestRefusedWithFile(t *testing.T) {
-	g := newGround(t, Config{Enabled: true}, mdfile.Layout{})
+	g := newGround(t, Config{Inject: inject.Config{File: true}}, mdfile.Layout{})
 	g.answers = []int{http.StatusForbidden}
 	if got := g.post("/containers/create", ecsBody); got != http.StatusCreated {
 		t.Errorf("got %d", got)
@@ -465,7 +516,7 @@ func TestRefusedWithFile(t *testing.T) {
 // The basic facts cannot be written after the creation, or the Engine's answer has no id: the client
 // gets its answer, and the file is made up for later.
 func TestCreatedButNotWritten(t *testing.T) {
-	g := newGround(t, Config{Enabled: true}, mdfile.Layout{})
+	g := newGround(t, Config{Inject: inject.Config{File: true}}, mdfile.Layout{})
 	answer := `{"Id":"x"}`
 	g.handle = func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/containers/create" {
@@ -498,7 +549,7 @@ func TestCreatedButNotWritten(t *testing.T) {
 // The Engine is not there: an error in its own form, and the directory is kept only as long as the
 // container might have been created.
 func TestEngineGone(t *testing.T) {
-	g := newGround(t, Config{Enabled: true}, mdfile.Layout{})
+	g := newGround(t, Config{Inject: inject.Config{File: true}}, mdfile.Layout{})
 	if err := os.Remove(g.proxy.cfg.Engine); err != nil {
 		t.Fatal(err)
 	}
@@ -521,7 +572,7 @@ func TestEngineGone(t *testing.T) {
 
 // Everything else passes without a change: paths, queries, headers, bodies, statuses.
 func TestPassesUnchanged(t *testing.T) {
-	g := newGround(t, Config{Enabled: true}, mdfile.Layout{})
+	g := newGround(t, Config{Inject: inject.Config{File: true}}, mdfile.Layout{})
 	type request struct{ method, uri, host, agent, auth, body string }
 	var got request
 	g.handle = func(w http.ResponseWriter, r *http.Request) {
@@ -740,7 +791,7 @@ func TestLongBodyPasses(t *testing.T) {
 
 // 100 at a time.
 func TestParallelCreates(t *testing.T) {
-	g := newGround(t, Config{Enabled: true}, mdfile.Layout{})
+	g := newGround(t, Config{Inject: inject.Config{File: true}}, mdfile.Layout{})
 	g.handle = func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusCreated)
 		fmt.Fprintf(w, `{"Id":"id-%s"}`, r.URL.Query().Get("name"))

@@ -74,6 +74,9 @@ func New(cfg Config, i *inject.Injector) *Plugin {
 	return &Plugin{cfg: cfg, inject: i, ready: make(chan struct{}), reserving: make(chan struct{}, maxReserving)}
 }
 
+// Socket returns the path of NRI's socket.
+func (p *Plugin) Socket() string { return p.cfg.Socket }
+
 // Connected reports whether the Engine asks metad.
 func (p *Plugin) Connected() bool { return p.connected.Load() }
 
@@ -267,8 +270,8 @@ func (l logger) Infof(_ context.Context, format string, args ...any)  { l.log.De
 func (l logger) Warnf(_ context.Context, format string, args ...any)  { l.log.Debugf(format, args...) }
 func (l logger) Errorf(_ context.Context, format string, args ...any) { l.log.Debugf(format, args...) }
 
-// Socket returns whether there is a socket at path.
-func Socket(path string) bool {
+// Listens reports whether there is a socket at path.
+func Listens(path string) bool {
 	info, err := os.Stat(path)
 	return err == nil && info.Mode()&fs.ModeSocket != 0
 }

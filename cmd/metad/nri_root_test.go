@@ -1,0 +1,275 @@
+//go:build root
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+
+	"metad/internal/testdocker"
+	"metad/pkg/inject"
+)
+
+// startNRI starts a metad that the Engine of h asks what to put into new containers.
+func startNRI(t *testing.T, h *testdocker.Host, args ...string) *process {
+	t.Helper()
+	h.SkipBefore(t, "29.2")
+	d := newProcess(t, h)
+	d.start(nriArgs(h, args...)...)
+	d.waitReady()
+	d.waitAsked()
+	return d
+}
+
+func nriArgs(h *testdocker.Host, args ...string) []string {
+	return append([]string{"--nri", "on", "--nri-socket", h.NRISocket()}, args...)
+}
+
+// waitAsked waits until the Engine asks metad.
+func (d *process) waitAsked() {
+	d.t.Helper()
+	d.waitFor("the Engine to ask metad by NRI", func() bool {
+		_, metrics, err := d.get("127.0.0.1:51683", "/metrics")
+		return err == nil && strings.Contains(metrics, "\nmetad_nri_connected 1\n")
+	})
+}
+
+// given says what is in a container's environment: its two URIs' one id, and its file.
+func given(t testing.TB, h *testdocker.Host, id string) (endpoint, file string) {
+	t.Helper()
+	var v3, v4 string
+	for _, e := range h.Inspect(t, id).Config.Env {
+		key, value, _ := strings.Cut(e, "=")
+		switch key {
+		case inject.EnvURI:
+			v3 = strings.TrimPrefix(value, "http://169.254.170.2/v3/")
+		case inject.EnvURIV4:
+			v4 = strings.TrimPrefix(value, "http://169.254.170.2/v4/")
+		case "ECS_CONTAINER_METADATA_FILE":
+			file = value
+		}
+	}
+	if v3 != v4 {
+		t.Errorf("container %.12s: got ids %q and %q", id, v3, v4)
+	}
+	return v4, file
+}
+
+// Every container gets the endpoint's address and its file, whoever creates it and with no DOCKER_HOST anywhere; what
+// it says itself wins.
+func TestRootNRI(t *testing.T) {
+	h := testdocker.Shared(t)
+	startNRI(t, h, "--container-metadata", "--metadata-uris")
+	docker := func(args ...string) string {
+		t.Helper()
+		id := strings.TrimSpace(h.CLI(t, args...))
+		t.Cleanup(func() { h.Remove(t, id) })
+		return id
+	}
+	whole := func(what, id string) {
+		t.Helper()
+		endpoint, file := given(t, h, id)
+		if len(endpoint) < 32 || !strings.HasPrefix(file, "/.metad/") {
+			t.Errorf("%s: got id %q, file %q", what, endpoint, file)
+			return
+		}
+		waitFor(t, what+"'s file to be READY", func() bool {
+			return strings.Contains(h.Exec(t, id, "sh", "-c", "cat $ECS_CONTAINER_METADATA_FILE"), `"MetadataFileStatus": "READY"`)
+		})
+		if out := h.Exec(t, id, "sh", "-c", "grep ContainerID $ECS_CONTAINER_METADATA_FILE; echo $ECS_CONTAINER_METADATA_URI"); !strings.Contains(out, id) || !strings.Contains(out, endpoint) {
+			t.Errorf("%s sees %s", what, out)
+		}
+		if _, code, err := h.TryExec(id, "sh", "-c", "echo x > $ECS_CONTAINER_METADATA_FILE"); err != nil || code == 0 {
+			t.Errorf("%s could write its file: exit code %d, %v", what, code, err)
+		}
+	}
+	run := func(args ...string) string {
+		t.Helper()
+		return docker(slices.Concat([]string{"run", "-d", "--stop-signal", "KILL"}, args, []string{testdocker.BusyboxImage})...)
+	}
+
+	plain := run("--name", "plain")
+	whole("docker run", plain)
+	if endpoint, _ := given(t, h, plain); !strings.HasPrefix(endpoint, plain[:32]+"-") {
+		t.Errorf("a task of one: got id %s, want the task's in front", endpoint)
+	}
+	created := docker("create", "--stop-signal", "KILL", testdocker.BusyboxImage)
+	h.CLI(t, "start", created)
+	whole("docker create", created)
+	whole("a read-only container", run("--read-only"))
+	whole("--volumes-from", run("--volumes-from", "plain"))
+
+	mine := run("-e", "ECS_CONTAINER_METADATA_URI_V4=http://169.254.170.2/v4/self", "-e", "ECS_CONTAINER_METADATA_FILE=/mine")
+	env := strings.Join(h.Inspect(t, mine).Config.Env, " ")
+	if !strings.Contains(env, "/v4/self") || strings.Contains(env, "/v3/") || !strings.Contains(env, "FILE=/mine") || len(h.Inspect(t, mine).Mounts) > 0 {
+		t.Errorf("a container with its own variables: got %s", env)
+	}
+	off := run("--label", inject.LabelFile+"=false", "--label", inject.LabelURIs+"=false")
+	if endpoint, file := given(t, h, off); endpoint+file != "" {
+		t.Errorf("labels false: got %q, %q", endpoint, file)
+	}
+	// NRI does not say what a container mounts: the file lies where nothing of it can be.
+	dir := t.TempDir()
+	whole("a container with its own /ecs", run("-v", dir+":/ecs:ro"))
+	if out, err := filepath.Glob(dir + "/*"); err != nil || len(out) > 0 {
+		t.Errorf("its /ecs holds %q, %v", out, err)
+	}
+
+	shop := newProject(t, h, "nri-shop", h.Socket)
+	shop.compose("up", "-d", "--scale", "web=3")
+	seen := map[string]bool{}
+	for _, id := range shop.containers("") {
+		whole("a container of Compose", id)
+		endpoint, _ := given(t, h, id)
+		seen[endpoint] = true
+	}
+	if len(seen) != 5 {
+		t.Errorf("Compose: got %d ids, want 5", len(seen))
+	}
+}
+
+// Without the switches a container gets what it asks for by its labels.
+func TestRootNRILabels(t *testing.T) {
+	h := testdocker.Shared(t)
+	startNRI(t, h)
+	if endpoint, file := given(t, h, h.Create(t, testdocker.Container{})); endpoint+file != "" {
+		t.Errorf("no label: got %q, %q", endpoint, file)
+	}
+	if endpoint, file := given(t, h, h.Create(t, testdocker.Container{Labels: map[string]string{inject.LabelURIs: "true"}})); endpoint == "" || file != "" {
+		t.Errorf("label for the address: got %q, %q", endpoint, file)
+	}
+	if endpoint, file := given(t, h, h.Create(t, testdocker.Container{Labels: map[string]string{inject.LabelFile: "true"}})); endpoint != "" || file == "" {
+		t.Errorf("label for the file: got %q, %q", endpoint, file)
+	}
+}
+
+// creation is one container of a crowd.
+type creation struct {
+	id         string
+	begin, end time.Time
+}
+
+// createCrowd creates n containers, width at a time. All must come about.
+func createCrowd(t *testing.T, h *testdocker.Host, n, width int) []creation {
+	t.Helper()
+	all := make([]creation, n)
+	next := make(chan int)
+	var wg sync.WaitGroup
+	for range width {
+		wg.Go(func() {
+			for i := range next {
+				c := creation{begin: time.Now()}
+				created, err := h.Client.ContainerCreate(context.Background(), &container.Config{Image: testdocker.BusyboxImage}, &container.HostConfig{NetworkMode: "none"}, nil, nil, "")
+				if err != nil {
+					t.Errorf("create container %d: %v", i, err)
+					continue
+				}
+				c.id, c.end = created.ID, time.Now()
+				all[i] = c
+			}
+		})
+	}
+	for i := range n {
+		next <- i
+	}
+	close(next)
+	wg.Wait()
+	t.Cleanup(func() {
+		for _, c := range all {
+			if c.id != "" {
+				h.Remove(t, c.id)
+			}
+		}
+	})
+	return all
+}
+
+// times says how long the creations took.
+func times(all []creation) string {
+	took := make([]time.Duration, len(all))
+	for i, c := range all {
+		took[i] = c.end.Sub(c.begin)
+	}
+	slices.Sort(took)
+	return fmt.Sprintf("median %v, the longest %v", took[len(took)/2].Round(time.Millisecond), took[len(took)-1].Round(time.Millisecond))
+}
+
+// Containers are created 20 at a time while metad is killed, stopped and taken over: all come about, and every one
+// that was created while metad answered has its address.
+func TestRootNRIWithoutMetad(t *testing.T) {
+	const n, width = 200, 20
+	h := testdocker.Start(t) // its creations are timed
+	h.SkipBefore(t, "29.2")
+	t.Logf("%d creations without metad: %s", n, times(createCrowd(t, h, n, width)))
+	args := nriArgs(h, "--metadata-uris")
+	d := startNRI(t, h, "--metadata-uris")
+	t.Logf("%d creations with metad: %s", n, times(createCrowd(t, h, n, width)))
+
+	type trouble struct{ begin, end time.Time }
+	var troubles []trouble
+	var hungUp int // how often the guard found metad too slow, by the logs of the processes
+	var all []creation
+	created := make(chan struct{})
+	go func() {
+		defer close(created)
+		all = createCrowd(t, h, n, width)
+	}()
+	takeovers := 0
+	for round := 0; ; round++ {
+		select {
+		case <-created:
+		default:
+			begin := time.Now()
+			switch round % 3 {
+			case 0:
+				d.kill()
+				hungUp += strings.Count(d.out.String(), "has hung up")
+				d.start(args...)
+			case 1:
+				_ = d.cmd.Process.Signal(syscall.SIGSTOP)
+				time.Sleep(300 * time.Millisecond) // the state under test
+				_ = d.cmd.Process.Signal(syscall.SIGCONT)
+			case 2:
+				old, out := d.done, d.out
+				d.start(args...)
+				<-old
+				hungUp += strings.Count(out.String(), "has hung up")
+				takeovers++
+			}
+			d.waitReady()
+			d.waitAsked()
+			if round%3 != 2 {
+				troubles = append(troubles, trouble{begin, time.Now()})
+			}
+			continue
+		}
+		break
+	}
+	hungUp += strings.Count(d.out.String(), "has hung up")
+	var with, excused, missing int
+	for _, c := range all {
+		endpoint, _ := given(t, h, c.id)
+		switch {
+		case endpoint != "":
+			with++
+		case slices.ContainsFunc(troubles, func(x trouble) bool { return c.begin.Before(x.end) && c.end.After(x.begin) }):
+			excused++
+		default:
+			missing++
+		}
+	}
+	t.Logf("%d creations during %d kills and stops and %d takeovers: %s; %d with the address, %d without while metad was away, %d others without; the guard hung up %d times",
+		n, len(troubles), takeovers, times(all), with, excused, missing, hungUp)
+	if missing > hungUp {
+		t.Errorf("%d containers are without the address although metad answered", missing)
+	}
+}
