@@ -2,6 +2,7 @@ package testdocker
 
 import (
 	"bufio"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -242,13 +243,17 @@ func (s *supervisor) cleanUp() error {
 }
 
 // shimSockets returns the sockets of the shims that were not told to stop: containerd keeps them, for
-// all its instances, in /run/containerd/s.
+// all its instances, in /run/containerd/s. The file that names a socket is containerd 1's or 2's.
 func shimSockets(dir hostDir) (sockets []string) {
-	files, _ := filepath.Glob(dir.containerdState() + "/io.containerd.runtime.v2.task/moby/*/address")
-	for _, f := range files {
-		if b, err := os.ReadFile(f); err == nil {
-			sockets = append(sockets, strings.TrimPrefix(strings.TrimSpace(string(b)), "unix://"))
+	bundles, _ := filepath.Glob(dir.containerdState() + "/io.containerd.runtime.v2.task/moby/*")
+	for _, bundle := range bundles {
+		var boot struct{ Address string }
+		if b, err := os.ReadFile(filepath.Join(bundle, "address")); err == nil {
+			boot.Address = strings.TrimSpace(string(b))
+		} else if b, err := os.ReadFile(filepath.Join(bundle, "bootstrap.json")); err != nil || json.Unmarshal(b, &boot) != nil {
+			continue
 		}
+		sockets = append(sockets, strings.TrimPrefix(boot.Address, "unix://"))
 	}
 	return sockets
 }
