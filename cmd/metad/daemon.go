@@ -15,6 +15,7 @@ import (
 	"metad/pkg/docker"
 	"metad/pkg/dockerproxy"
 	"metad/pkg/loader"
+	"metad/pkg/inject"
 	"metad/pkg/lookup"
 	"metad/pkg/mdfile"
 	"metad/pkg/server"
@@ -36,6 +37,8 @@ type daemon struct {
 	sampler     *stats.Sampler
 	closeStats  func() // after the sampler's Run
 	files       *mdfile.Writer
+	inject      *inject.Injector
+	plugin      *plugin // nil: none
 	proxySocket atomic.Pointer[dockerproxy.Socket] // of the proxy that serves; nil: none yet
 	endpoint    *endpoint
 	watchdog    *watchdog // nil: none
@@ -67,6 +70,10 @@ func newDaemon(c *config, log *zap.Logger, own *possession) (_ *daemon, err erro
 	if d.files, err = c.fileWriter(log); err != nil {
 		return nil, err
 	}
+	puts := c.injectConfig()
+	puts.Identify = d.follower.Identify
+	d.inject = inject.New(puts, d.files)
+	d.plugin = d.newPlugin()
 	return d, d.tasks.restore(own.saved)
 }
 

@@ -12,7 +12,6 @@ import (
 	"github.com/docker/docker/client"
 	"github.com/urfave/cli/v3"
 
-	"metad/pkg/inject"
 	"metad/pkg/mdfile"
 	"metad/pkg/nri"
 )
@@ -29,11 +28,6 @@ func nriGuardCommand() *cli.Command {
 	}
 }
 
-// injectConfig is what containers get, by the proxy and by NRI.
-func (d *daemon) injectConfig() inject.Config {
-	return inject.Config{File: d.cfg.fileEnabled, URIs: d.cfg.metadataURIs, Identify: d.follower.Identify}
-}
-
 // plugin is metad as a plugin of the Docker Engine.
 type plugin struct {
 	*nri.Plugin
@@ -46,27 +40,32 @@ type plugin struct {
 }
 
 // newPlugin returns nil if there is to be none.
-func (d *daemon) newPlugin(engine *client.Client) *plugin {
-	if d.cfg.nri == "off" {
+func (d *daemon) newPlugin() *plugin {
+	c := d.cfg
+	if c.nri == "off" {
 		return nil
 	}
-	p := &plugin{engine: engine, files: d.files, sweeps: d.cfg.proxySocket == "", forced: d.cfg.selinux}
+	p := &plugin{engine: d.engine, files: d.files, sweeps: c.proxySocket == "", forced: c.selinux}
 	p.Plugin = nri.New(nri.Config{
-		Socket:   d.cfg.nriSocket,
+		Socket:   c.nriSocket,
 		Guard:    []string{"/proc/self/exe", guardCommand},
-		Expected: d.cfg.nri == "on",
+		Expected: c.nri == "on",
 		NoFiles:  func() bool { return p.forced || p.selinux.Load() },
 		Log:      d.log.Named("nri"),
-	}, inject.New(d.injectConfig(), d.files))
+	}, d.inject)
 	return p
 }
 
-// start runs the plugin. After a takeover it waits a moment until the Engine asks this process: the other is asked
-// until then.
-func (p *plugin) start(ctx context.Context, run func(func(context.Context) error), takeover bool) {
-	run(p.Run)
-	run(p.keep)
-	if !takeover || !nri.Listens(p.Socket()) {
+// startPlugin has the Docker Engine ask this process what to put into new containers. In a takeover it
+// waits a moment until the Engine does: the predecessor is asked until then.
+func (d *daemon) startPlugin(ctx context.Context, parts *parts) {
+	p := d.plugin
+	if p == nil {
+		return
+	}
+	parts.run(p.Run)
+	parts.runLoose("nri", p.keep)
+	if d.own.pred == nil || !nri.Listens(p.Socket()) {
 		return
 	}
 	select {
@@ -78,7 +77,7 @@ func (p *plugin) start(ctx context.Context, run func(func(context.Context) error
 
 // keep asks the Engine what the plugin cannot ask while a creation waits, and removes files whose container was
 // not created after all.
-func (p *plugin) keep(ctx context.Context) error {
+func (p *plugin) keep(ctx context.Context) {
 	const every, patience = 30 * time.Second, 10 * time.Second
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -97,7 +96,6 @@ func (p *plugin) keep(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
-	return nil
 }
 
 func (p *plugin) askSELinux(ctx context.Context) error {

@@ -34,6 +34,7 @@ func (d *daemon) shown(stats bool) admin.Tasks {
 		}
 		for _, c := range t.Containers {
 			ac := admin.Container{ID: c.ID, Name: c.Name, Type: string(c.Type), Status: string(c.KnownStatus)}
+			ac.File, ac.URIs = d.inject.Ways(c)
 			if stats && c.Stats != nil {
 				if s := c.Stats.Load(); s != nil {
 					ac.Stats = s.JSON

@@ -66,8 +66,7 @@ func (d *daemon) serveProxy(ctx context.Context, up func()) error {
 	if err != nil {
 		return err
 	}
-	cfg.Identify = d.follower.Identify
-	proxy, err := dockerproxy.New(cfg, d.files, d.log.Named("proxy"))
+	proxy, err := dockerproxy.New(cfg, d.inject, d.files, d.log.Named("proxy"))
 	if err != nil {
 		return err
 	}

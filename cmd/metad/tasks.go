@@ -77,7 +77,7 @@ func printTasks(w io.Writer, t *admin.Tasks) error {
 	for _, tk := range t.Tasks {
 		names := make([]string, len(tk.Containers))
 		for i, c := range tk.Containers {
-			names[i] = c.Name
+			names[i] = c.Name + has(c)
 		}
 		eps := tk.Endpoints
 		if len(eps) == 0 {
@@ -89,6 +89,21 @@ func printTasks(w io.Writer, t *admin.Tasks) error {
 		}
 	}
 	return tw.Flush()
+}
+
+// has says what a container has been given and which way, "(file:proxy,uris:nri)", "" if nothing.
+func has(c admin.Container) string {
+	var all []string
+	if c.File != "" {
+		all = append(all, "file:"+c.File)
+	}
+	if c.URIs != "" {
+		all = append(all, "uris:"+c.URIs)
+	}
+	if all == nil {
+		return ""
+	}
+	return "(" + strings.Join(all, ",") + ")"
 }
 
 func topCommand(stdout io.Writer) *cli.Command {

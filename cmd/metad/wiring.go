@@ -212,7 +212,7 @@ func (c *config) proxyConfig() (dockerproxy.Config, error) {
 	if err != nil {
 		return dockerproxy.Config{}, err
 	}
-	cfg := dockerproxy.Config{Engine: socket, Inject: c.injectConfig()}
+	cfg := dockerproxy.Config{Engine: socket}
 	if c.selinux {
 		cfg.SELinux = dockerproxy.SELinuxOn
 	}
@@ -231,6 +231,7 @@ func (c *config) doctorConfig() doctor.Config {
 		DockerHost:       c.dockerHost,
 		AgentURL:         c.agentURL,
 		IntrospectionURL: c.introspection,
+		NRISocket:        c.nriSocket,
 		AdminAddr:        c.adminAddr,
 	}
 }

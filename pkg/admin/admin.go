@@ -56,6 +56,9 @@ type Container struct {
 	Name   string
 	Type   string
 	Status string
+	// Which way it got its metadata file and the endpoint's address: proxy, nri, agent or itself;
+	// "": it has none.
+	File, URIs string `json:",omitempty"`
 	// Stats is the last sample, as containers get it; with ?stats=1 only, null before the
 	// first.
 	Stats json.RawMessage `json:",omitempty"`

@@ -95,6 +95,11 @@ func describe(inspect *container.InspectResponse, names *naming, health *task.He
 		c.Image = inspect.Config.Image
 		c.Labels = inspect.Config.Labels
 		c.EndpointID = endpointID(inspect.Config.Env)
+		for _, v := range inspect.Config.Env {
+			if strings.HasPrefix(v, "ECS_CONTAINER_METADATA_") {
+				c.MetadataEnv = append(c.MetadataEnv, v)
+			}
+		}
 	}
 	if host := base.HostConfig; host != nil {
 		// The agent shows what the container's definition says, and 2 for everything below 2.
@@ -143,7 +148,7 @@ func endpointID(env []string) string {
 	for _, v := range env {
 		for _, name := range []string{"ECS_CONTAINER_METADATA_URI=", "ECS_CONTAINER_METADATA_URI_V4="} {
 			if uri, ok := strings.CutPrefix(v, name); ok {
-				if id := uri[strings.LastIndexByte(uri, '/')+1:]; idPattern.MatchString(id) {
+				if id := uri[strings.LastIndexByte(uri, '/')+1:]; id != "self" && idPattern.MatchString(id) {
 					return id
 				}
 			}

@@ -351,7 +351,7 @@ func TestRootRecreate(t *testing.T) {
 			}
 			g.until("READY", dir, func(d mdfile.Document) bool { return ready(d) && d.ContainerID == created.ID })
 			out := g.Exec(t, created.ID, "sh", "-c", "cat $ECS_CONTAINER_METADATA_FILE; ls /ecs/metadata; env | grep -c ECS_CONTAINER")
-			if !strings.Contains(out, created.ID) || !strings.HasSuffix(out, "\nupgraded\n3\n") {
+			if !strings.Contains(out, created.ID) || !strings.HasSuffix(out, "upgraded\n3\n") {
 				t.Errorf("in the new container: got %s", out)
 			}
 			for _, e := range g.Inspect(t, created.ID).Config.Env {

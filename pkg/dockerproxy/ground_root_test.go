@@ -84,7 +84,8 @@ func newRootGround(t testing.TB, o options) *rootGround {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if g.proxy, err = New(Config{Engine: g.Socket, Inject: inject.Config{File: !o.disabled, URIs: o.uris, Identify: follower.Identify}}, g.files, log); err != nil {
+	if g.proxy, err = New(Config{Engine: g.Socket},
+		inject.New(inject.Config{File: !o.disabled, URIs: o.uris, Identify: follower.Identify}, g.files), g.files, log); err != nil {
 		t.Fatal(err)
 	}
 	g.proxy.tick = make(chan time.Time)

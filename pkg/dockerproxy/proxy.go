@@ -50,9 +50,8 @@ const (
 // Config says what the proxy does. The zero value is valid: it passes everything on and adds to
 // containers what they ask for by their labels.
 type Config struct {
-	Engine  string        // path of the Engine's unix socket; "": DefaultEngine
-	Inject  inject.Config // what containers get
-	SELinux SELinux       // "": SELinuxAuto
+	Engine  string  // path of the Engine's unix socket; "": DefaultEngine
+	SELinux SELinux // "": SELinuxAuto
 
 	// MaxBodyBytes is how long the body of a create request may be for a file to be added; what is
 	// longer is passed on as it comes, of any length. 0: 4 MiB.
@@ -106,8 +105,8 @@ type Proxy struct {
 	nextSELinux time.Time  // when to ask it again; zero: now
 }
 
-// New returns a Proxy that keeps its files with w.
-func New(cfg Config, w *mdfile.Writer, log *zap.Logger) (*Proxy, error) {
+// New returns a Proxy that puts in what i decides, and keeps its files with w.
+func New(cfg Config, i *inject.Injector, w *mdfile.Writer, log *zap.Logger) (*Proxy, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -117,8 +116,7 @@ func New(cfg Config, w *mdfile.Writer, log *zap.Logger) (*Proxy, error) {
 	if cfg.MaxBodyBytes == 0 {
 		cfg.MaxBodyBytes = defaultMaxBody
 	}
-	p := &Proxy{cfg: cfg, files: w, log: log, warn: limiter{now: time.Now},
-		inject: inject.New(cfg.Inject, w)}
+	p := &Proxy{cfg: cfg, files: w, log: log, warn: limiter{now: time.Now}, inject: i}
 	p.engine = &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", cfg.Engine)
@@ -298,7 +296,8 @@ func (p *Proxy) prepare(r *http.Request) *create {
 	}
 	name := strings.TrimPrefix(r.URL.Query().Get("name"), "/")
 	log := p.log.With(zap.String("container", name))
-	anything := p.cfg.Inject.File || p.cfg.Inject.URIs
+	file, uris := p.inject.Defaults()
+	anything := file || uris
 	if n > p.cfg.MaxBodyBytes {
 		if anything {
 			p.without(log, fmt.Errorf("body of more than %d bytes", p.cfg.MaxBodyBytes))

@@ -46,7 +46,13 @@ type ground struct {
 
 const testID = "ef3dabed9bef087ed147024a221d2d3a822e85d53c0ca4024d3d78e7913eeb64"
 
-func newGround(t *testing.T, cfg Config, layout mdfile.Layout) *ground {
+// config is a proxy's and what it puts in.
+type config struct {
+	Config
+	Inject inject.Config
+}
+
+func newGround(t *testing.T, cfg config, layout mdfile.Layout) *ground {
 	t.Helper()
 	g := &ground{t: t, dataDir: t.TempDir()}
 	dir := t.TempDir()
@@ -64,7 +70,7 @@ func newGround(t *testing.T, cfg Config, layout mdfile.Layout) *ground {
 	if g.files, err = mdfile.NewWriter(mdfile.Config{DataDir: g.dataDir, Layout: layout}, zap.New(core)); err != nil {
 		t.Fatal(err)
 	}
-	if g.proxy, err = New(cfg, g.files, zap.New(core)); err != nil {
+	if g.proxy, err = New(cfg.Config, inject.New(cfg.Inject, g.files), g.files, zap.New(core)); err != nil {
 		t.Fatal(err)
 	}
 	g.socket = filepath.Join(dir, "metad", "docker.sock")
@@ -202,7 +208,7 @@ func TestF01Switch(t *testing.T) {
 		{"label is no truth value, host off", false, "maybe", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			g := newGround(t, Config{Inject: inject.Config{File: tt.enabled}}, mdfile.Layout{})
+			g := newGround(t, config{Inject: inject.Config{File: tt.enabled}}, mdfile.Layout{})
 			body := `{"Image":"nginx"}`
 			if tt.label != "" {
 				body = `{"Image":"nginx","Labels":{"` + inject.LabelFile + `":"` + tt.label + `"}}`
@@ -228,7 +234,7 @@ func TestF01Switch(t *testing.T) {
 func TestF02Forms(t *testing.T) {
 	f := func(form mdfile.Form, path, body, wantDir, wantContainerDir, wantFile string) {
 		t.Helper()
-		g := newGround(t, Config{Inject: inject.Config{File: true}}, mdfile.Layout{Form: form})
+		g := newGround(t, config{Inject: inject.Config{File: true}}, mdfile.Layout{Form: form})
 		g.post(path, body)
 		_, env, binds := g.last()
 		dirs := g.dirs()
@@ -260,7 +266,7 @@ func TestF02Forms(t *testing.T) {
 
 // A container gets the endpoint's address alone, or with its file; a refused one is created without either.
 func TestURIs(t *testing.T) {
-	g := newGround(t, Config{Inject: inject.Config{URIs: true}}, mdfile.Layout{})
+	g := newGround(t, config{Inject: inject.Config{URIs: true}}, mdfile.Layout{})
 	if code := g.post("/containers/create?name=web", `{"Image":"i","Env":["A=1"],"HostConfig":{"Privileged":true}}`); code != http.StatusCreated {
 		t.Errorf("got %d", code)
 	}
@@ -290,7 +296,7 @@ func TestURIs(t *testing.T) {
 // user's stays as it is, to the byte.
 func TestRecreate(t *testing.T) {
 	for _, form := range []mdfile.Form{mdfile.FormProposal, mdfile.FormAgent, mdfile.FormPrivate} {
-		g := newGround(t, Config{Inject: inject.Config{File: true, URIs: true}}, mdfile.Layout{Form: form})
+		g := newGround(t, config{Inject: inject.Config{File: true, URIs: true}}, mdfile.Layout{Form: form})
 		g.post("/containers/create?name=web", `{"Image":"i","Env":[ "A=1" ],"HostConfig":{"Binds":[ "/srv:/srv" ],"Mounts":[{"Type":"tmpfs","Target":"/t"}]}}`)
 		first, oldEnv, oldBinds := g.last()
 		source, target, _ := strings.Cut(strings.TrimSuffix(oldBinds[1], ":ro"), ":")
@@ -311,7 +317,7 @@ func TestRecreate(t *testing.T) {
 
 // Identify names the task of a container without the agent's labels.
 func TestIdentify(t *testing.T) {
-	g := newGround(t, Config{Inject: inject.Config{File: true, Identify: func(labels map[string]string, name string) (*task.Task, *task.Container) {
+	g := newGround(t, config{Inject: inject.Config{File: true, Identify: func(labels map[string]string, name string) (*task.Task, *task.Container) {
 		if labels["project"] == "" {
 			return nil, nil
 		}
@@ -330,7 +336,7 @@ func TestIdentify(t *testing.T) {
 // F03: none for the containers that the agent adds to a task.
 func TestF03Pause(t *testing.T) {
 	for _, name := range []string{task.PauseName, "~internal~ecs~pause-app", "~internal~ecs-emptyvolume-source"} {
-		g := newGround(t, Config{Inject: inject.Config{File: true}}, mdfile.Layout{})
+		g := newGround(t, config{Inject: inject.Config{File: true}}, mdfile.Layout{})
 		body := strings.Replace(ecsBody, `"app"`, `"`+name+`"`, 1)
 		g.post("/containers/create", body)
 		if raw, _, _ := g.last(); raw != body {
@@ -371,7 +377,7 @@ func TestClaimedByUser(t *testing.T) {
 		{"agent's form, beside", agent, `{"HostConfig":{"Binds":["/srv:/opt/ecs/other"]}}`, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			g := newGround(t, Config{Inject: inject.Config{File: true}, SELinux: SELinuxOff}, mdfile.Layout{Form: tt.form})
+			g := newGround(t, config{Config{SELinux: SELinuxOff}, inject.Config{File: true}}, mdfile.Layout{Form: tt.form})
 			g.handle = func(w http.ResponseWriter, r *http.Request) {
 				switch r.URL.Path {
 				case "/containers/user/json":
@@ -403,7 +409,7 @@ func TestClaimedByUser(t *testing.T) {
 func TestF15SELinux(t *testing.T) {
 	f := func(set SELinux, form mdfile.Form, options, want string) {
 		t.Helper()
-		g := newGround(t, Config{Inject: inject.Config{File: true}, SELinux: set}, mdfile.Layout{Form: form})
+		g := newGround(t, config{Config{SELinux: set}, inject.Config{File: true}}, mdfile.Layout{Form: form})
 		asked := 0
 		g.handle = func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/info" {
@@ -460,7 +466,7 @@ func TestCreatedWithoutFile(t *testing.T) {
 		{"body not understood", `{"Image":"nginx","Env":["A=1"],"env":["B=1"]}`, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			g := newGround(t, Config{Inject: inject.Config{File: true}, MaxBodyBytes: 2000}, mdfile.Layout{})
+			g := newGround(t, config{Config{MaxBodyBytes: 2000}, inject.Config{File: true}}, mdfile.Layout{})
 			if tt.prepare != nil {
 				tt.prepare(g)
 			}
@@ -485,7 +491,7 @@ func TestNotCreated(t *testing.T) {
 	for _, tt := range []struct {
 		status, tries int
 	}{{404, 1}, {409, 1}, {400, 2}, {500, 2}, {403, 2}} {
-		g := newGround(t, Config{Inject: inject.Config{File: true}}, mdfile.Layout{})
+		g := newGround(t, config{Inject: inject.Config{File: true}}, mdfile.Layout{})
 		g.answers = []int{tt.status, tt.status}
 		if got := g.post("/containers/create", ecsBody); got != tt.status || len(g.bodies) != tt.tries {
 			t.Errorf("%d: got %d after %d tries", tt.status, got, len(g.bodies))
@@ -499,7 +505,7 @@ func TestNotCreated(t *testing.T) {
 
 // The Engine does not want the mount (a plug-in forbids it, the directory is not on its host): the container is created without.
 func TestRefusedWithFile(t *testing.T) {
-	g := newGround(t, Config{Inject: inject.Config{File: true}}, mdfile.Layout{})
+	g := newGround(t, config{Inject: inject.Config{File: true}}, mdfile.Layout{})
 	g.answers = []int{http.StatusForbidden}
 	if got := g.post("/containers/create", ecsBody); got != http.StatusCreated {
 		t.Errorf("got %d", got)
@@ -516,7 +522,7 @@ func TestRefusedWithFile(t *testing.T) {
 // The basic facts cannot be written after the creation, or the Engine's answer has no id: the client
 // gets its answer, and the file is made up for later.
 func TestCreatedButNotWritten(t *testing.T) {
-	g := newGround(t, Config{Inject: inject.Config{File: true}}, mdfile.Layout{})
+	g := newGround(t, config{Inject: inject.Config{File: true}}, mdfile.Layout{})
 	answer := `{"Id":"x"}`
 	g.handle = func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/containers/create" {
@@ -549,7 +555,7 @@ func TestCreatedButNotWritten(t *testing.T) {
 // The Engine is not there: an error in its own form, and the directory is kept only as long as the
 // container might have been created.
 func TestEngineGone(t *testing.T) {
-	g := newGround(t, Config{Inject: inject.Config{File: true}}, mdfile.Layout{})
+	g := newGround(t, config{Inject: inject.Config{File: true}}, mdfile.Layout{})
 	if err := os.Remove(g.proxy.cfg.Engine); err != nil {
 		t.Fatal(err)
 	}
@@ -572,7 +578,7 @@ func TestEngineGone(t *testing.T) {
 
 // Everything else passes without a change: paths, queries, headers, bodies, statuses.
 func TestPassesUnchanged(t *testing.T) {
-	g := newGround(t, Config{Inject: inject.Config{File: true}}, mdfile.Layout{})
+	g := newGround(t, config{Inject: inject.Config{File: true}}, mdfile.Layout{})
 	type request struct{ method, uri, host, agent, auth, body string }
 	var got request
 	g.handle = func(w http.ResponseWriter, r *http.Request) {
@@ -625,7 +631,7 @@ func TestPassesUnchanged(t *testing.T) {
 // Streams pass as they come, in both directions, after an upgrade and without; the end of one
 // direction is not the end of the other.
 func TestStreams(t *testing.T) {
-	g := newGround(t, Config{}, mdfile.Layout{})
+	g := newGround(t, config{}, mdfile.Layout{})
 	g.handle = func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Upgrade") == "" { // answers while it reads
 			_ = http.NewResponseController(w).EnableFullDuplex()
@@ -696,7 +702,7 @@ func TestStreams(t *testing.T) {
 // Archives are tunnelled: whole, in both directions, with the length known or not; a connection that
 // was used for one is not used again; and who leaves ends the Engine's work.
 func TestArchives(t *testing.T) {
-	g := newGround(t, Config{}, mdfile.Layout{})
+	g := newGround(t, config{}, mdfile.Layout{})
 	big := bytes.Repeat([]byte("0123456789abcdef"), 1<<17)
 	left := make(chan error, 1)
 	g.handle = func(w http.ResponseWriter, r *http.Request) {
@@ -772,7 +778,7 @@ func TestArchives(t *testing.T) {
 
 // The body may be longer than the bound, even far longer: it passes, and is not kept in memory.
 func TestLongBodyPasses(t *testing.T) {
-	g := newGround(t, Config{MaxBodyBytes: 10}, mdfile.Layout{})
+	g := newGround(t, config{Config: Config{MaxBodyBytes: 10}}, mdfile.Layout{})
 	var n int64
 	g.handle = func(w http.ResponseWriter, r *http.Request) {
 		n, _ = io.Copy(io.Discard, r.Body)
@@ -791,7 +797,7 @@ func TestLongBodyPasses(t *testing.T) {
 
 // 100 at a time.
 func TestParallelCreates(t *testing.T) {
-	g := newGround(t, Config{Inject: inject.Config{File: true}}, mdfile.Layout{})
+	g := newGround(t, config{Inject: inject.Config{File: true}}, mdfile.Layout{})
 	g.handle = func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusCreated)
 		fmt.Fprintf(w, `{"Id":"id-%s"}`, r.URL.Query().Get("name"))
@@ -839,7 +845,7 @@ func TestValidate(t *testing.T) {
 	f(Config{Engine: "tcp://x"}, "Engine")
 	f(Config{SELinux: "Z"}, "SELinux")
 	f(Config{MaxBodyBytes: -1}, "MaxBodyBytes")
-	if _, err := New(Config{SELinux: "Z"}, nil, nil); err == nil {
+	if _, err := New(Config{SELinux: "Z"}, nil, nil, nil); err == nil {
 		t.Error("New: no error")
 	}
 }

@@ -351,16 +351,20 @@ func checkRules(ctx context.Context, _ Config, h *host) []Check {
 	return checks
 }
 
+// dockerURL returns what a path of the Engine's API is appended to.
+func dockerURL(dockerHost string) string {
+	switch scheme, rest, _ := strings.Cut(dockerHost, "://"); scheme {
+	case "unix":
+		return dockerHost + ":"
+	case "tcp":
+		return "http://" + rest
+	}
+	return dockerHost
+}
+
 func checkDocker(ctx context.Context, cfg Config, h *host) []Check {
 	const name = "docker"
-	base := cfg.DockerHost
-	switch scheme, rest, _ := strings.Cut(cfg.DockerHost, "://"); scheme {
-	case "unix":
-		base += ":"
-	case "tcp":
-		base = "http://" + rest
-	}
-	status, body, err := h.get(ctx, base+"/version")
+	status, body, err := h.get(ctx, dockerURL(cfg.DockerHost)+"/version")
 	do := "start it, or say where it is by --docker-host"
 	if errors.Is(err, unix.EACCES) {
 		do = "run as root"

@@ -66,6 +66,7 @@ type Config struct {
 	Attach           string   // "auto", "tcx" or "clsact"
 	PinDir           string
 	DockerHost       string // "unix:///…" or "tcp://…"
+	NRISocket        string
 	AgentURL         string // empty: no agent is asked
 	IntrospectionURL string // empty: no agent is asked
 	AdminAddr        string // empty: metad has none
@@ -81,7 +82,7 @@ func run(ctx context.Context, cfg Config, h *host) Report {
 	for _, check := range []func(context.Context, Config, *host) []Check{
 		checkKernel, checkCapabilities, checkBTF, checkBPFFS, checkCgroup,
 		checkRunning, checkBridges, checkBridgeNetfilter, checkAddress, checkRules,
-		checkDocker, checkAgent,
+		checkDocker, checkNRI, checkAgent,
 	} {
 		r = append(r, check(ctx, cfg, h)...)
 	}

@@ -251,6 +251,21 @@ func TestChecks(t *testing.T) {
 		h.cfg.DockerHost = "tcp://127.0.0.1:2375"
 		h.http["http://127.0.0.1:2375/version"] = `{"Version":"28.5.2","ApiVersion":"1.51"}`
 	}, "docker", OK, "28.5.2, API 1.51")
+	const info = "unix:///run/docker.sock:/info"
+	nri := func(body, metrics string) func(h *fake) {
+		return func(h *fake) {
+			h.cfg.NRISocket = "/var/run/nri/nri.sock"
+			h.http[info] = body
+			h.http["http://127.0.0.1:51683/metrics"] = metrics
+		}
+	}
+	f("nri: too old", nri(`{"ServerVersion":"28.5.2+dfsg4"}`, ""), "nri", OK, "28.5.2+dfsg4 has none")
+	f("nri: off", nri(`{"ServerVersion":"29.2.0"}`, ""), "nri", OK, "off")
+	f("nri: without a socket", nri(`{"ServerVersion":"29.6","NRI":{"Info":[["plugin-path","/x"]]}}`, ""), "nri", OK, "off")
+	const on = `{"ServerVersion":"29.6","NRI":{"Info":[["plugin-path","/x"],["socket-path","/var/run/nri/nri.sock"]]}}`
+	f("nri: on", nri(on, "metad_nri_connected 1\n"), "nri", OK, "on, at /var/run/nri/nri.sock")
+	f("nri: not connected", nri(on, "metad_nri_connected 0\n"), "nri", Warn, "not connected")
+	f("nri: elsewhere", nri(`{"ServerVersion":"29.6","NRI":{"Info":[["socket-path","/run/nri.sock"]]}}`, ""), "nri", Warn, "/run/nri.sock, metad looks for")
 	f("no docker", func(h *fake) { delete(h.http, "unix:///run/docker.sock:/version") }, "docker", Fail, "connection refused")
 	f("not docker", func(h *fake) { h.http["unix:///run/docker.sock:/version"] = "<html>" }, "docker", Fail, "no Docker Engine")
 

@@ -133,6 +133,29 @@ func TestFileClaimed(t *testing.T) {
 		Mount{root, "/opt/ecs/metadata/2b88376d-aba3-4950-9ddf-bcb0f388a40c"}, true)
 }
 
+// What a container has shows which way it came.
+func TestWays(t *testing.T) {
+	i := newInjector(t, Config{File: true, URIs: true})
+	const uuid, hex = "2b88376d-aba3-4950-9ddf-bcb0f388a40c", "0123456789abcdef0123456789abcdef"
+	root := i.files.Layout().Root() + "/default/1/app"
+	f := func(wantFile, wantURIs string, env []string, volumes ...task.Volume) {
+		t.Helper()
+		if file, uris := i.Ways(&task.Container{ID: testID, MetadataEnv: env, Volumes: volumes}); file != wantFile || uris != wantURIs {
+			t.Errorf("%q: got %q and %q, want %q and %q", env, file, uris, wantFile, wantURIs)
+		}
+	}
+	f("", "", nil)
+	f("", WayNRI, i.URIs(Container{ID: testID}))
+	f("", WayProxy, i.URIs(Container{}))
+	f("", WayAgent, []string{EnvURIV4 + "=" + uriV4 + uuid})
+	f("", WayItself, []string{EnvURIV4 + "=" + uriV4 + "self"})
+	f(WayItself, "", []string{mdfile.EnvVar + "=/mine"})
+	f(WayProxy, "", []string{mdfile.EnvVar + "=/ecs/metadata/app/metadata.json"}, task.Volume{Source: root, Destination: "/ecs/metadata/app"})
+	f(WayNRI, "", []string{mdfile.EnvVar + "=/.metad/" + hex + "/metadata.json"}, task.Volume{Source: root, Destination: "/.metad/" + hex})
+	f(WayAgent, "", []string{mdfile.EnvVar + "=/opt/ecs/metadata/" + uuid + "/ecs-container-metadata.json"},
+		task.Volume{Source: root, Destination: "/opt/ecs/metadata/" + uuid})
+}
+
 // Whoever takes out what is metad's own takes out nothing else.
 func TestOwn(t *testing.T) {
 	i := newInjector(t, Config{URIs: true})

@@ -5,9 +5,11 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"path"
+	"regexp"
 	"strings"
 
 	"metad/pkg/mdfile"
+	"metad/pkg/task"
 )
 
 // The variables that hold the endpoint's address, and what their values begin with.
@@ -110,4 +112,57 @@ func (i *Injector) ownFile(value string, mounts []Mount) bool {
 		}
 	}
 	return within(dir, i.files.Layout().In(mdfile.FormPrivate).Base()) && tokenOf(value) != ""
+}
+
+// The ways in which a container comes by its file and addresses.
+const (
+	WayProxy  = "proxy"
+	WayNRI    = "nri"
+	WayAgent  = "agent"
+	WayItself = "itself"
+)
+
+// Ways says which way c got its metadata file and the endpoint's address, "" if it has none.
+func (i *Injector) Ways(c *task.Container) (file, uris string) {
+	for _, e := range c.MetadataEnv {
+		switch key, value, _ := strings.Cut(e, "="); key {
+		case mdfile.EnvVar:
+			file = i.fileWay(value, c.Volumes)
+		case EnvURI, EnvURIV4:
+			uris = uriWay(value, c.ID)
+		}
+	}
+	return file, uris
+}
+
+func (i *Injector) fileWay(value string, volumes []task.Volume) string {
+	l := i.files.Layout()
+	for _, v := range volumes {
+		if v.Destination != path.Dir(value) || !within(v.Source, l.Root()) {
+			continue
+		}
+		switch {
+		case !i.OwnMount(Mount{v.Source, v.Destination}):
+			return WayAgent
+		case within(v.Destination, l.In(mdfile.FormPrivate).Base()):
+			return WayNRI
+		}
+		return WayProxy
+	}
+	return WayItself
+}
+
+// agentID is an endpoint id as the agent makes them.
+var agentID = regexp.MustCompile(`^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}-[0-9]+)$`)
+
+func uriWay(value, containerID string) string {
+	switch id := path.Base(value); {
+	case ownURI(value) && madeFor(value, containerID):
+		return WayNRI
+	case ownURI(value):
+		return WayProxy
+	case agentID.MatchString(id):
+		return WayAgent
+	}
+	return WayItself
 }

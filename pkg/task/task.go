@@ -147,6 +147,9 @@ type Container struct {
 	NetworkMode string // HostConfig.NetworkMode
 	EndpointID  string // last part of ECS_CONTAINER_METADATA_URI(_V4) in its environment; "": none
 
+	// MetadataEnv are the variables of its environment that say where its metadata is, as KEY=value.
+	MetadataEnv []string
+
 	// Stats is the cell that the sampler fills and the server reads. It belongs to the container,
 	// not to this version of its description: every version carries the same pointer. Never nil
 	// for a container with an ID.
