@@ -458,7 +458,11 @@ func TestCreatedWithoutFile(t *testing.T) {
 		{"ARN leads out", strings.Replace(ecsBody, "task/default/158d", "task/../158d", 1), nil},
 		{"file in the place of the directory", ecsBody, func(g *ground) {
 			root := filepath.Join(g.dataDir, "metadata")
-			if err := os.WriteFile(filepath.Join(root, "default"), nil, 0o644); err != nil {
+			err := os.MkdirAll(root, 0o755)
+			if err == nil {
+				err = os.WriteFile(filepath.Join(root, "default"), nil, 0o644)
+			}
+			if err != nil {
 				g.t.Fatal(err)
 			}
 		}},
