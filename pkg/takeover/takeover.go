@@ -368,7 +368,9 @@ func take(k *conn, cfg Config) (*Predecessor, error) {
 	}
 	cfg.at("connected")
 	err := k.send(message{Type: typeHello, Protocol: protocol, Layout: cfg.Layout, Build: cfg.Build})
-	if err != nil && !errors.Is(err, unix.EPIPE) { // EPIPE: it may have said why
+	// A predecessor that has closed the connection (EPIPE), or never accepted it (ECONNRESET), may
+	// have said why: that can still be read.
+	if err != nil && !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) {
 		return nil, fmt.Errorf("take over: %w", err)
 	}
 	state, err := k.receiveState()

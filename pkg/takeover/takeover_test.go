@@ -324,6 +324,23 @@ func TestTakenBack(t *testing.T) {
 	f("predecessor is stopped", 0, true, "")
 }
 
+// A predecessor that dies before it has accepted the connection is nobody to take over from.
+func TestPredecessorDiesUnaccepted(t *testing.T) {
+	ctx, cfg := testContext(t), testConfig(t)
+	s, err := Listen(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.at = func(step string) {
+		if step == "connected" {
+			s.ln.Close()
+		}
+	}
+	if _, err := Take(ctx, cfg); !errors.Is(err, ErrNobody) {
+		t.Errorf("got %v, want %v", err, ErrNobody)
+	}
+}
+
 // TestSuccessorGivesUp: closed before it served, it leaves the predecessor as it was.
 func TestSuccessorGivesUp(t *testing.T) {
 	ctx, cfg := testContext(t), testConfig(t)
