@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"metad/internal/expect"
 	"metad/internal/testdocker"
 )
 
@@ -134,11 +135,7 @@ func (d *process) waitFor(what string, ok func() bool) {
 
 func waitFor(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("waited 30 s for %s", what)
-		}
-	}
+	expect.Until(t, what, ok)
 }
 
 // stop ends metad by SIGTERM and returns its exit code.

@@ -25,6 +25,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"metad/internal/expect"
 )
 
 // Endpoint is the address that tasks ask.
@@ -561,14 +563,10 @@ func (h *Host) NoLeak() {
 	})
 }
 
-// Until waits at most 10 seconds for f to become true.
+// Until is expect.Until.
 func Until(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain: %s", what)
-		}
-	}
+	expect.Until(t, what, f)
 }
 
 // String is for messages.

@@ -22,6 +22,7 @@ import (
 	"go.uber.org/zap"
 
 	"metad/bpf"
+	"metad/internal/expect"
 	"metad/pkg/lookup"
 	"metad/pkg/task"
 )
@@ -346,14 +347,7 @@ func (c *fakeClock) of(start time.Time) func(*fasthttp.RequestCtx) time.Time {
 // eventually waits for cond to hold, for what another goroutine is about to do.
 func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	for range 3000 {
-		if cond() {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	buf := make([]byte, 1<<20)
-	t.Fatalf("%s: still not so; goroutines:\n%s", what, buf[:runtime.Stack(buf, true)])
+	expect.Until(t, what, cond, expect.Goroutines)
 }
 
 // goroutines counts those that run this package's code outside of tests and accept loops.
