@@ -26,12 +26,15 @@
 #include <linux/if_packet.h>
 #include <linux/ip.h>
 #include <linux/in.h>
+#include <linux/tcp.h>
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
 
 #define META_ADDR bpf_htonl(0xa9feaa02) /* 169.254.170.2: ECS task metadata endpoint */
 #define META_DPORT bpf_htons(80)
+/* Nothing listens there in the server's namespace: its TCP stack resets what is sent there. */
+#define REFUSE_DPORT bpf_htons(1)
 
 /* include/net/ip.h */
 #define IP_MF 0x2000
@@ -134,13 +137,15 @@ enum verdict {
 	VERDICT_BRIDGE_AGENT, /* left alone: of a connection that the ECS agent has */
 
 	VERDICT_HOST, /* metad_host: to the server, from a process of the host, without a tag */
-	VERDICT_HOST_NOT_OURS, /* dropped: not TCP from a process of the host to the endpoint */
+	VERDICT_HOST_REFUSED, /* reset: TCP for the endpoint, not from a process of the host */
+	VERDICT_HOST_NOT_OURS, /* dropped: not TCP for the endpoint */
 
 	VERDICT_CARRIED, /* metad_carry: on to metad_reply */
 	VERDICT_REPLY_TASK, /* by the port of the task that has the address */
 	VERDICT_REPLY_PORT, /* by the port the unknown address was seen on */
 	VERDICT_REPLY_BRIDGE, /* by the bridge device the unknown address was seen on */
 	VERDICT_REPLY_HOST, /* to the host's own stack */
+	VERDICT_REPLY_REFUSED, /* to the host's own stack: the reset of a host_refused */
 	VERDICT_REPLY_NOT_OURS, /* dropped: not TCP from 169.254.170.2 */
 	VERDICT_REPLY_NOWHERE, /* dropped: nobody has the address */
 	VERDICT_REPLY_NOT_THEIRS, /* dropped: the address has another owner since */
@@ -608,20 +613,37 @@ int metad_bridge(struct __sk_buff *skb)
 	return ret == FILTER_UNSERVED ? unserved(skb) : ret;
 }
 
-/* The host's route to the endpoint leads here. It is for the host's own processes: what others have it
- * forward (a container whose packets were left alone, another host) was proved by nobody. */
+/* set_tcp_port writes one of the packet's TCP ports, sport or dport, at the offset in its TCP header. */
+static __always_inline int set_tcp_port(struct __sk_buff *skb, int tcp, int offset, __be16 from,
+					__be16 to)
+{
+	if (bpf_l4_csum_replace(skb, tcp + offsetof(struct tcphdr, check), from, to, sizeof(to)))
+		return -1;
+	return bpf_skb_store_bytes(skb, tcp + offset, &to, sizeof(to), 0);
+}
+
+/* The host's route to the endpoint leads here. It is for the host's own processes: what the host forwards
+ * (a container on a bridge that is not watched, another host) has no proof. It is refused, so that its
+ * client fails at once: the server's namespace resets what is sent to a TCP port that is closed there. */
 SEC("tc")
 int metad_host(struct __sk_buff *skb)
 {
 	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
 	struct iphdr *ip = data + sizeof(struct ethhdr);
+	struct tcphdr *tcp = (void *)(ip + 1);
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || (void *)(ip + 1) > data_end ||
-	    ip->saddr != host_addr || ip->daddr != META_ADDR || ip->protocol != IPPROTO_TCP ||
-	    skb->ingress_ifindex)
+	    ip->daddr != META_ADDR || ip->protocol != IPPROTO_TCP)
 		return conclude(VERDICT_HOST_NOT_OURS, TC_ACT_SHOT);
 	skb->mark = TAG_NONE;
-	return conclude(VERDICT_HOST, TC_ACT_UNSPEC);
+	if (ip->saddr == host_addr && !skb->ingress_ifindex)
+		return conclude(VERDICT_HOST, TC_ACT_UNSPEC);
+	if (ip->ihl != 5 || ip->frag_off & bpf_htons(IP_MF | IP_OFFSET) ||
+	    (void *)(tcp + 1) > data_end || tcp->dest != META_DPORT ||
+	    set_tcp_port(skb, sizeof(struct ethhdr) + sizeof(*ip), offsetof(struct tcphdr, dest),
+			 META_DPORT, REFUSE_DPORT))
+		return conclude(VERDICT_HOST_NOT_OURS, TC_ACT_SHOT);
+	return conclude(VERDICT_HOST_REFUSED, TC_ACT_UNSPEC);
 }
 
 /* The frame from metad1 to metad0 needs no destination MAC (there is one receiver, and metad_reply
@@ -657,6 +679,7 @@ int metad_reply(struct __sk_buff *skb)
 	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
 	struct ethhdr *eth = data;
 	struct iphdr *ip = (void *)(eth + 1);
+	struct tcphdr *tcp;
 	struct neighbour *n;
 	struct task_value *t;
 	__u32 tag;
@@ -667,7 +690,14 @@ int metad_reply(struct __sk_buff *skb)
 		return conclude(VERDICT_REPLY_NOT_OURS, TC_ACT_SHOT);
 	tag = bpf_ntohl(((struct carrier *)eth->h_dest)->tag);
 	dst = ip->daddr;
-	/* Nobody else was let in with this address. */
+	tcp = (void *)(ip + 1);
+	if (ip->ihl == 5 && (void *)(tcp + 1) <= data_end && tcp->source == REFUSE_DPORT) {
+		set_tcp_port(skb, sizeof(*eth) + sizeof(*ip), offsetof(struct tcphdr, source),
+			     REFUSE_DPORT, META_DPORT);
+		bpf_skb_change_type(skb, PACKET_HOST);
+		return conclude(VERDICT_REPLY_REFUSED, TC_ACT_UNSPEC);
+	}
+	/* Only the host's processes were let in with this address. */
 	if (dst == host_addr) {
 		bpf_skb_change_type(skb, PACKET_HOST);
 		return conclude(VERDICT_REPLY_HOST, TC_ACT_UNSPEC);

@@ -119,17 +119,19 @@ const (
 	MetadVerdictVERDICT_BRIDGE_HOST       MetadVerdict = 20
 	MetadVerdictVERDICT_BRIDGE_AGENT      MetadVerdict = 21
 	MetadVerdictVERDICT_HOST              MetadVerdict = 22
-	MetadVerdictVERDICT_HOST_NOT_OURS     MetadVerdict = 23
-	MetadVerdictVERDICT_CARRIED           MetadVerdict = 24
-	MetadVerdictVERDICT_REPLY_TASK        MetadVerdict = 25
-	MetadVerdictVERDICT_REPLY_PORT        MetadVerdict = 26
-	MetadVerdictVERDICT_REPLY_BRIDGE      MetadVerdict = 27
-	MetadVerdictVERDICT_REPLY_HOST        MetadVerdict = 28
-	MetadVerdictVERDICT_REPLY_NOT_OURS    MetadVerdict = 29
-	MetadVerdictVERDICT_REPLY_NOWHERE     MetadVerdict = 30
-	MetadVerdictVERDICT_REPLY_NOT_THEIRS  MetadVerdict = 31
-	MetadVerdictVERDICT_COUNT             MetadVerdict = 32
-	MetadVerdictVERDICT_OPEN              MetadVerdict = 33
+	MetadVerdictVERDICT_HOST_REFUSED      MetadVerdict = 23
+	MetadVerdictVERDICT_HOST_NOT_OURS     MetadVerdict = 24
+	MetadVerdictVERDICT_CARRIED           MetadVerdict = 25
+	MetadVerdictVERDICT_REPLY_TASK        MetadVerdict = 26
+	MetadVerdictVERDICT_REPLY_PORT        MetadVerdict = 27
+	MetadVerdictVERDICT_REPLY_BRIDGE      MetadVerdict = 28
+	MetadVerdictVERDICT_REPLY_HOST        MetadVerdict = 29
+	MetadVerdictVERDICT_REPLY_REFUSED     MetadVerdict = 30
+	MetadVerdictVERDICT_REPLY_NOT_OURS    MetadVerdict = 31
+	MetadVerdictVERDICT_REPLY_NOWHERE     MetadVerdict = 32
+	MetadVerdictVERDICT_REPLY_NOT_THEIRS  MetadVerdict = 33
+	MetadVerdictVERDICT_COUNT             MetadVerdict = 34
+	MetadVerdictVERDICT_OPEN              MetadVerdict = 35
 )
 
 type MetadVerdictCount struct {

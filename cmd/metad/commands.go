@@ -52,7 +52,11 @@ func detachCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			return errors.Join(loader.Detach(c.loaderConfig(log)), lock.Close())
+			cfg := c.loaderConfig(log)
+			if err := loader.Busy(cfg); err != nil {
+				return errors.Join(err, lock.Close())
+			}
+			return errors.Join(loader.Detach(cfg), lock.Close())
 		},
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"net"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -12,7 +13,8 @@ import (
 
 func (d *daemon) adminConfig() admin.Config {
 	cfg := d.cfg.adminConfig()
-	cfg.Ready, cfg.Tasks = d.tasks.ready, d.shown
+	cfg.Tasks = d.shown
+	cfg.Ready = func() error { return cmp.Or(d.tasks.ready(), d.own.loader.Ready()) }
 	cfg.Collectors = []prometheus.Collector{
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
@@ -55,6 +57,7 @@ var (
 	descPorts    = prometheus.NewDesc("metad_ports", "Ports of the watched bridges that metad's program is attached to.", nil, nil)
 	descPending  = prometheus.NewDesc("metad_ports_pending", "Ports that metad's program is still to be attached to after a start.", nil, nil)
 	descUnhooked = prometheus.NewDesc("metad_devices_not_attached", "Ports and bridges that metad's program could not be attached to.", nil, nil)
+	descUnwatch  = prometheus.NewDesc("metad_addresses_unwatched", "Task addresses behind devices that are no ports of watched bridges.", nil, nil)
 	descAttach   = prometheus.NewDesc("metad_attach_errors_total", "Attachments that failed.", nil, nil)
 	descTasks    = prometheus.NewDesc("metad_tasks", "Tasks known.", nil, nil)
 	descConflict = prometheus.NewDesc("metad_address_conflicts_total", "Addresses refused because two ports claimed them.", nil, nil)
@@ -96,6 +99,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	gauge(descPorts, l.Ports)
 	gauge(descPending, l.Pending)
 	gauge(descUnhooked, l.NotAttached)
+	gauge(descUnwatch, l.Unwatched)
 	counter(descAttach, l.AttachErrors)
 	gauge(descTasks, len(m.d.tasks.table.Views()))
 	counter(descConflict, m.d.tasks.table.Conflicts())

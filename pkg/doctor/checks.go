@@ -6,6 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"net"
+	"net/netip"
 	"path"
 	"slices"
 	"strconv"
@@ -233,7 +236,7 @@ func checkBridge(bridge netlink.Link, links []netlink.Link, running bool, h *hos
 	ports := 0
 	var checks []Check
 	for _, l := range links {
-		port := l.Attrs().MasterIndex == bridge.Attrs().Index && l.Type() == "veth"
+		port := isPort(l, bridge, links)
 		if !port && l != bridge {
 			continue
 		}
@@ -277,6 +280,105 @@ func checkBridge(bridge netlink.Link, links []netlink.Link, running bool, h *hos
 		summary.Found += "; other programs: " + list(other)
 	}
 	return append([]Check{summary}, checks...)
+}
+
+// isPort reports whether l is a port of the bridge that metad would attach to: a veth whose other end is not in use
+// here, but in another network namespace or on its way there.
+func isPort(l, bridge netlink.Link, links []netlink.Link) bool {
+	a := l.Attrs()
+	if a.MasterIndex != bridge.Attrs().Index || l.Type() != "veth" {
+		return false
+	}
+	if a.NetNsID >= 0 || a.ParentIndex == 0 {
+		return true
+	}
+	return !slices.ContainsFunc(links, func(end netlink.Link) bool {
+		e := end.Attrs()
+		return e.Index == a.ParentIndex && (e.Flags&net.FlagUp != 0 || e.MasterIndex != 0)
+	})
+}
+
+// checkUnwatched looks for tasks that metad knows and whose packets it does not see.
+func checkUnwatched(_ context.Context, cfg Config, h *host) []Check {
+	const name = "tasks"
+	links, err := h.links()
+	if err != nil || find(links, hostEnd) == nil {
+		return nil // checkRunning tells
+	}
+	behind, err := h.tasks(cfg.PinDir)
+	if err != nil {
+		return one(name, Warn, err.Error(), "run as root")
+	}
+	var unwatched []string
+	for _, addr := range slices.SortedFunc(maps.Keys(behind), netip.Addr.Compare) {
+		hooks, err := h.hooks(behind[addr])
+		if err == nil && !slices.ContainsFunc(hooks, hook.ours) {
+			unwatched = append(unwatched, fmt.Sprintf("%s on %s", addr, nameOf(links, behind[addr])))
+		}
+	}
+	if unwatched != nil {
+		return one(name, Warn, fmt.Sprintf("%d of %d addresses behind a device without metad's program: %s", len(unwatched), len(behind), list(unwatched)),
+			"their requests are refused or go to the agent; name the bridge: --bridges")
+	}
+	return one(name, OK, fmt.Sprintf("%d addresses, all behind ports with metad's program", len(behind)), "")
+}
+
+func nameOf(links []netlink.Link, ifindex int) string {
+	for _, l := range links {
+		if l.Attrs().Index == ifindex {
+			return l.Attrs().Name
+		}
+	}
+	return fmt.Sprintf("device %d", ifindex)
+}
+
+// checkCrowd compares the number of ports with what the host keeps for them: a broadcast (ARP for the gateway) is one
+// packet for each port of its bridge in the backlog of one CPU (net.core.netdev_max_backlog), and each container that
+// the host speaks to is an entry of the neighbour table (gc_thresh3). What does not fit is lost, and its sender waits a
+// second for the next try.
+func checkCrowd(_ context.Context, _ Config, h *host) []Check {
+	links, err := h.links()
+	if err != nil {
+		return nil // checkBridges tells
+	}
+	all, most := 0, 0
+	for _, bridge := range links {
+		n := 0
+		for _, l := range links {
+			if bridge.Type() == "bridge" && isPort(l, bridge, links) {
+				n++
+			}
+		}
+		all, most = all+n, max(most, n)
+	}
+	var checks []Check
+	for _, c := range []struct {
+		sysctl, ports string
+		need          int
+	}{
+		{"net.core.netdev_max_backlog", "ports of one bridge", most},
+		{"net.ipv4.neigh.default.gc_thresh3", "ports of all bridges", all},
+	} {
+		b, err := h.readFile("/proc/sys/" + strings.ReplaceAll(c.sysctl, ".", "/"))
+		if err != nil {
+			continue // gc_thresh3 is the first network namespace's only
+		}
+		has, err := strconv.Atoi(strings.TrimSpace(string(b)))
+		const room = 2 // times: others use them too
+		if err != nil || has >= room*c.need {
+			continue
+		}
+		set := 1
+		for set < 2*room*c.need {
+			set *= 2
+		}
+		checks = append(checks, Check{"crowd", Warn, fmt.Sprintf("%d %s, and %s is %d", c.need, c.ports, c.sysctl, has),
+			fmt.Sprintf("requests wait a second now and then: sysctl -w %s=%d", c.sysctl, set)})
+	}
+	if checks == nil {
+		return one("crowd", OK, fmt.Sprintf("%d ports, room for them", all), "")
+	}
+	return checks
 }
 
 // list joins the first few names.

@@ -81,8 +81,8 @@ func run(ctx context.Context, cfg Config, h *host) Report {
 	var r Report
 	for _, check := range []func(context.Context, Config, *host) []Check{
 		checkKernel, checkCapabilities, checkBTF, checkBPFFS, checkCgroup,
-		checkRunning, checkBridges, checkBridgeNetfilter, checkAddress, checkRules,
-		checkDocker, checkNRI, checkAgent,
+		checkRunning, checkBridges, checkUnwatched, checkCrowd, checkBridgeNetfilter, checkAddress,
+		checkRules, checkDocker, checkNRI, checkAgent,
 	} {
 		r = append(r, check(ctx, cfg, h)...)
 	}

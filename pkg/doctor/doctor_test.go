@@ -44,6 +44,8 @@ func newFake() *fake {
 			"/sys/fs/cgroup/cgroup.controllers":             "cpuset cpu io memory pids\n",
 			"/proc/sys/net/bridge/bridge-nf-call-iptables":  "0\n",
 			"/proc/sys/net/bridge/bridge-nf-call-ip6tables": "1\n",
+			"/proc/sys/net/core/netdev_max_backlog":         "1000\n",
+			"/proc/sys/net/ipv4/neigh/default/gc_thresh3":   "1024\n",
 		},
 		types: map[string]int64{"/sys/fs/bpf": unix.BPF_FS_MAGIC, "/sys/fs/cgroup": unix.CGROUP2_SUPER_MAGIC},
 		hook: map[int][]hook{
@@ -86,8 +88,11 @@ func newFake() *fake {
 		},
 		program: func() error { return nil },
 		hooks:   func(i int) ([]hook, error) { return f.hook[i], nil },
-		claims:  func() ([]claim, error) { return f.claim, nil },
-		rules:   func(context.Context, netip.Addr) ([]rule, error) { return f.rule, nil },
+		tasks: func(string) (map[netip.Addr]int, error) {
+			return map[netip.Addr]int{netip.MustParseAddr("169.254.172.2"): 3}, nil
+		},
+		claims: func() ([]claim, error) { return f.claim, nil },
+		rules:  func(context.Context, netip.Addr) ([]rule, error) { return f.rule, nil },
 		get: func(_ context.Context, u string) (int, []byte, error) {
 			if b, ok := f.http[u]; ok {
 				return 200, []byte(b), nil
@@ -223,6 +228,40 @@ func TestChecks(t *testing.T) {
 			return h.hook[i], nil
 		}
 	}, "bridge ecs-bridge", OK, "all with metad's program")
+
+	f("port that ties two bridges", func(h *fake) {
+		h.links = append(h.links, &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "tie", Index: 9, MasterIndex: 2, NetNsID: -1, ParentIndex: 10}},
+			&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "end", Index: 10, MasterIndex: 6, NetNsID: -1, ParentIndex: 9}})
+	}, "bridge ecs-bridge", OK, "2 ports, all")
+
+	f("tasks", func(*fake) {}, "tasks", OK, "1 addresses, all behind")
+	f("task on a bridge that is not watched", func(h *fake) {
+		h.links = append(h.links, &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "veth9", Index: 9, MasterIndex: 6}})
+		h.tasks = func(string) (map[netip.Addr]int, error) {
+			return map[netip.Addr]int{netip.MustParseAddr("10.9.0.2"): 9, netip.MustParseAddr("169.254.172.2"): 3}, nil
+		}
+	}, "tasks", Warn, "1 of 2 addresses behind a device without metad's program: 10.9.0.2 on veth9")
+	f("no map of tasks", func(h *fake) {
+		h.tasks = func(string) (map[netip.Addr]int, error) { return nil, unix.EACCES }
+	}, "tasks", Warn, "permission denied")
+	crowd := func(n int) func(*fake) {
+		return func(h *fake) {
+			for i := range n {
+				h.links = append(h.links, &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "v", Index: 100 + i, MasterIndex: 6}})
+			}
+		}
+	}
+	f("room", crowd(450), "crowd", OK, "452 ports")
+	f("a crowd", crowd(501), "crowd", Warn, "501 ports of one bridge, and net.core.netdev_max_backlog is 1000")
+	f("a crowd of neighbours", func(h *fake) {
+		crowd(511)(h)
+		h.files["/proc/sys/net/core/netdev_max_backlog"] = "8192\n"
+	}, "crowd", Warn, "513 ports of all bridges, and net.ipv4.neigh.default.gc_thresh3 is 1024")
+	f("neighbours not seen", func(h *fake) {
+		crowd(511)(h)
+		h.files["/proc/sys/net/core/netdev_max_backlog"] = "8192\n"
+		delete(h.files, "/proc/sys/net/ipv4/neigh/default/gc_thresh3")
+	}, "crowd", OK, "513 ports")
 
 	f("no br_netfilter", func(h *fake) { delete(h.files, "/proc/sys/net/bridge/bridge-nf-call-iptables") }, "br_netfilter", OK, "off")
 	f("br_netfilter", with("/proc/sys/net/bridge/bridge-nf-call-iptables", "1\n"), "br_netfilter", OK, "on")

@@ -24,6 +24,8 @@ import (
 	"github.com/cilium/ebpf/rlimit"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"metad/pkg/loader"
 )
 
 // host answers the checks' questions; a test has its own.
@@ -35,6 +37,8 @@ type host struct {
 	links   func() ([]netlink.Link, error)
 	// hooks returns the programs at an interface's ingress, in the order in which they run.
 	hooks func(ifindex int) ([]hook, error)
+	// tasks returns the addresses of the pinned map of tasks, and the devices they are behind.
+	tasks func(pinDir string) (map[netip.Addr]int, error)
 	// claims returns the addresses and routes of the host's interfaces, any of which may claim
 	// 169.254.170.2.
 	claims func() ([]claim, error)
@@ -89,6 +93,7 @@ func thisHost() *host {
 		},
 		links:  netlink.LinkList,
 		hooks:  ingressHooks,
+		tasks:  loader.PinnedTasks,
 		claims: claims,
 		rules:  rules,
 		get:    get,

@@ -64,6 +64,8 @@ var (
 	ErrKernel = errors.New("kernel not supported")
 	// ErrNoBPFFS: PinDir is not on a BPF file system.
 	ErrNoBPFFS = errors.New("not on a bpf file system (mount -t bpf bpf /sys/fs/bpf)")
+	// ErrPinDir: PinDir is not metad's alone.
+	ErrPinDir = errors.New("pin directory is not metad's own")
 	// ErrFull: the map of tasks has no room for another address.
 	ErrFull = errors.New("map full")
 	// ErrNoPort: the port that an entry names does not exist.

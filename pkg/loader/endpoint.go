@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -75,12 +77,26 @@ func serverSysctls() error {
 		{"ipv4/tcp_fwmark_accept", "1", true},
 		// What has no socket (a reset) is marked like what it answers.
 		{"ipv4/fwmark_reflect", "1", true},
-		// An orphan must not keep the namespace, and with it metad0, for long.
+		// A socket that the server has closed must not keep the namespace, and with it metad0, for long: neither
+		// with data that its client does not acknowledge nor waiting for the client's FIN. A client that
+		// acknowledges and reads nothing is userTimeout's.
 		{"ipv4/tcp_orphan_retries", "1", true},
+		{"ipv4/tcp_fin_timeout", "5", false},
+		// A client is on this host: a SYN-ACK that two repetitions do not bring there has no client, and the
+		// half-open connection can go after 7 s instead of a minute.
+		{"ipv4/tcp_synack_retries", "2", false},
+		// No data before the handshake: the handshake proves where answers go.
+		{"ipv4/tcp_fastopen", "0", false},
+		// What a client that reads nothing can make the kernel hold: a document and more, not megabytes.
+		{"ipv4/tcp_wmem", "4096 16384 131072", false},
+		// Requests are small; a request's body on its way to the agent is read as fast as the agent takes it.
+		{"ipv4/tcp_rmem", "4096 65536 262144", false},
 		{"ipv4/ip_unprivileged_port_start", "80", false},
 		// Sources are any container's; no route leads back to them but the default.
 		{"ipv4/conf/all/rp_filter", "0", true},
 		{"ipv4/conf/default/rp_filter", "0", true},
+		// A flood of SYNs ends in cookies, which keep the mark, and not in refused clients. A burst of a thousand
+		// tasks that start at once is no flood.
 		{"ipv4/tcp_syncookies", "1", false},
 		{"ipv4/tcp_max_syn_backlog", "4096", false},
 		{"core/somaxconn", "4096", false},
@@ -142,10 +158,20 @@ func (e *endpoint) netnsID() (int, error) {
 	return id, nil
 }
 
-// listen makes the listener.
+// userTimeout is how long the kernel keeps what a client does not take, also after the server has closed the
+// connection. Without it the kernel asks a client that acknowledges and never reads for minutes. It is longer than
+// the server's own time to write an answer.
+const userTimeout = 6 * time.Second
+
+// listen makes the listener. Accepted sockets have its options.
 func (e *endpoint) listen() error {
 	err := inNS(e.server, func() (err error) {
-		var lc net.ListenConfig
+		lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+			cerr := c.Control(func(fd uintptr) {
+				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout.Milliseconds()))
+			})
+			return errors.Join(cerr, err)
+		}}
 		lc.SetMultipathTCP(false)
 		e.listener, err = lc.Listen(context.Background(), "tcp4", Endpoint.String())
 		return err
@@ -163,6 +189,7 @@ func (e *endpoint) makeVeth() (err error) {
 	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = hostVeth
+	attrs.Index = e.metad0 // the programs know it: a pair that is made anew has the old one
 	v := &netlink.Veth{LinkAttrs: attrs, PeerName: serverVeth, PeerNamespace: netlink.NsFd(int(e.server))}
 	if err := e.host.LinkAdd(v); err != nil {
 		return fmt.Errorf("make %s: %w", hostVeth, err)
@@ -183,6 +210,22 @@ func (e *endpoint) makeVeth() (err error) {
 		return fmt.Errorf("set %s up: %w", hostVeth, err)
 	}
 	return e.setUpServer()
+}
+
+// state returns nil if the pair is there and up at both ends.
+func (e *endpoint) state() error {
+	l, err := e.host.LinkByIndex(e.metad0)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", hostVeth, err)
+	}
+	flags := l.Attrs().RawFlags
+	switch {
+	case flags&unix.IFF_UP == 0:
+		return fmt.Errorf("%s is down", hostVeth)
+	case flags&unix.IFF_LOWER_UP == 0:
+		return fmt.Errorf("%s has no carrier: %s is down", hostVeth, serverVeth)
+	}
+	return nil
 }
 
 // setUpServer gives metad's end its address and the way back.

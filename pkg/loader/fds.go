@@ -122,6 +122,23 @@ func (f *lowFDs) placeFD(fd int, w where) (*fdLink, error) {
 	return &fdLink{low, f}, nil
 }
 
+// update puts p in the place of the link's program.
+func (k *fdLink) update(p *ebpf.Program) error {
+	fd, err := unix.FcntlInt(uintptr(k.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	l, err := link.NewFromFD(fd) // takes fd over
+	if err != nil {
+		return fmt.Errorf("link: %w", err)
+	}
+	defer l.Close()
+	if err := l.Update(p); err != nil {
+		return fmt.Errorf("update link: %w", err)
+	}
+	return nil
+}
+
 // Close detaches the program. The number stays reserved.
 func (k *fdLink) Close() error {
 	f := k.pool

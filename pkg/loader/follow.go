@@ -3,6 +3,7 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
@@ -23,13 +24,20 @@ type follower struct {
 	onPort     func(ifindex int)
 	onPortGone func(ifindex int)
 
-	started bool // the first reading is done; before, there is no caller yet that could know a port
+	own  int   // ifindex of metad's own device
+	gate *gate // told when something happens to it; nil in tests
+
+	started bool        // the first reading is done; before, there is no caller yet that could know a port
+	repair  *time.Timer // runs while metad's own device has to be made anew
+	mended  time.Time   // the last time
 	done    chan struct{}
 	wg      sync.WaitGroup
 }
 
 // start hooks what is there and starts following changes.
 func (f *follower) start() error {
+	f.repair = time.NewTimer(0)
+	f.repair.Stop()
 	updates, unsubscribe, err := f.subscribe()
 	if err != nil {
 		return err
@@ -125,6 +133,10 @@ func (f *follower) process(updates <-chan netlink.LinkUpdate) {
 			if f.ports.waiting() == 0 {
 				f.log.Info("all ports are attached")
 			}
+		case <-f.repair.C:
+			f.rebuild()
+		case <-f.ports.changed:
+			f.ports.queueAll()
 		case u, ok := <-updates:
 			if !ok {
 				return
@@ -140,6 +152,9 @@ func (f *follower) update(u netlink.LinkUpdate) {
 	if u.IfInfomsg.Family != unix.AF_UNSPEC {
 		return
 	}
+	if u.Attrs().Index == f.own {
+		f.checkOwn()
+	}
 	switch u.Header.Type {
 	case unix.RTM_NEWLINK:
 		f.settle(f.ports.is(deviceOf(u.Link)))
@@ -151,7 +166,30 @@ func (f *follower) update(u netlink.LinkUpdate) {
 
 func deviceOf(l netlink.Link) device {
 	a := l.Attrs()
-	return device{ifindex: a.Index, name: a.Name, kind: l.Type(), master: a.MasterIndex}
+	d := device{ifindex: a.Index, name: a.Name, kind: l.Type(), master: a.MasterIndex, up: a.Flags&net.FlagUp != 0}
+	if d.kind == "veth" && a.NetNsID < 0 {
+		d.peer = a.ParentIndex
+	}
+	return d
+}
+
+// repairPause is how long after the last repair the next one comes: a program that sets the device down again and
+// again must not keep metad busy.
+const repairPause = time.Second
+
+// checkOwn looks at metad's own device, and sees to its repair if need be.
+func (f *follower) checkOwn() {
+	if f.gate != nil && f.gate.check() {
+		f.repair.Reset(max(0, time.Until(f.mended.Add(repairPause))))
+	}
+}
+
+func (f *follower) rebuild() {
+	f.mended = time.Now()
+	if err := f.gate.rebuild(); err != nil {
+		f.log.Error("cannot rebuild metad's network device, trying again", zap.Error(err))
+		f.repair.Reset(repairPause)
+	}
 }
 
 // resync makes ports and tasks what the kernel says now.
@@ -170,6 +208,7 @@ func (f *follower) resync() error {
 	}
 	f.settle(todo)
 	f.ports.tellSilent()
+	f.checkOwn()
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -173,13 +174,35 @@ type Status struct {
 	Resyncs         uint64 // full readings of the devices; more than one: messages were lost
 	AttachErrors    uint64
 	WaitingPatterns []string // bridge patterns that match nothing
+	Unwatched       int      // task addresses of Loader.Unwatched
 }
 
 // Status returns the state now.
 func (l *Loader) Status() Status {
 	s := Status{Attach: l.tc.mode, Metad0: l.end.metad0, Tasks: l.tasks.count(), MaxTasks: l.tasks.max}
 	l.ports.status(&s)
+	s.Unwatched = len(l.Unwatched())
 	return s
+}
+
+// Unwatched is a task's address behind a device that is no port of a watched bridge: what it sends to the endpoint is
+// refused, or goes to the agent.
+type Unwatched struct {
+	Addr    netip.Addr
+	Ifindex int
+	Device  string
+}
+
+// Unwatched returns those addresses in order.
+func (l *Loader) Unwatched() []Unwatched {
+	var all []Unwatched
+	for addr, ifindex := range l.tasks.behind() {
+		if name, is := l.ports.unwatched(ifindex); is {
+			all = append(all, Unwatched{addr, ifindex, name})
+		}
+	}
+	slices.SortFunc(all, func(a, b Unwatched) int { return a.Addr.Compare(b.Addr) })
+	return all
 }
 
 // HardwareAddr returns the MAC for printing.

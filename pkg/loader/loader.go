@@ -32,7 +32,8 @@ type Loader struct {
 	end   *endpoint
 	progs *programs
 	tc    *tcAttacher
-	pair  []*fdLink // of metad0 and metad1; none with clsact
+	gate  *gate
+	lock  *netnsLock
 
 	tasks    *taskMap
 	ports    *ports
@@ -46,7 +47,7 @@ type Loader struct {
 // ports from then on. No packet is taken before Arm. What an earlier process left behind is
 // replaced: metad0, filters; its pinned maps are taken over.
 //
-// Errors: ErrPermission, ErrKernel, ErrNoBPFFS; a bridge that cannot be hooked is logged, not
+// Errors: ErrPermission, ErrKernel, ErrNoBPFFS, ErrPinDir, ErrBusy; a bridge that cannot be hooked is logged, not
 // returned. An *ebpf.VerifierError prints in full with %+v.
 func Open(cfg Config) (_ *Loader, err error) {
 	l, err := newLoader(cfg)
@@ -67,6 +68,9 @@ func Open(cfg Config) (_ *Loader, err error) {
 	if err := makePinDir(l.cfg.PinDir); err != nil {
 		return nil, err
 	}
+	if l.lock, err = lockNetns(l.host, lockWait); err != nil {
+		return nil, err
+	}
 	if l.end, err = newEndpoint(l.nl); err != nil {
 		return nil, err
 	}
@@ -76,7 +80,7 @@ func Open(cfg Config) (_ *Loader, err error) {
 	if err := l.tasks.clearNeighbours(); err != nil {
 		return nil, err
 	}
-	if l.pair, err = l.tc.attachPair(l.end); err != nil {
+	if err := l.gate.attach(); err != nil {
 		return nil, err
 	}
 	if err := l.follow(); err != nil {
@@ -123,6 +127,7 @@ func (l *Loader) load(given map[string]*ebpf.Map) (err error) {
 		return err
 	}
 	l.tc = &tcAttacher{mode: l.cfg.Attach, host: l.host, nl: l.nl, fds: l.fds, progs: &l.progs.MetadPrograms}
+	l.gate = &gate{progs: l.progs, end: l.end, tc: l.tc, hostRoute: l.cfg.HostRoute, log: l.log}
 	l.ports = newPorts(l.tc, l.cfg.Bridges, l.log)
 	l.tasks = &taskMap{
 		tasks:      kernelMap[bpf.TaskValue]{l.progs.IpTask},
@@ -150,7 +155,7 @@ func (l *Loader) follow() error {
 	}
 	f := &follower{
 		host: l.host, nl: l.nl, ports: l.ports, tasks: l.tasks, log: l.log,
-		onPort: l.cfg.OnPort, onPortGone: l.cfg.OnPortGone, done: make(chan struct{}),
+		onPort: l.cfg.OnPort, onPortGone: l.cfg.OnPortGone, own: l.end.metad0, gate: l.gate, done: make(chan struct{}),
 	}
 	if err := f.start(); err != nil {
 		return err
@@ -181,29 +186,23 @@ func (l *Loader) Listen() (net.Listener, error) {
 
 // Arm starts taking packets for the endpoint, at all hooks at once.
 func (l *Loader) Arm() error {
-	if err := l.arm(); err != nil {
+	if err := l.gate.arm(); err != nil {
 		return errors.Join(err, l.Disarm())
-	}
-	return nil
-}
-
-func (l *Loader) arm() error {
-	if err := l.progs.arm(); err != nil {
-		return err
-	}
-	if !l.cfg.HostRoute {
-		return l.end.removeRoute()
-	}
-	if err := l.end.addRoute(); err != nil { // containers do not need it
-		l.log.Warn("host processes do not reach the endpoint", zap.Error(err))
 	}
 	return nil
 }
 
 // Disarm stops taking packets, those of open connections included. Answers still find their way out.
 func (l *Loader) Disarm() error {
-	return errors.Join(l.progs.disarm(), l.end.removeRoute())
+	return l.gate.disarm()
 }
+
+// Ready returns nil while packets for the endpoint are taken, or why they are not: not armed yet, disarmed, or
+// ErrEndpoint.
+func (l *Loader) Ready() error { return l.gate.ready() }
+
+// SetBridges names bridges to watch beside those that Config.Bridges match. The names replace those of the last call.
+func (l *Loader) SetBridges(names []string) { l.ports.setBridges(names) }
 
 // Close takes everything out of the kernel but the pinned maps, which the next start takes over
 // (Detach removes them too). With OnExitDrop the filters stay as well, and drop. The listener and
@@ -215,27 +214,20 @@ func (l *Loader) Close() error {
 
 func (l *Loader) close() error {
 	var errs []error
-	if l.progs != nil {
+	if l.gate != nil {
 		errs = append(errs, l.Disarm())
 	}
 	l.pause()
 	if l.ports != nil && l.cfg.OnExit != OnExitDrop {
 		errs = append(errs, l.ports.close())
 	}
-	errs = append(errs, l.closePair())
+	if l.gate != nil {
+		errs = append(errs, l.gate.close())
+	}
 	if l.end != nil {
 		errs = append(errs, l.end.close())
 	}
 	return errors.Join(append(errs, l.closeRest())...)
-}
-
-// closePair takes the programs off metad's own devices.
-func (l *Loader) closePair() error {
-	var errs []error
-	for _, k := range l.pair {
-		errs = append(errs, k.Close())
-	}
-	return errors.Join(errs...)
 }
 
 // closeRest closes what leaves nothing in the kernel behind.
@@ -247,6 +239,9 @@ func (l *Loader) closeRest() error {
 	if l.nl != nil {
 		l.nl.Close()
 	}
+	if l.lock != nil {
+		errs = append(errs, l.lock.Close())
+	}
 	if l.host.IsOpen() {
 		errs = append(errs, l.host.Close())
 	}
@@ -256,7 +251,20 @@ func (l *Loader) closeRest() error {
 
 // Put gives addr to the task in v, or replaces the task that had it. Counters start anew with a new tag.
 // Errors: ErrFull; ErrNoPort if there is no device v.Ifindex.
-func (l *Loader) Put(addr netip.Addr, v *bpf.TaskValue) error { return l.tasks.put(addr, v) }
+func (l *Loader) Put(addr netip.Addr, v *bpf.TaskValue) error {
+	had, known := l.tasks.tasks.get(addr)
+	if err := l.tasks.put(addr, v); err != nil {
+		return err
+	}
+	if known && had.Ifindex == v.Ifindex {
+		return nil
+	}
+	if device, is := l.ports.unwatched(int(v.Ifindex)); is {
+		l.log.Warn("a task's address is behind a device that metad does not watch: its requests are refused, or go to the agent",
+			zap.Stringer("addr", addr), zap.String("device", device), zap.Uint32("ifindex", v.Ifindex))
+	}
+	return nil
+}
 
 // Delete takes addr from the task that has it. That no task has it is no error.
 func (l *Loader) Delete(addr netip.Addr) error { return l.tasks.delete(addr) }

@@ -111,12 +111,9 @@ func TestRootServe(t *testing.T) {
 }
 
 // layout returns the version of the pinned maps.
-func layout(t testing.TB) (v uint32) {
+func layout(t testing.TB) uint32 {
 	t.Helper()
-	spec, err := bpf.LoadMetad()
-	if err == nil {
-		err = spec.Variables[bpf.MetadVarLayoutVersion].Get(&v)
-	}
+	v, err := layoutVersion()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,6 +38,20 @@ func TestLockPinDir(t *testing.T) {
 	}
 }
 
+// Only a process that may administer networks can be a metad.
+func TestMayNetAdmin(t *testing.T) {
+	for status, want := range map[string]bool{
+		"Name:\tx\nCapPrm:\t0\nCapEff:\t000001ffffffffff\nCapBnd:\t0\n": true,
+		"Name:\tx\nCapEff:\t0000000000001000\n":                         true,
+		"Name:\tx\nCapEff:\t00000000a80425fb\n":                         false, // Docker's default
+		"":                                                              true,  // cannot be read: it may be one
+	} {
+		if got := mayNetAdmin(status); got != want {
+			t.Errorf("%q: got %v, want %v", status, got, want)
+		}
+	}
+}
+
 // A directory that cannot be there is for Open to tell: no error.
 func TestLockPinDirMissing(t *testing.T) {
 	l, err := LockPinDir(t.Context(), t.TempDir()+"/none/metad", 0)

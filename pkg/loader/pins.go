@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -29,6 +30,9 @@ func makePinDir(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("pin directory: %w", err)
 	}
+	if err := checkOwner(dir, os.Geteuid()); err != nil {
+		return err
+	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
 		return fmt.Errorf("pin directory %s: %w", dir, err)
@@ -36,6 +40,24 @@ func makePinDir(dir string) error {
 	if st.Type != unix.BPF_FS_MAGIC {
 		_ = os.Remove(dir) // if we have just made it, in the wrong place
 		return fmt.Errorf("pin directory %s: %w", dir, ErrNoBPFFS)
+	}
+	return nil
+}
+
+// checkOwner refuses a directory that another user made or may write to: that user could remove pins and hold the
+// lock. `mount -t bpf` makes a file system that every user may make directories in.
+func checkOwner(dir string, uid int) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return fmt.Errorf("pin directory %s: %w", dir, err)
+	}
+	switch {
+	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
+		return fmt.Errorf("%w: %s is not a directory", ErrPinDir, dir)
+	case st.Uid != uint32(uid):
+		return fmt.Errorf("%w: %s belongs to uid %d, not to uid %d: remove it", ErrPinDir, dir, st.Uid, uid)
+	case st.Mode&0o077 != 0:
+		return fmt.Errorf("%w: %s has mode %#o, not 0700: chmod it", ErrPinDir, dir, st.Mode&0o777)
 	}
 	return nil
 }
@@ -93,6 +115,32 @@ func isPinOf(file, name string) bool {
 	v, ok := strings.CutPrefix(file, name+"_v")
 	_, err := strconv.ParseUint(v, 10, 32)
 	return ok && err == nil
+}
+
+// PinnedTasks returns the addresses that the map of tasks pinned in dir holds, and the devices they are behind; none if
+// there is no such map.
+func PinnedTasks(dir string) (map[netip.Addr]int, error) {
+	layout, err := layoutVersion()
+	if err != nil {
+		return nil, err
+	}
+	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, pinName(bpf.MetadMapIpTask, layout)), &ebpf.LoadPinOptions{ReadOnly: true})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", bpf.MetadMapIpTask, err)
+	}
+	defer m.Close()
+	entries, err := kernelMap[bpf.TaskValue]{m}.all()
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", bpf.MetadMapIpTask, err)
+	}
+	behind := make(map[netip.Addr]int, len(entries))
+	for addr, v := range entries {
+		behind[addr] = int(v.Ifindex)
+	}
+	return behind, nil
 }
 
 // removePins removes all our pins, of every layout, and the directory if that leaves it empty.

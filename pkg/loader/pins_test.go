@@ -1,9 +1,11 @@
 package loader
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"go.uber.org/zap"
@@ -66,6 +68,34 @@ func TestRemovePins(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// The pin directory must belong to metad's user, and no other may enter it.
+func TestCheckOwner(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "pins")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	link := dir + "-link"
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	f := func(path string, mode os.FileMode, uid int, want string) {
+		t.Helper()
+		if err := os.Chmod(dir, mode); err != nil {
+			t.Fatal(err)
+		}
+		err := checkOwner(path, uid)
+		if want == "" && err != nil || want != "" && (!errors.Is(err, ErrPinDir) || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s, %o, uid %d: got %v, want %q", path, mode, uid, err, want)
+		}
+	}
+	own := os.Getuid()
+	f(dir, 0o700, own, "")
+	f(dir, 0o700, own+1, "belongs to uid")
+	f(dir, 0o750, own, "mode 0750")
+	f(dir, 0o702, own, "mode 0702")
+	f(link, 0o700, own, "not a directory")
 }
 
 // Addresses and TCP ports are in the kernel's byte order there, and come back as they were.

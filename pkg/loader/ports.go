@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"path"
 	"slices"
 	"sync"
@@ -19,6 +20,8 @@ type device struct {
 	name    string
 	kind    string // "veth", "bridge", …
 	master  int    // ifindex of the bridge it is a port of; 0: none
+	peer    int    // ifindex of a veth's other end, if that is in the host's namespace too; 0: it is not
+	up      bool
 }
 
 // attacher puts a program on a device: a bridge's, or a port's. Closing what it returns takes the program off.
@@ -45,11 +48,13 @@ type ports struct {
 	attacher attacher
 	patterns []string // of the watched bridges' names
 	log      *zap.Logger
+	changed  chan struct{} // tells the writer that bridges have changed
 
 	mu      sync.Mutex      // guards what follows
 	devices map[int]device  // every device in the host, as last heard
 	hooks   map[int]*hook   // by ifindex
-	pending []int           // ports to attach to when there is time
+	bridges map[string]bool // watched beside those that match a pattern
+	pending []int           // devices to settle when there is time
 	silent  map[string]bool // patterns that the log says match nothing
 	resyncs uint64
 	errs    uint64 // attachments that failed
@@ -57,7 +62,7 @@ type ports struct {
 
 func newPorts(a attacher, patterns []string, log *zap.Logger) *ports {
 	return &ports{
-		attacher: a, patterns: patterns, log: log,
+		attacher: a, patterns: patterns, log: log, changed: make(chan struct{}, 1),
 		devices: map[int]device{}, hooks: map[int]*hook{}, silent: map[string]bool{},
 	}
 }
@@ -147,7 +152,51 @@ func (p *ports) is(d device) (todo []int) {
 		}
 		slices.Sort(todo)
 	}
+	for _, peer := range []int{was.peer, d.peer} { // whether it leads out of the host depends on this end
+		if peer != 0 && p.devices[peer].peer == d.ifindex {
+			todo = append(todo, peer)
+		}
+	}
 	return append(todo, d.ifindex)
+}
+
+// setBridges replaces the names of the bridges that are watched beside the patterns.
+func (p *ports) setBridges(names []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	next := map[string]bool{}
+	for _, name := range names {
+		next[name] = true
+	}
+	if maps.Equal(p.bridges, next) {
+		return
+	}
+	p.bridges = next
+	select {
+	case p.changed <- struct{}{}:
+	default: // told already
+	}
+}
+
+// queueAll makes all devices pending that are to be attached to or detached from: bridges are let go of before their
+// ports, and attached to after them.
+func (p *ports) queueAll() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var first, last []int
+	for _, ifindex := range slices.Sorted(maps.Keys(p.devices)) {
+		want, _ := p.wants(ifindex)
+		switch bridge := p.devices[ifindex].kind == "bridge"; {
+		case want == (p.hooks[ifindex] != nil), slices.Contains(p.pending, ifindex):
+		case bridge && want:
+			last = append(last, ifindex)
+		case bridge:
+			first = append(first, ifindex)
+		default:
+			p.pending = append(p.pending, ifindex)
+		}
+	}
+	p.pending = slices.Concat(first, p.pending, last)
 }
 
 // remove forgets a device that exists no more, and returns the hook it had.
@@ -169,13 +218,31 @@ func (p *ports) wants(ifindex int) (want bool, bridge int) {
 		return p.watches(d.name), 0
 	case d.kind == "veth" && d.master != 0: // the way back needs a peer; other ports are seen at the bridge
 		m := p.devices[d.master]
-		return m.kind == "bridge" && p.watches(m.name), d.master
+		return m.kind == "bridge" && p.watches(m.name) && p.leadsOut(d), d.master
 	}
 	return false, 0
 }
 
+// leadsOut reports whether a veth's other end is in another namespace, or may be on its way there: container engines
+// make both ends in the host's namespace. An end that is up or a port there stays: it ties two bridges together, say,
+// and what metad sent to it would be lost. It is called with mu held.
+func (p *ports) leadsOut(d device) bool {
+	peer := p.devices[d.peer]
+	return d.peer == 0 || !peer.up && peer.master == 0
+}
+
+// unwatched reports whether a device that is there is no port that should have a program, and its name.
+func (p *ports) unwatched(ifindex int) (name string, is bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d, known := p.devices[ifindex]
+	want, _ := p.wants(ifindex)
+	return d.name, known && !want
+}
+
+// watches is called with mu held.
 func (p *ports) watches(bridge string) bool {
-	return slices.ContainsFunc(p.patterns, func(pattern string) bool { return matches(pattern, bridge) })
+	return p.bridges[bridge] || slices.ContainsFunc(p.patterns, func(pattern string) bool { return matches(pattern, bridge) })
 }
 
 func matches(pattern, bridge string) bool {

@@ -162,6 +162,61 @@ func TestPortsRenamedBridge(t *testing.T) {
 	wantLog(t, "renamed back", a.took(), "-6", "-b5")
 }
 
+// A port is hooked while its other end may still leave the host's namespace, and let go once that end is up or a port
+// here: it ties two bridges together, and a packet that metad answered into it would be lost.
+func TestPortsTie(t *testing.T) {
+	p, a, _ := newTestPorts("br-*")
+	tie := device{ifindex: 8, name: "tie8", kind: "veth", master: br.ifindex, peer: 9}
+	end := device{ifindex: 9, name: "tie9", kind: "veth", peer: 8}
+	replace(p, []device{br, tie, end})
+	wantLog(t, "just made", a.took(), "+8", "+b2")
+	end.up = true
+	settle(p, end)
+	wantLog(t, "the other end is up", a.took(), "-8")
+	end.up = false
+	settle(p, end)
+	wantLog(t, "down again", a.took(), "+8")
+	end.master = other.ifindex
+	settle(p, end)
+	wantLog(t, "a port", a.took(), "-8")
+	p.remove(9) // to another namespace
+	tie.peer = 0
+	settle(p, tie)
+	wantLog(t, "gone to a container", a.took(), "+8")
+}
+
+// Bridges named later are watched with their ports, ports first, and let go when they are not named any more.
+func TestPortsSetBridges(t *testing.T) {
+	p, a, _ := newTestPorts("br-*")
+	replace(p, devices)
+	a.took()
+	all := func() {
+		<-p.changed
+		p.queueAll()
+		for p.waiting() > 0 {
+			if ifindex, ok := p.next(); ok {
+				p.settle(ifindex)
+			}
+		}
+	}
+	p.setBridges([]string{"virbr0"})
+	p.setBridges([]string{"virbr0"}) // the same: nothing more to do
+	all()
+	wantLog(t, "named", a.took(), "+6", "+b5")
+	if _, is := p.unwatched(6); is {
+		t.Error("6 is said to be unwatched")
+	}
+	p.setBridges(nil)
+	all()
+	wantLog(t, "no longer", a.took(), "-b5", "-6")
+	if name, is := p.unwatched(6); !is || name != "veth6" {
+		t.Errorf("6: got %q, %v, want it unwatched", name, is)
+	}
+	if len(p.changed) != 0 {
+		t.Error("told twice of one change")
+	}
+}
+
 // A device that cannot be attached to is tried again with its next message; the log says so once.
 func TestPortsFailure(t *testing.T) {
 	p, a, logs := newTestPorts("br-*")

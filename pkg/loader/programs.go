@@ -36,8 +36,8 @@ func load(cfg *Config, e *endpoint, given map[string]*ebpf.Map) (*programs, erro
 	if p.verdicts, err = verdictNames(spec.Types); err != nil {
 		return nil, err
 	}
-	if err := spec.Variables[bpf.MetadVarLayoutVersion].Get(&p.layout); err != nil {
-		return nil, fmt.Errorf("layout version: %w", err)
+	if p.layout, err = layoutOf(spec); err != nil {
+		return nil, err
 	}
 	if err := setVariables(spec, cfg, e); err != nil {
 		return nil, err
@@ -69,6 +69,22 @@ func load(cfg *Config, e *endpoint, given map[string]*ebpf.Map) (*programs, erro
 	}
 	p.Slots = slots
 	return p, nil
+}
+
+// layoutVersion returns the version of the maps and of what a takeover offers.
+func layoutVersion() (uint32, error) {
+	spec, err := bpf.LoadMetad()
+	if err != nil {
+		return 0, err
+	}
+	return layoutOf(spec)
+}
+
+func layoutOf(spec *ebpf.CollectionSpec) (v uint32, err error) {
+	if err := spec.Variables[bpf.MetadVarLayoutVersion].Get(&v); err != nil {
+		return 0, fmt.Errorf("layout version: %w", err)
+	}
+	return v, nil
 }
 
 // setVariables sets what the programs know of the configuration and the endpoint.

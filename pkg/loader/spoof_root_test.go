@@ -319,10 +319,10 @@ func TestRootHostRoute(t *testing.T) {
 				t.Errorf("%s: %s did not move", name, verdict)
 			}
 		}
-		refused("a network that metad does not watch", outside.NS, "", "host_not_ours")
-		refused("another address of the host", h.NS, "10.9.0.1:0", "host_not_ours")
+		refused("a network that metad does not watch", outside.NS, "", "host_refused")
+		refused("another address of the host", h.NS, "10.9.0.1:0", "host_refused")
 		iptables(t, h, "-t", "nat", "-A", "POSTROUTING", "-s", "10.9.0.0/16", "-j", "SNAT", "--to-source", HostAddr.String())
-		refused("such a network, given the host's address by a rule", outside.NS, "", "host_not_ours")
+		refused("such a network, given the host's address by a rule", outside.NS, "", "host_refused")
 		wantDropped(t, l, k, k, "port_host", 41000, testnet.Frame{SrcMAC: k.MAC, DstMAC: b.MAC, Src: HostAddr, SrcPort: 41000}.Bytes())
 		// Forwarded, with the host's address: the kernel knows better, or metad_host does.
 		raw := testnet.NewRaw(t, outside.NS, "eth0")
@@ -339,11 +339,21 @@ func TestRootHostRoute(t *testing.T) {
 		if err := l.Disarm(); err != nil {
 			t.Fatal(err)
 		}
-		routes, err := h.NL.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: l.end.metad0, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
-		if err != nil || len(routes) != 0 {
-			t.Errorf("routes over metad0: got %v, %v, want none", routes, err)
+		if routes := hostRoutes(t, h, l); len(routes) != 0 {
+			t.Errorf("routes over metad0: got %v, want none", routes)
 		}
 	})
+}
+
+// hostRoutes returns the routes over metad0 in all of the host's tables.
+func hostRoutes(t testing.TB, h *testnet.Host, l *Loader) []netlink.Route {
+	t.Helper()
+	over := &netlink.Route{LinkIndex: l.end.metad0, Table: unix.RT_TABLE_UNSPEC}
+	routes, err := h.NL.RouteListFiltered(netlink.FAMILY_ALL, over, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return routes
 }
 
 // The host's firewall has no say: br_netfilter on, the agent's DNAT rule (row 2.3) in place, INPUT and

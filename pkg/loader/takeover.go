@@ -23,8 +23,8 @@ import (
 // ErrLayout: what the running metad offers is not what this version works with. Stop it first, then Open.
 var ErrLayout = errors.New("offered by an incompatible version")
 
-// takeover says what the files are. The order of files: the host's namespace, metad's, the listener, the maps by
-// name, the links of metad's own devices, then those of Hooks that have one.
+// takeover says what the files are. The order of files: the host's namespace, metad's, the lock of the host's
+// namespace, the listener, the maps by name, the links of metad's own devices, then those of Hooks that have one.
 type takeover struct {
 	Layout         uint32
 	Attach         AttachMode
@@ -44,8 +44,8 @@ type takeoverHook struct {
 // offer is a takeover with its files.
 type offer struct {
 	takeover
-	host, server, listener *os.File
-	maps, pair, links      []*os.File
+	host, server, lock, listener *os.File
+	maps, pair, links            []*os.File
 }
 
 // OfferTakeover returns copies of all that keeps metad in the kernel (namespace, listener, maps, links), for
@@ -64,9 +64,10 @@ func (l *Loader) OfferTakeover() (files []*os.File, meta []byte, err error) {
 		return nil, nil, errors.New("no listener")
 	}
 	names, ms := l.progs.maps()
+	pair := l.gate.links()
 	t := takeover{
 		Layout: l.progs.layout, Attach: l.tc.mode, OnExit: l.cfg.OnExit, Metad0: l.end.metad0, Metad1: l.end.metad1,
-		Maps: names, PairLinks: len(l.pair),
+		Maps: names, PairLinks: len(pair),
 	}
 	add := func(fd int) {
 		if err != nil {
@@ -79,6 +80,7 @@ func (l *Loader) OfferTakeover() (files []*os.File, meta []byte, err error) {
 	}
 	add(int(l.host))
 	add(int(l.end.server))
+	add(l.lock.fd)
 	f, err := ln.File()
 	if err != nil {
 		return files, nil, err
@@ -87,7 +89,7 @@ func (l *Loader) OfferTakeover() (files []*os.File, meta []byte, err error) {
 	for _, m := range ms {
 		add(m.FD())
 	}
-	for _, k := range l.pair {
+	for _, k := range pair {
 		add(k.fd)
 	}
 	for _, h := range l.ports.all() {
@@ -113,14 +115,40 @@ func (l *Loader) FinishTakeover() error {
 	return l.closeErr
 }
 
-// CancelTakeover goes on after an offer that no process took.
-func (l *Loader) CancelTakeover() error { return l.follow() }
+// CancelTakeover goes on after an offer that no process took, with this process's programs wherever the other may
+// have put its own.
+func (l *Loader) CancelTakeover() error {
+	return errors.Join(l.restore(), l.follow())
+}
+
+func (l *Loader) restore() error {
+	errs := []error{l.gate.restore()}
+	for _, h := range l.ports.all() {
+		if h.err != nil {
+			continue
+		}
+		var err error
+		if k, ok := h.on.(*fdLink); ok {
+			p, _, _ := l.tc.programFor(h.bridge == 0)
+			err = k.update(p)
+		} else {
+			_, err = l.tc.attach(h.ifindex, h.bridge == 0)
+		}
+		if err != nil && !isGone(err) {
+			errs = append(errs, fmt.Errorf("attach to %q: %w", h.name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// isGone reports whether an attachment failed because the device does not exist any more.
+func isGone(err error) bool { return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOLINK) }
 
 // TakeOver takes over what OfferTakeover returned in another process: its maps and where it is attached, with this
 // version's programs. Packets change over one program at a time and none is lost. The files are TakeOver's to
-// close. Config.Netns and MaxEntries are what they were; PinDir must be the same.
+// close. MaxEntries is what it was; PinDir and Netns must be the same.
 //
-// Errors: ErrLayout; those of Open. After an error the other process is as it was, except that it may
+// Errors: ErrLayout; ErrNetns; those of Open. After an error the other process is as it was, except that it may
 // be running some of our programs until its CancelTakeover.
 func TakeOver(cfg Config, files []*os.File, meta []byte) (_ *Loader, _ net.Listener, err error) {
 	defer closeAll(files)
@@ -166,15 +194,18 @@ func unpack(files []*os.File, meta []byte) (*offer, error) {
 	if err := json.Unmarshal(meta, &o.takeover); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrLayout, err)
 	}
+	if ours, err := layoutVersion(); err != nil || o.Layout != ours {
+		return nil, errors.Join(err, fmt.Errorf("%w: layout %d, ours is %d", ErrLayout, o.Layout, ours))
+	}
 	links := 0
 	for _, h := range o.Hooks {
 		links += boolToInt(h.HasLink)
 	}
-	const named = 3
+	const named = 4
 	if o.PairLinks < 0 || len(files) != named+len(o.Maps)+o.PairLinks+links {
 		return nil, fmt.Errorf("%w: %d files", ErrLayout, len(files))
 	}
-	o.host, o.server, o.listener = files[0], files[1], files[2]
+	o.host, o.server, o.lock, o.listener = files[0], files[1], files[2], files[3]
 	rest := files[named:]
 	take := func(n int) (taken []*os.File) {
 		taken, rest = rest[:n], rest[n:]
@@ -184,8 +215,23 @@ func unpack(files []*os.File, meta []byte) (*offer, error) {
 	return &o, nil
 }
 
+// ErrNetns: the running metad is in another network namespace.
+var ErrNetns = errors.New("the running metad is in another network namespace: give this one another run-dir")
+
 // check refuses an offer that this configuration cannot go on with.
 func (o *offer) check(cfg *Config) error {
+	ours, err := hostNS(cfg.Netns)
+	if err != nil {
+		return err
+	}
+	defer ours.Close()
+	var a, b unix.Stat_t
+	if err := errors.Join(unix.Fstat(int(ours), &a), unix.Fstat(int(o.host.Fd()), &b)); err != nil {
+		return fmt.Errorf("host network namespace: %w", err)
+	}
+	if a.Dev != b.Dev || a.Ino != b.Ino {
+		return ErrNetns
+	}
 	if o.OnExit == OnExitOpen && cfg.OnExit == OnExitDrop && o.Attach == AttachTCX {
 		return fmt.Errorf("%w: OnExit: drop needs clsact, attached by tcx", ErrLayout)
 	}
@@ -200,6 +246,11 @@ func (l *Loader) takeParts(o *offer) (err error) {
 	if l.nl, err = netlink.NewHandleAt(l.host, unix.NETLINK_ROUTE); err != nil {
 		return fmt.Errorf("netlink: %w", err)
 	}
+	fd, err := dupFile(o.lock)
+	if err != nil {
+		return err
+	}
+	l.lock = &netnsLock{fd}
 	l.end = &endpoint{host: l.nl, metad0: o.Metad0, metad1: o.Metad1}
 	if l.end.server, err = dupNS(o.server); err != nil {
 		return err
@@ -218,9 +269,6 @@ func (l *Loader) takeParts(o *offer) (err error) {
 	if err := l.load(maps); err != nil {
 		return err
 	}
-	if l.progs.layout != o.Layout {
-		return fmt.Errorf("%w: layout %d, ours is %d", ErrLayout, o.Layout, l.progs.layout)
-	}
 	l.tc.mode = o.Attach
 	return nil
 }
@@ -228,23 +276,11 @@ func (l *Loader) takeParts(o *offer) (err error) {
 // relink puts this process's programs in the place of the other's. First those that answer, then those that ask: a
 // connection begun by the new programs ends well with them.
 func (l *Loader) relink(o *offer) (err error) {
-	if o.Attach == AttachClsact {
-		if _, err := l.tc.attachPair(l.end); err != nil {
-			return err
-		}
+	take := func(i int, p pairHook) (*fdLink, error) { return l.takeLink(o.pair[i], p.prog, lowest) }
+	if err := l.gate.relink(take, len(o.pair)); err != nil {
+		return err
 	}
-	hooks := l.tc.pairHooks(l.end)
-	if n := len(o.pair); n != 0 && n != len(hooks) {
-		return fmt.Errorf("%w: %d links", ErrLayout, n)
-	}
-	for i, f := range o.pair {
-		k, err := l.takeLink(f, hooks[i].prog, lowest)
-		if err != nil {
-			return err
-		}
-		l.pair = append(l.pair, k)
-	}
-	if err := l.arm(); err != nil {
+	if err := l.gate.arm(); err != nil {
 		return err
 	}
 	links := o.links
@@ -252,11 +288,16 @@ func (l *Loader) relink(o *offer) (err error) {
 		h := &hook{ifindex: t.Ifindex, bridge: t.Bridge}
 		if t.HasLink {
 			p, _, w := l.tc.programFor(h.bridge == 0)
-			if h.on, err = l.takeLink(links[0], p, w); err != nil {
-				return err
-			}
+			f := links[0]
 			links = links[1:]
-		} else if h.on, err = l.tc.attach(h.ifindex, h.bridge == 0); err != nil && !errors.Is(err, unix.ENODEV) {
+			h.on, err = l.takeLink(f, p, w)
+		} else {
+			h.on, err = l.tc.attach(h.ifindex, h.bridge == 0)
+		}
+		if isGone(err) { // since the offer was made
+			continue
+		}
+		if err != nil {
 			return err
 		}
 		l.ports.adopt(h)
@@ -303,7 +344,9 @@ func (l *Loader) letGo() error {
 			}
 		}
 	}
-	errs = append(errs, l.closePair())
+	if l.gate != nil {
+		errs = append(errs, l.gate.close())
+	}
 	if l.end != nil {
 		errs = append(errs, l.end.letGo())
 	}

@@ -73,7 +73,7 @@ func TestRootTakeover(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			next, nextLn, err := TakeOver(Config{Attach: mode, PinDir: dir, Log: zaptest.NewLogger(t)}, files, meta)
+			next, nextLn, err := TakeOver(Config{Netns: h.NS, Attach: mode, PinDir: dir, Log: zaptest.NewLogger(t)}, files, meta)
 			if err != nil {
 				t.Fatalf("%+v", err)
 			}
@@ -124,14 +124,14 @@ func TestRootTakeoverRefused(t *testing.T) {
 		"another layout": func(f []*os.File, m []byte) ([]*os.File, []byte) {
 			return f, []byte(strings.Replace(string(m), fmt.Sprintf(`"Layout":%d`, l.progs.layout), `"Layout":99`, 1))
 		},
-		"maps mixed up": func(f []*os.File, m []byte) ([]*os.File, []byte) { f[3], f[6] = f[6], f[3]; return f, m },
+		"maps mixed up": func(f []*os.File, m []byte) ([]*os.File, []byte) { f[4], f[7] = f[7], f[4]; return f, m },
 	} {
 		files, meta, err := l.OfferTakeover()
 		if err != nil {
 			t.Fatal(err)
 		}
 		files, meta = spoil(files, meta)
-		if _, _, err := TakeOver(Config{PinDir: l.cfg.PinDir}, files, meta); !errors.Is(err, ErrLayout) {
+		if _, _, err := TakeOver(Config{Netns: h.NS, PinDir: l.cfg.PinDir}, files, meta); !errors.Is(err, ErrLayout) {
 			t.Errorf("%s: got %v, want ErrLayout", name, err)
 		}
 		if err := l.CancelTakeover(); err != nil {

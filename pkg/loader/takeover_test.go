@@ -23,6 +23,12 @@ func someFiles(t *testing.T, n int) (files []*os.File) {
 
 func metaOf(t *testing.T, o takeover) []byte {
 	t.Helper()
+	var err error
+	if o.Layout == 0 {
+		if o.Layout, err = layoutVersion(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	meta, err := json.Marshal(o)
 	if err != nil {
 		t.Fatal(err)
@@ -32,7 +38,7 @@ func metaOf(t *testing.T, o takeover) []byte {
 
 // Every file of an offer goes where the offer says.
 func TestUnpack(t *testing.T) {
-	files := someFiles(t, 3+2+1+2)
+	files := someFiles(t, 4+2+1+2)
 	o, err := unpack(files, metaOf(t, takeover{
 		Maps: []string{"a", "b"}, PairLinks: 1,
 		Hooks: []takeoverHook{{1, 0, true}, {2, 1, false}, {3, 1, true}},
@@ -40,7 +46,7 @@ func TestUnpack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, f := range append([]*os.File{o.host, o.server, o.listener}, append(append(o.maps, o.pair...), o.links...)...) {
+	for i, f := range append([]*os.File{o.host, o.server, o.lock, o.listener}, append(append(o.maps, o.pair...), o.links...)...) {
 		if f != files[i] {
 			t.Errorf("file %d is in another place", i)
 		}
@@ -56,10 +62,11 @@ func TestUnpackRefuses(t *testing.T) {
 		files int
 		meta  []byte
 	}{
-		"not JSON":      {3, []byte("?")},
-		"too few":       {2, metaOf(t, takeover{})},
-		"too many":      {4, metaOf(t, takeover{})},
-		"fewer than no": {2, metaOf(t, takeover{PairLinks: -1})},
+		"not JSON":       {4, []byte("?")},
+		"another layout": {4, metaOf(t, takeover{Layout: 99})},
+		"too few":        {3, metaOf(t, takeover{})},
+		"too many":       {5, metaOf(t, takeover{})},
+		"fewer than no":  {3, metaOf(t, takeover{PairLinks: -1})},
 	} {
 		if _, err := unpack(someFiles(t, c.files), c.meta); !errors.Is(err, ErrLayout) {
 			t.Errorf("%s: got %v, want ErrLayout", name, err)
@@ -67,11 +74,34 @@ func TestUnpackRefuses(t *testing.T) {
 	}
 }
 
+// ownNetns returns the process's network namespace.
+func ownNetns(t *testing.T) *os.File {
+	t.Helper()
+	f, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// A metad in another network namespace is not taken over from, whatever run directory the two share.
+func TestOfferOfAnotherNamespace(t *testing.T) {
+	elsewhere, err := os.Open("/proc/self/ns/mnt") // another namespace in that it is another inode
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer elsewhere.Close()
+	if err := (&offer{host: elsewhere}).check(&Config{}); !errors.Is(err, ErrNetns) {
+		t.Errorf("got %v, want ErrNetns", err)
+	}
+}
+
 // Dropping after the end needs clsact: an offer by tcx is refused then, and no other.
 func TestOfferCheck(t *testing.T) {
 	f := func(o takeover, cfg Config, refused bool) {
 		t.Helper()
-		if err := (&offer{takeover: o}).check(&cfg); errors.Is(err, ErrLayout) != refused {
+		if err := (&offer{takeover: o, host: ownNetns(t)}).check(&cfg); errors.Is(err, ErrLayout) != refused {
 			t.Errorf("%+v: got %v, want refused %v", o, err, refused)
 		}
 	}

@@ -134,6 +134,19 @@ func (t *taskMap) uses(ifindex int) bool {
 	return len(t.byPort[uint32(ifindex)]) > 0
 }
 
+// behind returns which task addresses are behind which device.
+func (t *taskMap) behind() map[netip.Addr]int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := map[netip.Addr]int{}
+	for ifindex, addrs := range t.byPort {
+		for addr := range addrs {
+			all[addr] = int(ifindex)
+		}
+	}
+	return all
+}
+
 // dropPort forgets all addresses behind a device that exists no more.
 func (t *taskMap) dropPort(ifindex int) error {
 	t.mu.Lock()
