@@ -20,13 +20,14 @@ func doctorCommand(stdout io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:  "doctor",
 		Usage: "look for what could keep metad from working here; exit code 0: nothing, 1: warnings, 2: it will not work",
-		Flags: c.flagsNamed("config", "bridges", "attach", "pin-dir", "docker-host", "nri-socket", "agent-url", "agent-introspection-url", "admin"),
+		Flags: c.flagsNamed("config", "bridges", "attach", "pin-dir", "docker-host", "nri-socket",
+			"agent-url", "agent-introspection-url", "run-dir"),
 		Action: func(ctx context.Context, _ *cli.Command) error {
 			if c.file.err != nil {
 				return c.file.err
 			}
 			report := doctor.Run(ctx, c.doctorConfig())
-			if _, err := report.WriteTo(stdout); err != nil {
+			if _, err := report.WriteTo(printable{stdout}); err != nil {
 				return err
 			}
 			if report.Status() != doctor.OK {

@@ -37,8 +37,9 @@ type config struct {
 	statsSource    string
 	disableMetrics bool
 
-	adminAddr string
-	pprof     bool
+	adminAddr  string
+	adminGroup string
+	pprof      bool
 
 	dataDir       string
 	proxySocket   string

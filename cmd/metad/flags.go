@@ -180,15 +180,21 @@ func (c *config) fileFlags(s *flagSet) {
 func (c *config) daemonFlags(s *flagSet) {
 	s.category = "daemon"
 	s.switchable(&c.adminAddr, "admin", defaultAdmin,
-		"address of /metrics, /healthz, /readyz and /v1/tasks, or off")
-	s.bool(&c.pprof, "pprof", "serve /debug/pprof on the admin address")
-	s.text(&c.runDir, "run-dir", "/run/metad", "where the takeover socket and the snapshot live")
+		"address of /metrics, /healthz and /readyz, or off")
+	s.text(&c.adminGroup, "admin-group", "",
+		"group that may use the admin socket (tasks, statistics, profiles) beside root")
+	s.bool(&c.pprof, "pprof", "serve /debug/pprof on the admin socket")
+	s.text(&c.runDir, "run-dir", defaultRunDir,
+		"where the admin socket, the takeover socket and the snapshot are")
 	s.text(&c.logLevel, "log-level", "info", "debug, info, warn or error",
 		withAgents(s.sources("log-level"), "ECS_LOGLEVEL", agentsLevel))
 	s.text(&c.logFormat, "log-format", "console", "console or json")
 }
 
-const defaultAdmin = "127.0.0.1:51683"
+const (
+	defaultAdmin  = "127.0.0.1:51683"
+	defaultRunDir = "/run/metad"
+)
 
 // flagsNamed returns those of serve's flags that another command has too.
 func (c *config) flagsNamed(names ...string) []cli.Flag {

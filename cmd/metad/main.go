@@ -47,7 +47,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		code, err = e.code, e.error
 	}
 	if err != nil {
-		fmt.Fprintln(stderr, "metad:", err)
+		fmt.Fprintln(printable{stderr}, "metad:", err)
 	}
 	return code
 }

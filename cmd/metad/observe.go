@@ -23,7 +23,7 @@ func (d *daemon) adminConfig() admin.Config {
 	return cfg
 }
 
-// shown is what /v1/tasks shows.
+// shown is what /tasks shows.
 func (d *daemon) shown(stats bool) admin.Tasks {
 	out := admin.Tasks{Version: version, Tasks: []admin.Task{}}
 	for _, v := range d.tasks.table.Views() {

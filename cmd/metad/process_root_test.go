@@ -89,13 +89,15 @@ func (d *process) command(args ...string) *exec.Cmd {
 	return cmd
 }
 
+func (d *process) runDir() string { return filepath.Join(d.dir, "run") }
+
 func (d *process) start(args ...string) {
 	d.t.Helper()
 	d.cmd = d.command(append([]string{"serve",
 		"--docker-host", "unix://" + d.host.Socket,
 		"--bundle-dirs", d.host.BundleDir(),
 		"--pin-dir", d.pins,
-		"--run-dir", filepath.Join(d.dir, "run"),
+		"--run-dir", d.runDir(),
 		"--data-dir", filepath.Join(d.dir, "data"),
 		"--docker-proxy", "",
 		"--log-level", "debug",

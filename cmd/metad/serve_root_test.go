@@ -286,15 +286,18 @@ func TestRootCommands(t *testing.T) {
 	d := startMetad(t, h)
 	task := h.RunTask(t, testdocker.Task{ID: "cmds", Containers: []testdocker.Container{{Name: "app"}}})
 	ask(t, h, task.Containers[0], "/v2/stats")
-	if out, code := d.run("tasks"); code != 0 || !strings.Contains(out, "cmds") || !strings.Contains(out, task.Port.Addr.String()) {
+	if out, code := d.run("tasks", "--run-dir", d.runDir()); code != 0 || !strings.Contains(out, "cmds") || !strings.Contains(out, task.Port.Addr.String()) {
 		t.Errorf("tasks: got %d\n%s", code, out)
 	}
 	waitFor(t, "a sample in top", func() bool {
-		out, code := d.run("top", "--once")
+		out, code := d.run("top", "--once", "--run-dir", d.runDir())
 		return code == 0 && strings.Contains(out, "cmds/app")
 	})
 	if code, body, err := d.get("127.0.0.1:51683", "/metrics"); err != nil || code != 200 || !strings.Contains(body, `metad_verdicts_total{verdict="port_task"}`) {
 		t.Errorf("metrics: got %d %v %.2000s", code, err, body)
+	}
+	if code, body, err := d.get("127.0.0.1:51683", "/tasks"); err != nil || code != 404 {
+		t.Errorf("tasks by TCP: got %d %v %.200s, want 404", code, err, body)
 	}
 	if code := d.stop(); code != 0 {
 		t.Errorf("SIGTERM: got exit code %d, want 0", code)

@@ -28,8 +28,9 @@ func (d *daemon) runSupport(parts *parts) {
 		start("listener", "docker-proxy", d.serveProxy)
 	}
 	if d.cfg.adminAddr != "" {
-		start("listener", "admin", d.serveAdmin)
+		start("listener", "admin", d.serveAdmin(admin.Listen))
 	}
+	start("listener", "admin-socket", d.serveAdmin(admin.ListenSocket))
 }
 
 // keepSnapshot writes what the next process begins with.
@@ -79,15 +80,17 @@ func (d *daemon) serveProxy(ctx context.Context, up func()) error {
 	return ended(ctx, proxy.Serve(ctx, socket))
 }
 
-// serveAdmin serves the operator, as soon as a predecessor has left the address.
-func (d *daemon) serveAdmin(ctx context.Context, up func()) error {
-	d.own.predecessorLeft(ctx)
-	s, err := admin.Listen(d.adminConfig())
-	if err != nil {
-		return err
+// serveAdmin returns what serves the operator, as soon as a predecessor has left the address.
+func (d *daemon) serveAdmin(listen func(admin.Config) (*admin.Server, error)) func(context.Context, func()) error {
+	return func(ctx context.Context, up func()) error {
+		d.own.predecessorLeft(ctx)
+		s, err := listen(d.adminConfig())
+		if err != nil {
+			return err
+		}
+		up()
+		return ended(ctx, s.Serve(ctx))
 	}
-	up()
-	return ended(ctx, s.Serve(ctx))
 }
 
 // ended makes an error of an end that nobody asked for.

@@ -4,8 +4,11 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -17,52 +20,63 @@ import (
 	"metad/pkg/admin"
 )
 
-func adminFlag(dst *string) cli.Flag {
-	return &cli.StringFlag{Name: "admin", Value: "127.0.0.1:51683", Usage: "admin address of the running metad", Destination: dst, Sources: cli.EnvVars("METAD_ADMIN")}
+func runDirFlag(dst *string) cli.Flag {
+	return &cli.StringFlag{Name: "run-dir", Value: defaultRunDir, Usage: "run directory of the running metad",
+		Destination: dst, Sources: cli.EnvVars("METAD_RUN_DIR")}
 }
 
-// fetchTasks asks the running metad.
-func fetchTasks(ctx context.Context, addr string, stats bool) (*admin.Tasks, error) {
-	url := "http://" + addr + "/v1/tasks"
+// maxTasks bounds the answer of a running metad, in bytes.
+const maxTasks = 1 << 30
+
+// fetchTasks asks the running metad by its admin socket.
+func fetchTasks(ctx context.Context, runDir string, stats bool) (*admin.Tasks, error) {
+	socket, path := adminSocket(runDir), "/tasks"
 	if stats {
-		url += "?stats=1"
+		path += "?stats=1"
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	transport := &http.Transport{DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://metad"+path, nil)
 	if err != nil {
-		return nil, fmt.Errorf("admin %q: %w", addr, err)
+		return nil, err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := transport.RoundTrip(req)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("%w (want root, or a member of metad's --admin-group)", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("is metad running? %w", err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s: %s", url, resp.Status)
+		return nil, fmt.Errorf("%s: %s: %s", socket, path, resp.Status)
 	}
 	var t admin.Tasks
-	if err := json.NewDecoder(resp.Body).Decode(&t); err != nil {
-		return nil, fmt.Errorf("%s: %w", url, err)
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxTasks)).Decode(&t); err != nil {
+		return nil, fmt.Errorf("%s: %s: %w", socket, path, err)
 	}
 	return &t, nil
 }
 
 func tasksCommand(stdout io.Writer) *cli.Command {
-	var addr string
+	var runDir string
 	var asJSON bool
 	return &cli.Command{
 		Name:  "tasks",
 		Usage: "list the tasks that the running metad knows",
 		Flags: []cli.Flag{
-			adminFlag(&addr),
+			runDirFlag(&runDir),
 			&cli.BoolFlag{Name: "json", Usage: "as JSON", Destination: &asJSON},
 		},
 		Action: func(ctx context.Context, _ *cli.Command) error {
-			t, err := fetchTasks(ctx, addr, false)
+			t, err := fetchTasks(ctx, runDir, false)
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				e := json.NewEncoder(stdout)
+				e := json.NewEncoder(printable{stdout})
 				e.SetIndent("", "  ")
 				return e.Encode(t)
 			}
@@ -77,14 +91,15 @@ func printTasks(w io.Writer, t *admin.Tasks) error {
 	for _, tk := range t.Tasks {
 		names := make([]string, len(tk.Containers))
 		for i, c := range tk.Containers {
-			names[i] = c.Name + has(c)
+			names[i] = oneLine(c.Name) + has(c)
 		}
 		eps := tk.Endpoints
 		if len(eps) == 0 {
 			eps = []admin.Endpoint{{Address: "-", MAC: "-"}}
 		}
 		for _, ep := range eps {
-			fmt.Fprintf(tw, "%s\t%s:%s\t%s\t%d\t%s\t%d\t%s\t%s\n", tk.ID, tk.Family, tk.Revision, tk.Status, tk.Tag,
+			fmt.Fprintf(tw, "%s\t%s:%s\t%s\t%d\t%s\t%d\t%s\t%s\n", oneLine(tk.ID), oneLine(tk.Family),
+				oneLine(tk.Revision), oneLine(tk.Status), tk.Tag,
 				ep.Address, ep.Ifindex, ep.MAC, strings.Join(names, ","))
 		}
 	}
@@ -108,15 +123,15 @@ func has(c admin.Container) string {
 
 func topCommand(stdout io.Writer) *cli.Command {
 	var (
-		addr  string
-		every time.Duration
-		once  bool
+		runDir string
+		every  time.Duration
+		once   bool
 	)
 	return &cli.Command{
 		Name:  "top",
 		Usage: "show the busiest containers, refreshed",
 		Flags: []cli.Flag{
-			adminFlag(&addr),
+			runDirFlag(&runDir),
 			&cli.DurationFlag{Name: "every", Value: 2 * time.Second, Usage: "time between refreshes", Destination: &every},
 			&cli.BoolFlag{Name: "once", Usage: "print once and end", Destination: &once},
 		},
@@ -125,7 +140,7 @@ func topCommand(stdout io.Writer) *cli.Command {
 				return fmt.Errorf("every %s: want a positive duration", every)
 			}
 			for {
-				t, err := fetchTasks(ctx, addr, true)
+				t, err := fetchTasks(ctx, runDir, true)
 				if ctx.Err() != nil {
 					return nil
 				}
@@ -191,7 +206,7 @@ func printTop(w io.Writer, t *admin.Tasks) error {
 			if json.Unmarshal(c.Stats, &u) != nil || u == nil {
 				continue // no sample: stopped, or not sampled yet
 			}
-			rows = append(rows, row{tk.ID, c.Name, *u})
+			rows = append(rows, row{oneLine(tk.ID), oneLine(c.Name), *u})
 		}
 	}
 	slices.SortStableFunc(rows, func(a, b row) int {

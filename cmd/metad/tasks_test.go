@@ -5,8 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -93,32 +93,48 @@ func TestPrintTasks(t *testing.T) {
 	)
 }
 
-// The commands against an admin address that answers, refuses, and talks nonsense.
+// The commands against an admin socket that answers, refuses, and talks nonsense.
 func TestTasksCommand(t *testing.T) {
 	answer, status := `{"Version":"v","Tasks":[{"ID":"t1","Containers":[{"Name":"app"}]}]}`, 200
 	var asked string
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	dir := t.TempDir()
+	ln, err := net.Listen("unix", adminSocket(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked = r.URL.String()
 		w.WriteHeader(status)
 		fmt.Fprint(w, answer)
-	}))
+	})}
+	go srv.Serve(ln)
 	defer srv.Close()
 	f := func(code int, wantAsked, want string, args ...string) {
 		t.Helper()
 		var out, errs bytes.Buffer
-		args = append([]string{"metad"}, append(args, "--admin", strings.TrimPrefix(srv.URL, "http://"))...)
+		args = append([]string{"metad"}, append(args, "--run-dir", dir)...)
 		got := run(context.Background(), args, &out, &errs)
 		if got != code || !strings.Contains(out.String()+errs.String(), want) || wantAsked != "" && asked != wantAsked {
 			t.Errorf("%q: got %d, asked %q, %s%s; want %d, %q, %q", args, got, asked, out.String(), errs.String(), code, wantAsked, want)
 		}
+		if all := out.String() + errs.String(); strings.ContainsAny(strings.ReplaceAll(all, "\x1b[H\x1b[2J", ""), "\x1b\u009b\a") {
+			t.Errorf("%q: a terminal would obey %q", args, all)
+		}
 	}
-	f(0, "/v1/tasks", "app", "tasks")
-	f(0, "/v1/tasks", `"Version": "v"`, "tasks", "--json")
-	f(0, "/v1/tasks?stats=1", "CONTAINER", "top", "--once")
+	f(0, "/tasks", "app", "tasks")
+	f(0, "/tasks", `"Version": "v"`, "tasks", "--json")
+	f(0, "/tasks?stats=1", "CONTAINER", "top", "--once")
+	answer = `{"Version":"\u001b]0;owned\u0007","Tasks":[{"ID":"t\u009b1","Family":"a\u001b[2Jb","Containers":[{"Name":"x\ny","Stats":{}}]}]}`
+	f(0, "", `a\u001b[2Jb`, "tasks")
+	f(0, "", `x\u000ay`, "tasks")
+	f(0, "", `t\u009b1`, "tasks", "--json")
+	f(0, "", `t\u009b1/x\u000ay`, "top", "--once")
 	answer = "<html>"
-	f(1, "", "/v1/tasks: invalid character", "tasks")
+	f(1, "", "/tasks: invalid character", "tasks")
+	answer = "\x1b[2J"
+	f(1, "", "/tasks: invalid character", "tasks")
 	status = 503
-	f(1, "", "/v1/tasks: 503 Service Unavailable", "tasks")
+	f(1, "", "/tasks: 503 Service Unavailable", "tasks")
 	srv.Close()
 	f(1, "", "is metad running?", "tasks")
 	f(1, "", "is metad running?", "top", "--once")

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 	"net/url"
+	"path/filepath"
 	"strconv"
 
 	"github.com/docker/docker/api/types/container"
@@ -220,8 +221,11 @@ func (c *config) proxyConfig() (dockerproxy.Config, error) {
 }
 
 func (c *config) adminConfig() admin.Config {
-	return admin.Config{Addr: c.adminAddr, PProf: c.pprof}
+	return admin.Config{Addr: c.adminAddr, Socket: adminSocket(c.runDir), Group: c.adminGroup, PProf: c.pprof}
 }
+
+// adminSocket returns the path of the admin socket of a metad with this run directory.
+func adminSocket(runDir string) string { return filepath.Join(runDir, "admin.sock") }
 
 func (c *config) doctorConfig() doctor.Config {
 	return doctor.Config{
@@ -232,6 +236,6 @@ func (c *config) doctorConfig() doctor.Config {
 		AgentURL:         c.agentURL,
 		IntrospectionURL: c.introspection,
 		NRISocket:        c.nriSocket,
-		AdminAddr:        c.adminAddr,
+		AdminSocket:      adminSocket(c.runDir),
 	}
 }

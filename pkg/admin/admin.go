@@ -7,9 +7,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,14 +23,21 @@ import (
 
 // Config says what to serve. Its functions are called from several goroutines at once.
 type Config struct {
-	Addr       string                 // host:port to listen on
-	PProf      bool                   // serve /debug/pprof
+	// Addr is the host:port of metrics and health. Every process and every container on the host's
+	// network can connect to it: it says nothing about a task.
+	Addr string
+	// Socket is the path of the unix socket, which has everything. Its directory is root's.
+	Socket string
+	// Group may use the socket beside root: a name or a number; empty: no group.
+	Group string
+
+	PProf      bool                   // serve /debug/pprof on the socket
 	Ready      func() error           // nil while requests from containers are answered
-	Tasks      func(stats bool) Tasks // what /v1/tasks shows; stats asks for samples too
+	Tasks      func(stats bool) Tasks // what /tasks shows; stats asks for samples too
 	Collectors []prometheus.Collector
 }
 
-// Tasks is the answer of GET /v1/tasks.
+// Tasks is the answer of GET /tasks.
 type Tasks struct {
 	Version string
 	Tasks   []Task
@@ -70,13 +82,93 @@ type Server struct {
 	ln   net.Listener
 }
 
-// Listen makes the server; Serve runs it. The error names the address.
+// Listen makes the server at cfg.Addr; Serve runs it. It returns an error that names the address if
+// that cannot be listened on.
 func Listen(cfg Config) (*Server, error) {
 	ln, err := net.Listen("tcp", cfg.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("admin %q: %w", cfg.Addr, err)
 	}
-	return &Server{ln: ln, http: &http.Server{Handler: handler(cfg), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}}, nil
+	return newServer(ln, publicHandler(cfg)), nil
+}
+
+// ListenSocket makes the server at cfg.Socket; Serve runs it and removes the socket. A socket that is
+// there is replaced. An error names the field of cfg.
+func ListenSocket(cfg Config) (*Server, error) {
+	gid, mode := -1, fs.FileMode(0o600)
+	if cfg.Group != "" {
+		var err error
+		if gid, err = groupID(cfg.Group); err != nil {
+			return nil, fmt.Errorf("admin group %q: %w", cfg.Group, err)
+		}
+		mode = 0o660
+	}
+	ln, err := listenSocket(cfg.Socket, gid, mode)
+	if err != nil {
+		return nil, fmt.Errorf("admin socket %q: %w", cfg.Socket, err)
+	}
+	return newServer(ln, privateHandler(cfg)), nil
+}
+
+// listenSocket makes the socket where only root can see it, and moves it to its place with its mode.
+func listenSocket(path string, gid int, mode fs.FileMode) (_ net.Listener, err error) {
+	dir, err := os.MkdirTemp(filepath.Dir(path), ".admin-") // mode 0700
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	hidden := filepath.Join(dir, "s")
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: hidden, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	ln.SetUnlinkOnClose(false)
+	err = os.Chown(hidden, -1, gid)
+	if err == nil {
+		err = os.Chmod(hidden, mode)
+	}
+	if err == nil {
+		err = os.Rename(hidden, path)
+	}
+	var own fs.FileInfo
+	if err == nil {
+		own, err = os.Lstat(path)
+	}
+	if err != nil {
+		return nil, errors.Join(err, ln.Close())
+	}
+	return &socket{ln, path, own}, nil
+}
+
+// socket is a listener that removes its name, if that is still its own.
+type socket struct {
+	*net.UnixListener
+	path string
+	own  fs.FileInfo
+}
+
+// Close implements net.Listener.
+func (s *socket) Close() error {
+	err := s.UnixListener.Close()
+	if info, serr := os.Lstat(s.path); serr == nil && os.SameFile(info, s.own) {
+		err = errors.Join(err, os.Remove(s.path))
+	}
+	return err
+}
+
+func groupID(name string) (int, error) {
+	if n, err := strconv.ParseUint(name, 10, 31); err == nil {
+		return int(n), nil
+	}
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(g.Gid)
+}
+
+func newServer(ln net.Listener, h http.Handler) *Server {
+	return &Server{ln: ln, http: &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}}
 }
 
 // Addr returns the address listened on.
@@ -92,11 +184,12 @@ func (s *Server) Serve(ctx context.Context) error {
 	return nil
 }
 
-func handler(cfg Config) http.Handler {
+// publicHandler has what every process of the host may know.
+func publicHandler(cfg Config) *http.ServeMux {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(cfg.Collectors...)
 	mux := http.NewServeMux()
-	// A collector that fails does not hide the others.
+	// If one collector fails, the others' metrics are served.
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
@@ -106,9 +199,15 @@ func handler(cfg Config) http.Handler {
 		}
 		fmt.Fprintln(w, "ok")
 	})
-	mux.HandleFunc("GET /v1/tasks", func(w http.ResponseWriter, r *http.Request) {
+	return mux
+}
+
+// privateHandler has all of it.
+func privateHandler(cfg Config) *http.ServeMux {
+	mux := publicHandler(cfg)
+	mux.HandleFunc("GET /tasks", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(cfg.Tasks(r.FormValue("stats") == "1")) // it fails only when the client is gone
+		_ = json.NewEncoder(w).Encode(cfg.Tasks(r.FormValue("stats") == "1")) // the client is gone
 	})
 	if cfg.PProf {
 		mux.HandleFunc("/debug/pprof/", pprof.Index)

@@ -4,9 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,10 +18,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-func start(t *testing.T, cfg Config) string {
+// serve runs s until the test ends.
+func serve(t *testing.T, s *Server, err error) {
 	t.Helper()
-	cfg.Addr = "127.0.0.1:0"
-	s, err := Listen(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,28 +33,47 @@ func start(t *testing.T, cfg Config) string {
 			t.Errorf("Serve after cancel: got %v, want nil", err)
 		}
 	})
-	return "http://" + s.Addr().String()
 }
 
-func get(t *testing.T, url string) (int, string) {
+// start serves cfg on TCP and on a socket, and returns a function that asks each.
+func start(t *testing.T, cfg Config) (public, private func(method, path string) (int, string)) {
 	t.Helper()
-	r, err := http.Get(url)
-	if err != nil {
-		t.Fatal(err)
+	cfg.Addr, cfg.Socket = "127.0.0.1:0", filepath.Join(t.TempDir(), "admin.sock")
+	tcp, err := Listen(cfg)
+	serve(t, tcp, err)
+	unix, err := ListenSocket(cfg)
+	serve(t, unix, err)
+	ask := func(c *http.Client, base string) func(method, path string) (int, string) {
+		return func(method, path string) (int, string) {
+			t.Helper()
+			req, err := http.NewRequest(method, base+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r, err := c.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Body.Close()
+			b, err := io.ReadAll(r.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return r.StatusCode, string(b)
+		}
 	}
-	defer r.Body.Close()
-	b, err := io.ReadAll(r.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r.StatusCode, string(b)
+	bySocket := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", cfg.Socket)
+	}}}
+	t.Cleanup(bySocket.CloseIdleConnections)
+	return ask(http.DefaultClient, "http://"+tcp.Addr().String()), ask(bySocket, "http://metad")
 }
 
 func TestEndpoints(t *testing.T) {
 	ready := errors.New("the Docker Engine has not answered yet")
 	c := prometheus.NewCounter(prometheus.CounterOpts{Name: "metad_test_total"})
 	c.Inc()
-	url := start(t, Config{
+	public, private := start(t, Config{
 		Ready:      func() error { return ready },
 		Collectors: []prometheus.Collector{c},
 		Tasks: func(stats bool) Tasks {
@@ -62,35 +84,88 @@ func TestEndpoints(t *testing.T) {
 			return Tasks{Version: "v", Tasks: []Task{{ARN: "arn", Tag: 7, Containers: []Container{ct}}}}
 		},
 	})
+	const nowhere = 404
 	for _, tt := range []struct {
-		path string
-		code int
-		has  string
-		not  string
+		path            string
+		public, private int
+		has, not        string
 	}{
-		{"/healthz", 200, "ok", ""},
-		{"/readyz", 503, "has not answered", ""},
-		{"/metrics", 200, "metad_test_total 1", ""},
-		{"/v1/tasks", 200, `"Tag":7`, "read"},
-		{"/v1/tasks?stats=1", 200, `"Stats":{"read":"x"}`, ""},
-		{"/debug/pprof/", 404, "", "goroutine"},
-		{"/", 404, "", ""},
+		{"/healthz", 200, 200, "ok", ""},
+		{"/readyz", 503, 503, "has not answered", ""},
+		{"/metrics", 200, 200, "metad_test_total 1", ""},
+		{"/tasks", nowhere, 200, `"Tag":7`, "read"},
+		{"/tasks?stats=1", nowhere, 200, `"Stats":{"read":"x"}`, ""},
+		{"/v1/tasks", nowhere, nowhere, "", "Tag"},
+		{"/debug/pprof/", nowhere, nowhere, "", "goroutine"},
+		{"/", nowhere, nowhere, "", ""},
 	} {
-		code, body := get(t, url+tt.path)
-		if code != tt.code || !strings.Contains(body, tt.has) || tt.not != "" && strings.Contains(body, tt.not) {
-			t.Errorf("GET %s: got %d %q, want %d with %q without %q", tt.path, code, body, tt.code, tt.has, tt.not)
+		code, body := private("GET", tt.path)
+		if code != tt.private || !strings.Contains(body, tt.has) || tt.not != "" && strings.Contains(body, tt.not) {
+			t.Errorf("GET %s by the socket: got %d %q, want %d with %q without %q", tt.path, code, body, tt.private, tt.has, tt.not)
+		}
+		code, body = public("GET", tt.path)
+		if code != tt.public || tt.public != nowhere && !strings.Contains(body, tt.has) || strings.Contains(body, "Tag") {
+			t.Errorf("GET %s by TCP: got %d %q, want %d", tt.path, code, body, tt.public)
 		}
 	}
 	ready = nil
-	if code, _ := get(t, url+"/readyz"); code != 200 {
+	if code, _ := public("GET", "/readyz"); code != 200 {
 		t.Errorf("GET /readyz when ready: got %d, want 200", code)
 	}
 }
 
+// Profiles tell about tasks too: they are for the socket alone, and only if asked for.
 func TestPProfByFlag(t *testing.T) {
-	url := start(t, Config{PProf: true})
-	if code, body := get(t, url+"/debug/pprof/"); code != 200 || !strings.Contains(body, "goroutine") {
-		t.Errorf("GET /debug/pprof/: got %d, want 200 with the list", code)
+	public, private := start(t, Config{PProf: true})
+	if code, body := private("GET", "/debug/pprof/"); code != 200 || !strings.Contains(body, "goroutine") {
+		t.Errorf("by the socket: got %d, want 200 with the list", code)
+	}
+	if code, _ := public("GET", "/debug/pprof/"); code != 404 {
+		t.Errorf("by TCP: got %d, want 404", code)
+	}
+}
+
+// The socket is root's, and a group's if one is named. A bad group is an error that names it.
+func TestSocketMode(t *testing.T) {
+	f := func(group string, want fs.FileMode) {
+		t.Helper()
+		path := filepath.Join(t.TempDir(), "admin.sock")
+		s, err := ListenSocket(Config{Socket: path, Group: group})
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Lstat(path)
+		if err != nil || info.Mode().Perm() != want {
+			t.Errorf("group %q: got %v, %v, want mode %v", group, info.Mode(), err, want)
+		}
+		if group != "" && fmt.Sprint(info.Sys().(*syscall.Stat_t).Gid) != group {
+			t.Errorf("group %q: got %d", group, info.Sys().(*syscall.Stat_t).Gid)
+		}
+		// A second one, as after a kill or a takeover, takes the place; the first leaves it alone.
+		next, err := ListenSocket(Config{Socket: path, Group: group})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.ln.Close(); err != nil {
+			t.Error(err)
+		}
+		if left, err := os.ReadDir(filepath.Dir(path)); err != nil || len(left) != 1 {
+			t.Errorf("after the first is closed: got %v, %v, want the socket alone", left, err)
+		}
+		if err := next.ln.Close(); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("after the last is closed: got %v, want none", err)
+		}
+	}
+	f("", 0o600)
+	f(fmt.Sprint(os.Getgid()), 0o660)
+	if _, err := ListenSocket(Config{Socket: filepath.Join(t.TempDir(), "s"), Group: "no-such-group"}); err == nil || !strings.Contains(err.Error(), `admin group "no-such-group"`) {
+		t.Errorf("bad group: got %v", err)
+	}
+	if _, err := ListenSocket(Config{Socket: "/nonexistent/admin.sock"}); err == nil || !strings.Contains(err.Error(), `admin socket "/nonexistent/admin.sock"`) {
+		t.Errorf("bad directory: got %v", err)
 	}
 }
 
@@ -104,23 +179,18 @@ func (b broken) Collect(ch chan<- prometheus.Metric) {
 }
 
 func TestMetricsWithoutOne(t *testing.T) {
-	url := start(t, Config{Collectors: []prometheus.Collector{broken{
+	public, _ := start(t, Config{Collectors: []prometheus.Collector{broken{
 		prometheus.NewDesc("metad_lost_total", "", nil, nil), prometheus.NewDesc("metad_fine_total", "", nil, nil)}}})
-	if code, body := get(t, url+"/metrics"); code != 200 || !strings.Contains(body, "metad_fine_total 7") || strings.Contains(body, "metad_lost_total ") {
+	if code, body := public("GET", "/metrics"); code != 200 || !strings.Contains(body, "metad_fine_total 7") || strings.Contains(body, "metad_lost_total ") {
 		t.Errorf("got %d %s", code, body)
 	}
 }
 
 func TestOnlyGet(t *testing.T) {
-	url := start(t, Config{Tasks: func(bool) Tasks { t.Error("asked for tasks"); return Tasks{} }})
-	for _, path := range []string{"/metrics", "/healthz", "/readyz", "/v1/tasks"} {
-		r, err := http.Post(url+path, "", nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.Body.Close()
-		if r.StatusCode != http.StatusMethodNotAllowed {
-			t.Errorf("POST %s: got %d, want 405", path, r.StatusCode)
+	_, private := start(t, Config{Tasks: func(bool) Tasks { t.Error("asked for tasks"); return Tasks{} }})
+	for _, path := range []string{"/metrics", "/healthz", "/readyz", "/tasks"} {
+		if code, _ := private("POST", path); code != http.StatusMethodNotAllowed {
+			t.Errorf("POST %s: got %d, want 405", path, code)
 		}
 	}
 }

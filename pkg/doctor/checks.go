@@ -170,23 +170,17 @@ func checkRunning(ctx context.Context, cfg Config, h *host) []Check {
 		return one(name, Fail, "list interfaces: "+err.Error(), "")
 	}
 	running := find(links, hostEnd) != nil
-	if cfg.AdminAddr == "" {
-		if !running {
-			return one(name, OK, "not running", "")
-		}
-		return one(name, OK, "runs; no admin address to ask", "")
-	}
-	status, body, err := h.get(ctx, "http://"+cfg.AdminAddr+"/readyz")
+	status, body, err := h.get(ctx, "unix://"+cfg.AdminSocket+":/readyz")
 	switch {
 	case err != nil && !running:
 		return one(name, OK, "not running", "")
 	case err != nil:
-		return one(name, Warn, hostEnd+" exists, but "+cfg.AdminAddr+" does not answer: "+err.Error(),
-			"after a kill it is gone within seconds; otherwise metad hangs, or was started with another --admin")
+		return one(name, Warn, hostEnd+" exists, but "+cfg.AdminSocket+" does not answer: "+err.Error(),
+			"after a kill it is gone within seconds; otherwise metad hangs, or was started with another --run-dir")
 	case status != 200:
 		return one(name, Fail, "runs but is not ready: "+strings.TrimSpace(string(body)), "see metad's log")
 	case !running:
-		return one(name, Fail, cfg.AdminAddr+" answers, but there is no "+hostEnd+" in this network namespace",
+		return one(name, Fail, cfg.AdminSocket+" answers, but there is no "+hostEnd+" in this network namespace",
 			"run metad and this command in the host's network namespace; free the address if another program has it")
 	}
 	return one(name, OK, "runs and is ready", "")

@@ -69,7 +69,7 @@ type Config struct {
 	NRISocket        string
 	AgentURL         string // empty: no agent is asked
 	IntrospectionURL string // empty: no agent is asked
-	AdminAddr        string // empty: metad has none
+	AdminSocket      string // path
 }
 
 // Run makes every check and returns the findings. A check that cannot be made is a finding, not an

@@ -149,7 +149,7 @@ func TestRootDoctor(t *testing.T) {
 
 	r := Run(context.Background(), Config{
 		Bridges: []string{"ecs-bridge"}, Attach: "auto", PinDir: "/sys/fs/bpf/metad-doctor-test",
-		DockerHost: "unix://" + socket, AgentURL: "http://127.0.0.1:51679", AdminAddr: "127.0.0.1:51683",
+		DockerHost: "unix://" + socket, AgentURL: "http://127.0.0.1:51679", AdminSocket: "/nonexistent/admin.sock",
 	})
 	var text strings.Builder
 	r.WriteTo(&text)

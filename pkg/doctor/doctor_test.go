@@ -17,7 +17,7 @@ import (
 var config = Config{
 	Bridges: []string{"ecs-bridge", "br-*"}, Attach: "auto", PinDir: "/sys/fs/bpf/metad",
 	DockerHost: "unix:///run/docker.sock", AgentURL: "http://127.0.0.1:51679",
-	IntrospectionURL: "http://127.0.0.1:51678", AdminAddr: "127.0.0.1:51683",
+	IntrospectionURL: "http://127.0.0.1:51678", AdminSocket: "/run/metad/admin.sock",
 }
 
 // fake is a host on which metad runs and nothing is wrong; a case changes one thing.
@@ -59,10 +59,10 @@ func newFake() *fake {
 			{"ecs-bridge", netip.MustParsePrefix("169.254.172.0/22"), true},
 		},
 		http: map[string]string{
-			"http://127.0.0.1:51683/readyz":      "ok\n",
-			"unix:///run/docker.sock:/version":   `{"Version":"20.10.24","ApiVersion":"1.41"}`,
-			"http://127.0.0.1:51679/":            "404 page not found",
-			"http://127.0.0.1:51678/v1/metadata": `{"Cluster":"prod","Version":"x"}`,
+			"unix:///run/metad/admin.sock:/readyz": "ok\n",
+			"unix:///run/docker.sock:/version":     `{"Version":"20.10.24","ApiVersion":"1.41"}`,
+			"http://127.0.0.1:51679/":              "404 page not found",
+			"http://127.0.0.1:51678/v1/metadata":   `{"Cluster":"prod","Version":"x"}`,
 		},
 		links: []netlink.Link{
 			&netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "eth0", Index: 1}},
@@ -180,7 +180,7 @@ func TestChecks(t *testing.T) {
 	stopped := func(h *fake) {
 		h.links = h.links[:4]
 		h.hook = nil
-		delete(h.http, "http://127.0.0.1:51683/readyz")
+		delete(h.http, "unix:///run/metad/admin.sock:/readyz")
 	}
 	f("not running", stopped, "metad", OK, "not running")
 	f("not running: ports", stopped, "bridge ecs-bridge", OK, "2 ports")
@@ -188,9 +188,8 @@ func TestChecks(t *testing.T) {
 		stopped(h)
 		h.hook = map[int][]hook{3: {{kind: "tc", name: "shaper"}}}
 	}, "bridge ecs-bridge", OK, `2 ports; other programs: tc "shaper" on veth3`)
-	f("hangs", func(h *fake) { delete(h.http, "http://127.0.0.1:51683/readyz") }, "metad", Warn, "does not answer")
+	f("hangs", func(h *fake) { delete(h.http, "unix:///run/metad/admin.sock:/readyz") }, "metad", Warn, "does not answer")
 	f("other namespace", func(h *fake) { h.links = h.links[:4] }, "metad", Fail, "there is no metad0")
-	f("no admin", func(h *fake) { h.cfg.AdminAddr = "" }, "metad", OK, "no admin address")
 	f("not ready", func(h *fake) {
 		get := h.get
 		h.get = func(ctx context.Context, u string) (int, []byte, error) {
@@ -295,7 +294,7 @@ func TestChecks(t *testing.T) {
 		return func(h *fake) {
 			h.cfg.NRISocket = "/var/run/nri/nri.sock"
 			h.http[info] = body
-			h.http["http://127.0.0.1:51683/metrics"] = metrics
+			h.http["unix:///run/metad/admin.sock:/metrics"] = metrics
 		}
 	}
 	f("nri: too old", nri(`{"ServerVersion":"28.5.2+dfsg4"}`, ""), "nri", OK, "28.5.2+dfsg4 has none")

@@ -39,10 +39,10 @@ func checkNRI(ctx context.Context, cfg Config, h *host) []Check {
 	case socket != cfg.NRISocket:
 		return one(name, Warn, fmt.Sprintf("Docker's socket is %s, metad looks for %s", socket, cfg.NRISocket), "set --nri-socket "+socket)
 	}
-	if cfg.AdminAddr == "" {
+	if cfg.AdminSocket == "" {
 		return one(name, OK, "on, at "+socket, "")
 	}
-	_, metrics, err := h.get(ctx, "http://"+cfg.AdminAddr+"/metrics")
+	_, metrics, err := h.get(ctx, "unix://"+cfg.AdminSocket+":/metrics")
 	if err == nil && !strings.Contains(string(metrics), "metad_nri_connected 1") {
 		return one(name, Warn, "on, at "+socket+", but metad is not connected", "look for nri in metad's log; is --nri off?")
 	}
