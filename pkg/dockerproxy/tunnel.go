@@ -24,7 +24,7 @@ const tunnelBuffer = 256 << 10
 // tunnel passes r and its answer on byte by byte, on a connection to the Engine that serves nothing
 // else. The client's connection ends with it, as the answer says.
 func (p *Proxy) tunnel(w http.ResponseWriter, r *http.Request) {
-	engine, err := p.engine.DialContext(r.Context(), "", "")
+	engine, err := p.engine.dial(r.Context())
 	if err != nil {
 		p.fail(w, r, err)
 		return
