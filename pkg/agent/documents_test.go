@@ -126,9 +126,9 @@ func TestForeignDocument(t *testing.T) {
 		"another task's": func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprint(w, strings.ReplaceAll(document, "158d", "other"))
 		},
-		"not found": func(w http.ResponseWriter, r *http.Request) { http.Error(w, `"no such id"`, 404) },
-		"a failure": func(w http.ResponseWriter, r *http.Request) { http.Error(w, `"Unable to generate"`, 500) },
-		"limited":   func(w http.ResponseWriter, r *http.Request) { http.Error(w, "", 429) },
+		"not found": func(w http.ResponseWriter, r *http.Request) { http.Error(w, `"no such id"`, http.StatusNotFound) },
+		"a failure": func(w http.ResponseWriter, r *http.Request) { http.Error(w, `"Unable to generate"`, http.StatusInternalServerError) },
+		"limited":   func(w http.ResponseWriter, r *http.Request) { http.Error(w, "", http.StatusTooManyRequests) },
 		"not JSON":  func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "<html>") },
 		"of another type": func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprint(w, `{"TaskARN":"`+arn+`","PullStartedAt":""}`)

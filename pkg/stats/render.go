@@ -15,11 +15,45 @@ var blkioKeys = [8]string{
 	"io_wait_time_recursive", "io_merged_recursive", "io_time_recursive", "sectors_recursive",
 }
 
-// previous is what a sample needs to know of the one before: its time, and its cpu_stats as they
-// were printed. The zero value stands for no sample.
+// previous is what a sample needs to know of the one before: its time, its cpu_stats as they
+// were printed, and its traffic. The zero value stands for no sample.
 type previous struct {
 	read time.Time
 	cpu  []byte
+	net  traffic
+}
+
+// traffic is the bytes that went over all of a container's interfaces. The zero value stands for none to be seen.
+type traffic struct {
+	known  bool
+	rx, tx uint64
+}
+
+func trafficOf(nets []Network) (t traffic) {
+	t.known = len(nets) > 0
+	for i := range nets {
+		t.rx += nets[i].RxBytes
+		t.tx += nets[i].TxBytes
+	}
+	return t
+}
+
+// appendRates puts network_rate_stats, the traffic per second since prev, at the end of the object that dst is, and
+// returns it with the length of what the object was without it, its closing brace apart. There are no rates without
+// two samples, nor when an interface that was counted has gone.
+//
+//	{…, "network_rate_stats": {"rx_bytes_per_sec": 12.5, "tx_bytes_per_sec": 0}}
+func appendRates(dst []byte, c *Counters, prev previous) (_ []byte, v2 int) {
+	v2 = len(dst) - 1
+	now, seconds := trafficOf(c.Networks), c.Read.Sub(prev.read).Seconds()
+	if !now.known || !prev.net.known || now.rx < prev.net.rx || now.tx < prev.net.tx || prev.read.IsZero() || seconds <= 0 {
+		return dst, v2
+	}
+	dst = append(dst[:v2], `,"network_rate_stats":{"rx_bytes_per_sec":`...)
+	dst = strconv.AppendFloat(dst, float64(now.rx-prev.net.rx)/seconds, 'f', -1, 64)
+	dst = append(dst, `,"tx_bytes_per_sec":`...)
+	dst = strconv.AppendFloat(dst, float64(now.tx-prev.net.tx)/seconds, 'f', -1, 64)
+	return append(dst, `}}`...), v2
 }
 
 // appendSample appends the Engine API's stats object to dst and returns it with the bounds of

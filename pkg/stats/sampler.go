@@ -111,7 +111,8 @@ type entry struct {
 	// last is the newest sample, shown or not: its cpu_stats are the next one's precpu_stats.
 	last             *task.Sample
 	cpuStart, cpuEnd int
-	rendered         int // samples since the container started, or metad did; up to 2
+	net              traffic // of the newest sample
+	rendered         int     // samples since the container started, or metad did; up to 2
 
 	subscribers int
 	news        chan struct{} // closed at the next sample and at the end; nil: nobody waits
@@ -431,10 +432,13 @@ func (s *Sampler) short(err error) {
 func (s *Sampler) publish(e *entry, c *Counters) {
 	var prev previous
 	if e.last != nil {
-		prev = previous{read: e.last.Read, cpu: e.last.JSON[e.cpuStart:e.cpuEnd]}
+		prev = previous{read: e.last.Read, cpu: e.last.JSON[e.cpuStart:e.cpuEnd], net: e.net}
 	}
 	s.scratch, e.cpuStart, e.cpuEnd = appendSample(s.scratch[:0], e.c.ID, e.name, c, prev)
-	sample := &task.Sample{JSON: make([]byte, len(s.scratch)), V2: len(s.scratch) - 1, Read: c.Read}
+	var v2 int
+	s.scratch, v2 = appendRates(s.scratch, c, prev)
+	e.net = trafficOf(c.Networks)
+	sample := &task.Sample{JSON: make([]byte, len(s.scratch)), V2: v2, Read: c.Read}
 	copy(sample.JSON, s.scratch)
 	e.last = sample
 	s.metrics.Samples.Add(1)
