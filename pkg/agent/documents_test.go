@@ -127,9 +127,11 @@ func TestForeignDocument(t *testing.T) {
 			fmt.Fprint(w, strings.ReplaceAll(document, "158d", "other"))
 		},
 		"not found": func(w http.ResponseWriter, r *http.Request) { http.Error(w, `"no such id"`, http.StatusNotFound) },
-		"a failure": func(w http.ResponseWriter, r *http.Request) { http.Error(w, `"Unable to generate"`, http.StatusInternalServerError) },
-		"limited":   func(w http.ResponseWriter, r *http.Request) { http.Error(w, "", http.StatusTooManyRequests) },
-		"not JSON":  func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "<html>") },
+		"a failure": func(w http.ResponseWriter, r *http.Request) {
+			http.Error(w, `"Unable to generate"`, http.StatusInternalServerError)
+		},
+		"limited":  func(w http.ResponseWriter, r *http.Request) { http.Error(w, "", http.StatusTooManyRequests) },
+		"not JSON": func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "<html>") },
 		"of another type": func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprint(w, `{"TaskARN":"`+arn+`","PullStartedAt":""}`)
 		},
