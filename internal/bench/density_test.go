@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -16,7 +17,7 @@ import (
 
 // TestDensity prints what metad costs on made-up hosts of many containers. DENSITY names the hosts, "100x3" for a
 // hundred tasks of three containers; METAD is the binary, else it is built; DENSITY_SECONDS is how long the cold and
-// the hot process are watched.
+// the hot process are watched. Profiles of both and of the time in which tasks are replaced go to DENSITY_PROFILES.
 func TestDensity(t *testing.T) {
 	binary := os.Getenv("METAD")
 	if binary == "" {
@@ -62,7 +63,11 @@ func (r *densityRow) run(t *testing.T, binary string) {
 	for i := range tasks {
 		tasks[i] = h.AddTask(r.containers, nil)
 	}
-	m := h.Start(binary, 0)
+	var args []string
+	if profiles() != "" {
+		args = append(args, "--pprof")
+	}
+	m := h.Start(binary, 0, args...)
 	r.ready, r.hooked = m.WaitReady(), m.WaitHooked(r.tasks)
 	window := time.Duration(fromEnvInt(t, "DENSITY_SECONDS", 20)) * time.Second
 	share := func() float64 {
@@ -75,13 +80,18 @@ func (r *densityRow) run(t *testing.T, binary string) {
 	r.cold, r.fdsCold = share(), m.Descriptors()
 	r.metadata = testhost.Ask(tasks, "/v2/metadata", testhost.Metadata)
 
+	saved := r.profile(t, m, "profile?seconds=6", "churn")
 	r.churn(h, m, tasks)
+	saved()
 	r.rssChurn = m.RSS()
+	r.profile(t, m, "heap", "heap")()
 
 	m.Hot(tasks)
 	const rendered = `metad_samples_total{outcome="rendered"}`
 	samples, start := m.Metric(rendered), time.Now()
+	saved = r.profile(t, m, fmt.Sprintf("profile?seconds=%d", window/time.Second), "hot")
 	r.hot = share()
+	saved()
 	r.samplesHot = (m.Metric(rendered) - samples) / time.Since(start).Seconds()
 	r.fdsHot, r.rssHot = m.Descriptors(), m.RSS()
 	stats := testhost.Ask(tasks, "/v2/stats", testhost.Statistics)
@@ -121,6 +131,28 @@ func (r *densityRow) churn(h *testhost.Host, m *testhost.Metad, tasks []*testhos
 	time.Sleep(2 * time.Second) // their first samples are part of the price
 	took := time.Since(start)
 	r.perStart = (m.CPU() - cpu - time.Duration(r.cold*float64(took))) / densityStarts
+}
+
+func profiles() string { return os.Getenv("DENSITY_PROFILES") }
+
+// profile begins to take one of metad's profiles, if they are wanted, and returns what waits for its end.
+func (r *densityRow) profile(t *testing.T, m *testhost.Metad, path, name string) (wait func()) {
+	if profiles() == "" {
+		return func() {}
+	}
+	done := make(chan error)
+	go func() {
+		_, body, err := m.Get("/debug/pprof/" + path)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(profiles(), r.size+"-"+name+".pprof"), []byte(body), 0o644)
+		}
+		done <- err
+	}()
+	return func() {
+		if err := <-done; err != nil {
+			t.Errorf("profile %s: %v", name, err)
+		}
+	}
 }
 
 func fromEnvInt(t *testing.T, name string, otherwise int) int {

@@ -84,7 +84,7 @@ func (m *Metad) Get(path string) (int, string, error) {
 		return 0, "", err
 	}
 	defer c.Close()
-	return testnet.GetOn(c, path, 10*time.Second)
+	return testnet.GetOn(c, path, time.Minute)
 }
 
 // Hot asks for the statistics of all tasks until their containers are sampled each second and have been, more than

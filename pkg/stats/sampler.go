@@ -86,8 +86,11 @@ type Sampler struct {
 
 	mu      sync.Mutex // guards what follows, the entries, their feeds, and what the feeds share
 	stopped bool
-	entries map[string]*entry // by container id
-	order   []*entry          // the same; replaced, not changed, by Apply
+	tasks   map[*task.Task]uint64 // those of the last Apply, by its number
+	applied uint64                // the number of the last Apply
+	entries map[string]*entry     // by container id
+	added   []*entry              // not in order yet
+	order   []*entry              // the same; replaced, not changed, by Apply
 	scratch []byte
 	shorts  int       // samples that failed for want of a descriptor since the log said so
 	told    time.Time // when it did
@@ -139,6 +142,7 @@ func New(cfg Config, sources ...Source) *Sampler {
 		epoch:   time.Now(),
 		wake:    make(chan struct{}, 1),
 		entries: make(map[string]*entry),
+		tasks:   make(map[*task.Task]uint64),
 	}
 }
 
@@ -146,46 +150,93 @@ func New(cfg Config, sources ...Source) *Sampler {
 func (s *Sampler) Metrics() *Metrics { return &s.metrics }
 
 // Apply makes the running containers of tasks the ones that are sampled. The set is the whole set:
-// a container that is not in it, or does not run, has its cell emptied before Apply returns.
+// a container that is not in it, or does not run, has its cell emptied before Apply returns. A task whose pointer has
+// not changed costs a look into a map.
 func (s *Sampler) Apply(tasks []*task.Task) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopped {
 		return
 	}
-	now := time.Since(s.epoch)
-	next := make(map[string]*entry, len(s.entries))
-	order := make([]*entry, 0, len(s.order))
-	var added time.Duration
+	s.applied++
+	var changed []*task.Task
 	for _, t := range tasks {
+		if _, known := s.tasks[t]; !known {
+			changed = append(changed, t)
+		}
+		s.tasks[t] = s.applied
+	}
+	added := s.add(changed)
+	ended := 0
+	if len(s.tasks) > len(tasks) {
+		ended = s.drop()
+	}
+	if added > 0 || ended > 0 {
+		s.arrange(added)
+	}
+	if len(changed) > 0 {
+		s.signal()
+	}
+}
+
+// add begins or goes on to follow the running containers of tasks that are new or have changed, and returns how many
+// containers are new.
+func (s *Sampler) add(changed []*task.Task) (added int) {
+	now := time.Since(s.epoch)
+	for _, t := range changed {
 		for _, c := range t.Containers {
-			if c.ID == "" || !c.Running() || c.Stats == nil || next[c.ID] != nil {
+			if c.ID == "" || !c.Running() || c.Stats == nil {
 				continue
 			}
 			e := s.entries[c.ID]
-			switch {
-			case e == nil:
-				e = &entry{
-					task: t, c: c, cell: c.Stats, name: "/" + c.DockerName,
-					due: now + added*burst,
-				}
-				added++
-				c.Stats.Notify(s.wake)
-			case e.c != c || e.task != t:
+			if e != nil {
 				s.change(e, t, c, now)
+				continue
 			}
-			e.phase = time.Duration(len(order)/group%slots) * slot
-			next[c.ID] = e
-			order = append(order, e)
+			e = &entry{
+				task: t, c: c, cell: c.Stats, name: "/" + c.DockerName,
+				due: now + time.Duration(added)*burst,
+			}
+			added++
+			c.Stats.Notify(s.wake)
+			s.entries[c.ID] = e
+			s.added = append(s.added, e)
 		}
 	}
-	for id, e := range s.entries {
-		if next[id] == nil {
-			s.end(e)
+	return added
+}
+
+// drop ends the containers of tasks that are gone, or have changed, and are no other task's now. It returns how many.
+func (s *Sampler) drop() (ended int) {
+	for t, applied := range s.tasks {
+		if applied == s.applied {
+			continue
+		}
+		delete(s.tasks, t)
+		for _, c := range t.Containers {
+			if e := s.entries[c.ID]; e != nil && e.task == t {
+				s.end(e)
+				delete(s.entries, c.ID)
+				ended++
+			}
 		}
 	}
-	s.entries, s.order = next, order
-	s.signal()
+	return ended
+}
+
+// arrange makes the order that containers are sampled in anew. A pass may be going through the old one.
+func (s *Sampler) arrange(added int) {
+	order := make([]*entry, 0, len(s.order)+added)
+	for _, list := range [][]*entry{s.order, s.added} {
+		for _, e := range list {
+			if !e.ended {
+				e.phase = time.Duration(len(order)/group%slots) * slot
+				order = append(order, e)
+			}
+		}
+	}
+	clear(s.added)
+	s.order, s.added = order, s.added[:0]
 }
 
 // change gives e a new description of its container.
@@ -268,6 +319,7 @@ func (s *Sampler) stop() {
 		s.end(e)
 	}
 	clear(s.entries)
+	clear(s.tasks)
 	s.order = nil
 }
 
