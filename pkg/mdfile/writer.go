@@ -465,13 +465,14 @@ func (w *Writer) Sweep(asked time.Time, containers []Mounted) {
 // Needs w.mu.
 func (w *Writer) adopt(tasks []*task.Task) {
 	found := map[*Entry]*task.Container{}
+	root := w.cfg.Layout.Root() + "/"
 	for _, t := range tasks {
 		for _, c := range t.Containers {
 			if c.ID == "" || w.byID[c.ID] != nil {
 				continue
 			}
 			for _, v := range c.Volumes {
-				dir, ok := strings.CutPrefix(v.Source, w.cfg.Layout.Root()+"/")
+				dir, ok := strings.CutPrefix(v.Source, root)
 				if !ok {
 					continue
 				}

@@ -175,6 +175,35 @@ var filesV2 = [fileCount]cgroupFile{
 	filePidsLimit:      {0, "pids.max\x00", atOnce},
 }
 
+// rareEvery is how often numbers are read that change by hand only (docker update), or cannot have changed as long
+// as others are what they are.
+const rareEvery = 10 * time.Second
+
+// rareNumbers are such numbers, as last read. Their files are not kept open.
+type rareNumbers struct {
+	due bool      // they are read in this reading
+	at  time.Time // of the last one
+
+	memoryLimit, memoryFailures, pidsLimit uint64
+	periods                                uint64 // v1: none as long as the container's CPU time has no limit
+}
+
+// begin decides whether they are read in the reading at now. Containers that were opened together take turns.
+func (r *rareNumbers) begin(now time.Time, turn int) {
+	if r.due = now.Sub(r.at) >= rareEvery; !r.due {
+		return
+	}
+	if r.at.IsZero() {
+		now = now.Add(-time.Duration(turn) * time.Second % rareEvery)
+	}
+	r.at = now
+}
+
+// failing reports whether the memory's limit can have been hit since the last reading: it has been before, or is near.
+func (r *rareNumbers) failing(m *Memory) bool {
+	return r.memoryFailures != 0 || max(m.Usage, m.MaxUsage) > r.memoryLimit/2
+}
+
 // cgroupFeed is a container's cgroups. Between two readings nothing of it is open, or, while it is hot and the
 // budget allows, all its files.
 type cgroupFeed struct {
@@ -190,6 +219,8 @@ type cgroupFeed struct {
 	kept     [fileCount]keptFile
 	held     int  // of the budget; 0: files are not kept
 	complete bool // all of the files are open
+
+	rare rareNumbers
 
 	has              [dirCount]bool // v1: the controller is there
 	cpuStat          bool           // v1: the kernel can throttle
@@ -362,9 +393,21 @@ func (f *cgroupFeed) filled() {
 }
 
 // file reads a cgroup file into the source's buffer. The bytes are valid until the next one.
-func (f *cgroupFeed) file(i int) ([]byte, error) {
+func (f *cgroupFeed) file(i int) ([]byte, error) { return f.read(i, true) }
+
+// read is file, for a file that does not stay open unless keep says so.
+func (f *cgroupFeed) read(i int, keep bool) ([]byte, error) {
+	keep = keep && f.held > 0
+	if keep && f.kept[i].fd == 0 {
+		f.complete = false // one file more
+	}
 	at := f.src.files[i]
-	b, err := f.kept[i].read(int(f.dir[at.dir]), at.name, f.src.buf, at.how, f.held > 0)
+	if f.kept[i].fd == 0 && f.dir[at.dir] < 0 {
+		if err := f.reach(); err != nil {
+			return nil, err
+		}
+	}
+	b, err := f.kept[i].read(int(f.dir[at.dir]), at.name, f.src.buf, at.how, keep)
 	if err == nil {
 		return b, nil
 	}
@@ -417,7 +460,20 @@ func (f *cgroupFeed) value(i int, dst *uint64) error {
 	return err
 }
 
-// Sample reads everything now. The counters are valid until the next call on any feed of the source.
+// rarely reads a file of one number into dst if it is time for that.
+func (f *cgroupFeed) rarely(i int, dst *uint64) error {
+	if !f.rare.due {
+		return nil
+	}
+	b, err := f.read(i, false)
+	if err == nil {
+		*dst, err = parseValue(b)
+		err = f.wrong(i, err)
+	}
+	return err
+}
+
+// Sample reads everything now, but for the numbers that change rarely. The counters are valid until the next call on any feed of the source.
 func (f *cgroupFeed) Sample(hot bool) (*Counters, error) {
 	if f.net.waiting() {
 		return nil, errNotYet
@@ -430,9 +486,11 @@ func (f *cgroupFeed) Sample(hot bool) (*Counters, error) {
 			return nil, err
 		}
 	}
+	now := time.Now()
+	f.rare.begin(now, f.pid)
 	c := &s.c
 	*c = Counters{
-		Read:     time.Now(),
+		Read:     now,
 		CPU:      CPU{PerCPU: c.CPU.PerCPU[:0]},
 		Memory:   Memory{Stats: c.Memory.Stats[:0]},
 		Networks: c.Networks[:0],
@@ -496,13 +554,14 @@ func (f *cgroupFeed) readV1(c *Counters) error {
 	if err := parseCPUAcctStat(b, &c.CPU); err != nil {
 		return f.wrong(fileCPUAcct, err)
 	}
-	if f.cpuStat {
-		if b, err = f.file(fileCPUStat); err != nil {
+	if f.cpuStat && (f.rare.due || f.rare.periods != 0) {
+		if b, err = f.read(fileCPUStat, f.rare.periods != 0); err != nil {
 			return err
 		}
 		if err := parseCPUStatV1(b, &c.CPU); err != nil {
 			return f.wrong(fileCPUStat, err)
 		}
+		f.rare.periods = c.CPU.Periods
 	}
 	if f.has[dirMemory] {
 		if b, err = f.file(fileMemoryStat); err != nil {
@@ -514,11 +573,19 @@ func (f *cgroupFeed) readV1(c *Counters) error {
 		if err := errors.Join(
 			f.value(fileMemoryUsage, &c.Memory.Usage),
 			f.value(fileMemoryPeak, &c.Memory.MaxUsage),
-			f.value(fileMemoryFailures, &c.Memory.Failcnt),
-			f.value(fileMemoryLimit, &c.Memory.Limit),
+			f.rarely(fileMemoryLimit, &f.rare.memoryLimit),
 		); err != nil {
 			return err
 		}
+		if often := f.rare.failing(&c.Memory); often || f.rare.due {
+			if b, err = f.read(fileMemoryFailures, often); err != nil {
+				return err
+			}
+			if f.rare.memoryFailures, err = parseValue(b); err != nil {
+				return f.wrong(fileMemoryFailures, err)
+			}
+		}
+		c.Memory.Limit, c.Memory.Failcnt = f.rare.memoryLimit, f.rare.memoryFailures
 	}
 	if f.has[dirBlkio] {
 		for i, file := range [2]int{fileIOBytes, fileIOs} {
@@ -547,7 +614,9 @@ func (f *cgroupFeed) readV1(c *Counters) error {
 }
 
 func (f *cgroupFeed) readPids(c *Counters) error {
-	return errors.Join(f.value(filePids, &c.Pids.Current), f.value(filePidsLimit, &c.Pids.Limit))
+	err := errors.Join(f.value(filePids, &c.Pids.Current), f.rarely(filePidsLimit, &f.rare.pidsLimit))
+	c.Pids.Limit = f.rare.pidsLimit
+	return err
 }
 
 func (f *cgroupFeed) readV2(c *Counters) error {
@@ -566,15 +635,18 @@ func (f *cgroupFeed) readV2(c *Counters) error {
 		if c.Memory.Stats, err = parseMemoryStat(b, c.Memory.Stats, memoryKeysV2, memoryIndexV2); err != nil {
 			return f.wrong(fileMemoryStat, err)
 		}
-		if err := errors.Join(f.value(fileMemoryUsage, &c.Memory.Usage), f.value(fileMemoryLimit, &c.Memory.Limit)); err != nil {
+		if err := errors.Join(f.value(fileMemoryUsage, &c.Memory.Usage), f.rarely(fileMemoryLimit, &f.rare.memoryLimit)); err != nil {
 			return err
 		}
-		if b, err = f.file(fileMemoryFailures); err != nil {
-			return err
+		if often := f.rare.failing(&c.Memory); often || f.rare.due {
+			if b, err = f.read(fileMemoryFailures, often); err != nil {
+				return err
+			}
+			if f.rare.memoryFailures, err = parseOOM(b); err != nil {
+				return f.wrong(fileMemoryFailures, err)
+			}
 		}
-		if c.Memory.Failcnt, err = parseOOM(b); err != nil {
-			return f.wrong(fileMemoryFailures, err)
-		}
+		c.Memory.Limit, c.Memory.Failcnt = f.rare.memoryLimit, f.rare.memoryFailures
 	}
 	if f.io {
 		if b, err = f.file(fileIOBytes); err != nil {

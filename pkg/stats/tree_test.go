@@ -212,6 +212,7 @@ func TestDamagedFiles(t *testing.T) {
 					}
 					defer func() { _ = os.RemoveAll(path); writeFile(t, path, good) }()
 					for range 2 { // the second time without the file kept open
+						fa.(*cgroupFeed).rare.at = time.Time{} // each file is read
 						if _, err := fa.Sample(true); !errors.Is(err, want) {
 							t.Errorf("%s %s: got error %v, want %v", e.Name(), how, err, want)
 						}
@@ -317,8 +318,8 @@ func TestFilesKeptOpen(t *testing.T) {
 	versions(t, func(t *testing.T, tr *tree) {
 		a, b := tr.add(0), tr.add(1)
 		src := treeSource(t, tr.dir)
-		files := map[bool]int{false: 13, true: 9}[tr.v2]
-		src.cfg.Budget = fdbudget.New(100, func() (int, error) { return 75 - files - 9, nil }) // room for one container, and a bit
+		files := map[bool]int{false: 11, true: 7}[tr.v2] // without those of the limits
+		src.cfg.Budget = fdbudget.New(100, func() (int, error) { return map[bool]int{false: 55, true: 60}[tr.v2], nil }) // room for one container, and a bit
 		open := openFiles(t)
 		var feeds []Feed
 		for _, c := range []*task.Container{a, b} {
@@ -362,6 +363,54 @@ func TestFilesKeptOpen(t *testing.T) {
 		if got := openFiles(t) - open; got != 0 {
 			t.Errorf("closed: %d files open", got)
 		}
+	})
+}
+
+// The limits are read every ten seconds. Throttled periods and failed allocations are read then too, and in each
+// reading once there are some, or could be.
+func TestRareNumbers(t *testing.T) {
+	versions(t, func(t *testing.T, tr *tree) {
+		c := tr.add(0)
+		names := map[bool][3]string{false: {"memory.limit_in_bytes", "memory.failcnt", "memory.usage_in_bytes"},
+			true: {"memory.max", "memory.events", "memory.current"}}[tr.v2]
+		failures := map[bool]string{false: "%d\n", true: "oom %d\n"}[tr.v2]
+		tr.write(tr.file(0, names[0]), "1000000\n")
+		tr.write(tr.file(0, names[1]), fmt.Sprintf(failures, 0))
+		if !tr.v2 {
+			tr.write(tr.file(0, "memory.max_usage_in_bytes"), "5000\n")
+		}
+		feed, err := treeSource(t, tr.dir).Open(aTask(c), c, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer feed.Close()
+		check := func(when string, limit, failed, pids uint64) {
+			t.Helper()
+			s, err := feed.Sample(true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s.Memory.Limit != limit || s.Memory.Failcnt != failed || s.Pids.Limit != pids {
+				t.Errorf("%s: got limit %d, %d failures, %d processes; want %d, %d, %d", when, s.Memory.Limit, s.Memory.Failcnt, s.Pids.Limit, limit, failed, pids)
+			}
+		}
+		none := map[bool]uint64{false: 0, true: 1<<64 - 1}[tr.v2]
+		check("at first", 1000000, 0, none)
+		tr.write(tr.file(0, names[0]), "2000000\n")
+		tr.write(tr.file(0, names[1]), fmt.Sprintf(failures, 3))
+		tr.write(tr.file(0, "pids.max"), "64\n")
+		check("a moment later", 1000000, 0, none)
+		feed.(*cgroupFeed).rare.at = time.Now().Add(-rareEvery)
+		check("ten seconds later", 2000000, 3, 64)
+		tr.write(tr.file(0, names[1]), fmt.Sprintf(failures, 4))
+		check("once it has failed", 2000000, 4, 64)
+
+		feed.(*cgroupFeed).rare.memoryFailures = 0
+		tr.write(tr.file(0, names[1]), fmt.Sprintf(failures, 0))
+		check("again", 2000000, 0, 64)
+		tr.write(tr.file(0, names[1]), fmt.Sprintf(failures, 1))
+		tr.write(tr.file(0, names[2]), "1500000\n")
+		check("near the limit", 2000000, 1, 64)
 	})
 }
 
