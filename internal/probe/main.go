@@ -2,6 +2,7 @@
 //
 //	probe first        asks for its task's metadata at once, prints status and body
 //	probe validate     the six checks of the original sample application, exit code 42 if all hold
+//	probe ecsmetadata  what github.com/brunoscheufler/aws-ecs-metadata-go finds by the variables
 //	probe credentials  the AWS SDK's way to credentials, prints the access key id
 package main
 
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/credentials/endpointcreds"
+	ecsmetadata "github.com/brunoscheufler/aws-ecs-metadata-go"
 )
 
 const endpoint = "http://169.254.170.2"
@@ -26,6 +28,8 @@ func main() {
 		do = first
 	case "validate":
 		do = validate
+	case "ecsmetadata":
+		do = ecsMetadata
 	case "credentials":
 		do = credentials
 	default:
@@ -35,6 +39,24 @@ func main() {
 		fmt.Fprintln(os.Stderr, "probe:", err)
 		os.Exit(1)
 	}
+}
+
+// ecsMetadata prints what the library finds: a container and its task, by v4 and by v3.
+func ecsMetadata() error {
+	ctx := context.Background()
+	v4, err := ecsmetadata.GetContainerV4(ctx, http.DefaultClient)
+	if err != nil {
+		return err
+	}
+	task, err := ecsmetadata.GetTaskV4(ctx, http.DefaultClient)
+	if err != nil {
+		return err
+	}
+	v3, err := ecsmetadata.GetContainerV3(ctx, http.DefaultClient)
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(map[string]any{"v4": v4, "task": task, "v3": v3})
 }
 
 func first() error {

@@ -6,9 +6,11 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -132,6 +134,31 @@ func (h *Host) ImageFromBinary(t testing.TB, ref, file string) {
 		t.Fatal(err)
 	}
 	if err := h.importImage(ref, map[string][]byte{"app": program}, `ENTRYPOINT ["/app"]`); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_, _ = h.Client.ImageRemove(context.Background(), ref, image.RemoveOptions{Force: true})
+	})
+}
+
+// ImageFromTree makes the image ref of the regular files below dir. Busybox is in it too.
+func (h *Host) ImageFromTree(t testing.TB, ref, dir string) {
+	t.Helper()
+	files := map[string][]byte{}
+	err := filepath.WalkDir(dir, func(file string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		name, err := filepath.Rel(dir, file)
+		if err == nil {
+			files[name], err = os.ReadFile(file)
+		}
+		return err
+	})
+	if err == nil {
+		err = h.importImage(ref, files)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
