@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -34,6 +35,7 @@ func TestMain(m *testing.M) {
 			}
 			os.Exit(3)
 		}()
+		filterMe()
 		main()
 	}
 	os.Exit(testdocker.Main(m))
@@ -48,6 +50,9 @@ type process struct {
 	cmd  *exec.Cmd
 	out  *syncBuffer
 	done chan struct{} // closed when the process has ended
+
+	wrap []string // a command that runs metad, which is its last arguments
+	env  []string // beside the test's own
 }
 
 // newProcess prepares a metad in h; start starts it. Pins and processes go with the test.
@@ -84,8 +89,9 @@ func (d *process) command(args ...string) *exec.Cmd {
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	cmd := d.host.Command(self, args...)
-	cmd.Env = append(os.Environ(), asMetad+"=1")
+	all := append(append(slices.Clone(d.wrap), self), args...)
+	cmd := d.host.Command(all[0], all[1:]...)
+	cmd.Env = append(append(os.Environ(), asMetad+"=1"), d.env...)
 	return cmd
 }
 
