@@ -26,15 +26,31 @@ func (t *Table) Endpoint(id []byte) (*View, *ContainerView) {
 // EndpointConflicts returns how often an endpoint id began to be held by two containers at once.
 func (t *Table) EndpointConflicts() uint64 { return t.endpointConflicts.Load() }
 
-// complete adds to next, whose views are those of all tasks, what comes of all of them together.
-func (t *Table) complete(next *snapshot) {
-	g := guestsOf(next.byTag)
-	for tag, v := range next.byTag {
-		next.byTag[tag] = v.withAskers(g)
+// complete adds to next, whose views are those of all tasks, what comes of all of them together. A view that old has
+// too is complete, unless somebody uses the network of another task's container, or did so before.
+func (t *Table) complete(old, next *snapshot) {
+	before := t.joined
+	t.joined = false
+	for _, v := range next.byTag {
+		t.joined = t.joined || v.joined
 	}
-	for addr, e := range next.byAddr {
-		if v := next.byTag[e.view.Tag]; v != e.view {
-			next.byAddr[addr] = entry{e.ep, v}
+	var g guests
+	if before || t.joined {
+		g = guestsOf(next.byTag)
+	}
+	for tag, v := range next.byTag {
+		own := g
+		if own == nil {
+			if old.byTag[tag] == v {
+				continue
+			}
+			own = guestsOf(map[uint32]*View{tag: v})
+		}
+		next.byTag[tag] = v.withAskers(own)
+		for _, ep := range v.Task.Endpoints {
+			if e, ok := next.byAddr[ep.Addr]; ok && e.view == v {
+				next.byAddr[ep.Addr] = entry{e.ep, next.byTag[tag]}
+			}
 		}
 	}
 	t.indexEndpoints(next)
@@ -87,6 +103,19 @@ func guestsOf(views map[uint32]*View) guests {
 
 // maxDepth is how long a chain of guests of guests is followed.
 const maxDepth = 4
+
+// joins reports whether a container of v uses the network of a container that is not the task's.
+func (v *View) joins() bool {
+	for i := range v.Containers {
+		of, ok := strings.CutPrefix(v.Containers[i].NetworkMode, "container:")
+		if ok && !slices.ContainsFunc(v.Containers, func(c ContainerView) bool {
+			return c.ID == of || c.DockerName == of || c.ID != "" && c.ID[:min(len(c.ID), shortID)] == of
+		}) {
+			return true
+		}
+	}
+	return false
+}
 
 // in appends to list those that may send from the namespace of c, which is one of v's: c itself, unless it
 // is a pause container, and its guests. Two are enough: then nobody is meant.

@@ -68,6 +68,7 @@ type Table struct {
 	gone    map[int]bool                      // ifindexes that no longer exist: their endpoints claim nothing
 	refused map[netip.Addr]bool               // claimed twice, and told so
 	copied  map[string]bool                   // endpoint ids held twice, and told so
+	joined  bool                              // a container uses the network of another task's
 	failed  bool                              // the last publish left something undone
 
 	wmu     sync.Mutex // guards what follows; taken after mu
@@ -213,7 +214,7 @@ func (t *Table) Restore(saved []Saved) error {
 			next.byAddr[ep.Addr] = entry{ep, next.byTag[s.Tag]}
 		}
 	}
-	t.complete(next)
+	t.complete(&snapshot{}, next)
 	t.store(next)
 	return nil
 }
@@ -261,7 +262,7 @@ func (t *Table) publish() error {
 	if less, changed := without(old, next); changed {
 		t.store(less)
 	}
-	err := t.writeKernel(next)
+	err := t.writeKernel(old, next)
 	t.failed = err != nil
 	t.store(next)
 	return err
@@ -288,18 +289,15 @@ func (t *Table) next(old *snapshot) *snapshot {
 		byAddr: make(map[netip.Addr]entry, len(t.tasks)),
 	}
 	tags := make(map[string]uint32, len(t.tasks))
-	used := make(map[uint32]bool, len(t.tags)+len(t.written)) // true: by a task, false: by an entry of nobody's
-	for _, w := range t.written {
-		used[w.Tag] = false
-	}
-	for _, tag := range t.tags {
-		used[tag] = true
-	}
+	var used map[uint32]bool // made for the first new task
 	mentioned := map[int]bool{}
 	refused := map[netip.Addr]bool{}
 	for _, tk := range t.tasks {
 		tag, ok := t.tags[tk.ARN]
 		if !ok {
+			if used == nil {
+				used = t.usedTags()
+			}
 			if tag, ok = t.inherited(tk); !ok || used[tag] {
 				tag = t.newTag(used)
 			}
@@ -312,8 +310,8 @@ func (t *Table) next(old *snapshot) *snapshot {
 		}
 		next.byTag[tag] = v
 		for _, ep := range tk.Endpoints {
-			mentioned[ep.Ifindex] = true
 			if t.gone[ep.Ifindex] {
+				mentioned[ep.Ifindex] = true
 				continue
 			}
 			if had, ok := next.byAddr[ep.Addr]; ok && had != (entry{ep, v}) {
@@ -330,33 +328,50 @@ func (t *Table) next(old *snapshot) *snapshot {
 		}
 	}
 	t.refused = refused
-	t.complete(next)
+	t.complete(old, next)
 	maps.DeleteFunc(t.gone, func(ifindex int, _ bool) bool { return !mentioned[ifindex] })
 	t.tags = tags
 	return next
 }
 
+// usedTags are the tags that are not to be given to a new task. true: a task has it, false: an entry of nobody's.
+func (t *Table) usedTags() map[uint32]bool {
+	used := make(map[uint32]bool, len(t.tags)+len(t.written))
+	for _, w := range t.written {
+		used[w.Tag] = false
+	}
+	for _, tag := range t.tags {
+		used[tag] = true
+	}
+	return used
+}
+
 // without returns old less the addresses and tags that next gives to another or nobody.
 func without(old, next *snapshot) (less *snapshot, changed bool) {
-	less = &snapshot{byTag: maps.Clone(old.byTag), byAddr: maps.Clone(old.byAddr), byEndpoint: next.byEndpoint}
+	less = &snapshot{byTag: old.byTag, byAddr: old.byAddr, byEndpoint: next.byEndpoint}
+	tags, addrs := false, false // they are copies
 	for tag, v := range old.byTag {
 		if n := next.byTag[tag]; n == nil || n.Task.ARN != v.Task.ARN {
+			if !tags {
+				less.byTag, tags = maps.Clone(old.byTag), true
+			}
 			delete(less.byTag, tag)
-			changed = true
 		}
 	}
 	for addr, e := range old.byAddr {
 		if n, ok := next.byAddr[addr]; !ok || n.ep != e.ep || n.view.Tag != e.view.Tag {
+			if !addrs {
+				less.byAddr, addrs = maps.Clone(old.byAddr), true
+			}
 			delete(less.byAddr, addr)
-			changed = true
 		}
 	}
-	return less, changed
+	return less, tags || addrs
 }
 
 // writeKernel makes the kernel's map equal to next, removals first: they make room. What cannot be
-// written is taken out of next.
-func (t *Table) writeKernel(next *snapshot) error {
+// written is taken out of next. What old has was written.
+func (t *Table) writeKernel(old, next *snapshot) error {
 	var errs []error
 	for addr := range t.written {
 		if _, ok := next.byAddr[addr]; ok {
@@ -369,6 +384,9 @@ func (t *Table) writeKernel(next *snapshot) error {
 		delete(t.written, addr)
 	}
 	for addr, e := range next.byAddr {
+		if o, ok := old.byAddr[addr]; ok && o == e {
+			continue
+		}
 		want := value(e)
 		if got, ok := t.written[addr]; ok && got == want {
 			continue

@@ -17,6 +17,7 @@ type View struct {
 	documents task.Documents
 	byID      map[string]*ContainerView
 	askers    []*ContainerView // for each of the task's endpoints: what Only returns
+	joined    bool             // a container uses the network of another task's
 }
 
 // ContainerView is one container's part of a View.
@@ -97,5 +98,6 @@ func newView(tag uint32, t *task.Task) *View {
 			v.byID[c.ID] = cv
 		}
 	}
+	v.joined = v.joins()
 	return v
 }
