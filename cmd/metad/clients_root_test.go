@@ -72,7 +72,7 @@ func TestRootClientGo(t *testing.T) {
 	if got.Task.TaskARN != want || len(got.Task.Containers) != 1 || got.Task.Containers[0].DockerId != id {
 		t.Errorf("got task %+v, want %s", got.Task, want)
 	}
-	if got.V4.Labels["com.amazonaws.ecs.task-arn"] != want {
+	if got.V4.Labels["EcsTaskArn"] != want {
 		t.Errorf("got labels %v", got.V4.Labels)
 	}
 }
