@@ -36,6 +36,7 @@ type config struct {
 
 	statsSource    string
 	disableMetrics bool
+	ownIDsOnly     bool
 
 	adminAddr  string
 	adminGroup string

@@ -150,6 +150,8 @@ func (c *config) requestFlags(s *flagSet) {
 		withAgents(s.sources("rps-limit"), "ECS_TASK_METADATA_RPS_LIMIT", agentsRate))
 	s.integer(&c.maxConns, "max-conns-per-task", def.MaxConnsPerTask,
 		"connections one task may hold")
+	s.bool(&c.ownIDsOnly, "own-ids-only",
+		"answer v3 and v4 paths with an endpoint id to the id's own task alone")
 	s.text(&c.statsSource, "stats-source", "auto", "auto, cgroup or docker")
 	s.bool(&c.disableMetrics, "disable-metrics", "collect no statistics", "ECS_DISABLE_METRICS")
 }

@@ -66,6 +66,7 @@ var (
 	descRefused  = prometheus.NewDesc("metad_connections_refused_total", "Connections over a limit.", nil, nil)
 	descWaiting  = prometheus.NewDesc("metad_waiting_requests", "Requests from addresses whose task is not known yet.", nil, nil)
 	descTurned   = prometheus.NewDesc("metad_waits_refused_total", "Requests that did not wait for their task because too many did.", nil, nil)
+	descFallback = prometheus.NewDesc("metad_agent_fallbacks_total", "Metadata documents of metad's own in place of the ECS agent's, by reason: the agent is away, or does not know the id.", []string{"reason"}, nil)
 	descPanics   = prometheus.NewDesc("metad_panics_total", "Requests answered 500 because of a bug.", nil, nil)
 	descSamples  = prometheus.NewDesc("metad_samples_total", "Statistics samples by outcome.", []string{"outcome"}, nil)
 	descKept     = prometheus.NewDesc("metad_descriptors_kept", "File descriptors that statistics keep open to save work.", nil, nil)
@@ -110,6 +111,8 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	gauge(descOpen, s.Open)
 	counter(descRefused, s.Refused)
 	gauge(descWaiting, s.Waiting)
+	counter(descFallback, s.AgentAway, "away")
+	counter(descFallback, s.AgentDisowned, "unknown")
 	counter(descPanics, s.Panics)
 
 	st := m.d.sampler.Metrics()

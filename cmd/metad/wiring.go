@@ -147,6 +147,7 @@ func (c *config) serverConfig(samples server.Samples, log *zap.Logger) server.Co
 	cfg.MaxConnsPerTask = c.maxConns
 	cfg.Rate, _ = server.ParseRateLimit(c.rpsLimit) // validate has checked it
 	cfg.NoStats = c.disableMetrics
+	cfg.OwnIDsOnly = c.ownIDsOnly
 	cfg.Samples = samples
 	return cfg
 }

@@ -73,7 +73,8 @@ type Table struct {
 
 	wmu     sync.Mutex // guards what follows; taken after mu
 	waits   map[waitKey]*wait
-	waiting int // connections, in all waits
+	waiting int                     // connections, in all waits
+	watched map[*View]chan struct{} // views whose change somebody waits for
 }
 
 type waitKey struct {
@@ -99,6 +100,7 @@ func New(kernel KernelMap, log *zap.Logger) *Table {
 		gone:    map[int]bool{},
 		refused: map[netip.Addr]bool{},
 		waits:   map[waitKey]*wait{},
+		watched: map[*View]chan struct{}{},
 	}
 	t.snap.Store(&snapshot{})
 	return t
@@ -273,6 +275,7 @@ func (t *Table) store(s *snapshot) {
 	t.snap.Store(s)
 	t.wmu.Lock()
 	defer t.wmu.Unlock()
+	t.tellChanged(s)
 	for key, w := range t.waits {
 		if v := t.Resolve(key.tag, key.addr); v.settled() {
 			w.view = v

@@ -13,8 +13,8 @@ import (
 	"metad/pkg/task"
 )
 
-// TestAnswerAllocs: the four paths, hit, for tasks of 1, 3 and 10 containers, with and without samples and
-// with a rate limit.
+// An answer of metad's own allocates nothing: every route, however it names its container, for tasks of
+// 1, 3 and 10 containers, with and without samples and with a rate limit.
 func TestAnswerAllocs(t *testing.T) {
 	for _, n := range []int{1, 3, 10} {
 		for _, limited := range []bool{false, true} {
@@ -26,8 +26,11 @@ func TestAnswerAllocs(t *testing.T) {
 					sample := `{"read":"` + strings.Repeat("x", 3000) + `"}`
 					c.Stats.Store(&task.Sample{JSON: []byte(sample), V2: len(sample) - 1, Read: time.Now()})
 				}
+				c.EndpointID = fmt.Sprintf("%032x-%032x", 1, i)
 				tk.Containers = append(tk.Containers, c)
 			}
+			last := tk.Containers[n-1]
+			tk.Endpoints[0].Container = last.ID
 			cfg := testConfig()
 			if limited {
 				cfg.Rate = RateLimit{1 << 20, 1 << 20}
@@ -35,8 +38,15 @@ func TestAnswerAllocs(t *testing.T) {
 			h := newStopped(t, cfg, tk)
 			c := newLoopConn(addrT)
 			h.serveLoop(t, c)
-			id := tk.Containers[n-1].ID
-			for _, target := range []string{"/v2/metadata", "/v2/metadata/" + id, "/v2/stats", "/v2/stats/" + id} {
+			targets := []string{"/v2/metadata", "/v2/metadata/self", "/v2/metadata/" + last.ID, "/v2/stats", "/v2/stats/self", "/v2/stats/" + last.ID}
+			for _, version := range []string{"/v3", "/v4"} {
+				for _, who := range []string{"", "/self", "/" + last.EndpointID, "/containers/" + last.Name} {
+					for _, form := range []string{"", "/task", "/taskWithTags", "/stats", "/task/stats"} {
+						targets = append(targets, version+who+form)
+					}
+				}
+			}
+			for _, target := range targets {
 				t.Run(fmt.Sprintf("%d/%v%s", n, limited, target), func(t *testing.T) {
 					req := request(target)
 					if got := c.get(req); !bytes.HasPrefix(got, []byte("HTTP/1.1 200 OK\r\n")) {

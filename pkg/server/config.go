@@ -55,15 +55,24 @@ type Config struct {
 	AgentURL string
 	// AgentTimeout bounds such an exchange from the connection to the last byte.
 	AgentTimeout time.Duration
-	// MaxForwards bounds such exchanges at a time; one too many is answered 503.
+	// AgentPatience bounds the wait for a metadata document of the agent's: then metad's own is the
+	// answer, and while the agent does not answer no request waits for it.
+	AgentPatience time.Duration
+	// MaxForwards bounds exchanges with the agent at a time, of which each task has a share; one too
+	// many is answered 503.
 	MaxForwards int
+
+	// OwnIDsOnly makes an endpoint id good for the task alone that it belongs to. Without it the id
+	// is enough, whoever has it, as at the agent.
+	OwnIDsOnly bool
 
 	// NoStats says that nobody takes samples: every container's statistics are as those of one that
 	// nobody has a sample of, and of each alone there are none.
 	NoStats bool
-	// Samples, if set, serves /v2/stats/<id>?stream=true; without it the query is ignored.
+	// Samples, if set, serves statistics with ?stream=true; without it the query is ignored.
 	Samples Samples
-	// MaxStreams bounds the streams open at a time; one too many is answered 503.
+	// MaxStreams bounds the streams open at a time, of which each task has a share; one too many is
+	// answered 503.
 	MaxStreams int
 
 	// Tag tells the kernel's tag of an accepted connection. It is called once for each.
@@ -119,6 +128,7 @@ func DefaultConfig() Config {
 		UnknownWait:     MaxUnknownWait,
 		AgentURL:        "http://127.0.0.1:51679",
 		AgentTimeout:    10 * time.Second, // the agent itself gives up after 5 s
+		AgentPatience:   time.Second,
 		MaxForwards:     1024,
 		MaxStreams:      256,
 		Tag:             SocketMark,
@@ -136,7 +146,7 @@ func (c *Config) validate() (agent string, err error) {
 		{"IdleTimeout", int64(c.IdleTimeout)}, {"MaxHeaderBytes", int64(c.MaxHeaderBytes)},
 		{"MaxBodyBytes", c.MaxBodyBytes}, {"MaxConns", int64(c.MaxConns)},
 		{"MaxConnsPerTask", int64(c.MaxConnsPerTask)},
-		{"AgentTimeout", int64(c.AgentTimeout)}, {"MaxForwards", int64(c.MaxForwards)},
+		{"AgentTimeout", int64(c.AgentTimeout)}, {"AgentPatience", int64(c.AgentPatience)}, {"MaxForwards", int64(c.MaxForwards)},
 		{"MaxStreams", int64(c.MaxStreams)},
 	}
 	for _, p := range positive {

@@ -27,9 +27,6 @@ type row struct {
 	reason string
 }
 
-// passedOn is the reason of rows whose paths metad does not serve itself.
-const passedOn = "the agent answers: metad passes the request on"
-
 var rows = []row{
 	{id: "M01", says: "T's GET /v2/metadata is answered 200, application/json, with T's document", test: func(t *testing.T) {
 		h := newHost(t, testConfig(), newTask(), newOther())
@@ -640,19 +637,19 @@ var rows = []row{
 	}},
 	{id: "N04", says: "nothing outside the host reaches the agent's port 51679", reason: "51679 is the agent's port: metad's own listener is in a namespace to which only bridge ports lead"},
 
-	{id: "V01", says: "/v3/<eid> is the container's document in the form of v2, for any caller", reason: passedOn},
-	{id: "V02", says: "/v3/<eid>/task, /stats and /task/stats are in the form of v2", reason: passedOn},
-	{id: "V03", says: "metadata of an unknown id in v3 is answered 500, with a text that names the id", reason: passedOn},
-	{id: "V04", says: "statistics of an unknown id in v3 are answered 400, with a text that names the id", reason: passedOn},
-	{id: "V05", says: "a slash at the end of a v3 path makes it a path that does not exist", reason: passedOn},
-	{id: "V06", says: "/v4/<eid> is the container's document, with Networks last and fuller: index, MAC, subnet, DNS", reason: passedOn},
-	{id: "V07", says: "/v4/<eid>/task is the task's document, with Containers after Errors and FaultInjectionEnabled always there", reason: passedOn},
-	{id: "V08", says: "an unknown id in v4 is answered 404 with a string of JSON, an empty one too", reason: passedOn},
-	{id: "V09", says: "a v4 sample ends in network_rate_stats once there are two samples to compare", reason: passedOn},
-	{id: "V10", says: "a container without a sample is {} in v4, alone and in its task's statistics", reason: passedOn},
-	{id: "V11", says: "/v4/<eid>/taskWithTags without tags is 200, with an entry in Errors for each that failed", reason: passedOn},
-	{id: "V12", says: "/v4/<eid>/networks and /v4/<eid>/tasks do not exist", reason: passedOn},
-	{id: "V13", says: "outside awsvpc, Networks are Docker's, and an empty address on the host's network", reason: passedOn},
+	{id: "V01", says: "/v3/<eid> is the container's document in the form of v2, for any caller", test: testV01},
+	{id: "V02", says: "/v3/<eid>/task, /stats and /task/stats are in the form of v2", test: testV02},
+	{id: "V03", says: "metadata of an unknown id in v3 is answered 500, with a text that names the id", test: testV03},
+	{id: "V04", says: "statistics of an unknown id in v3 are answered 400, with a text that names the id", test: testV04},
+	{id: "V05", says: "a slash at the end of a v3 path makes it a path that does not exist", test: testV05},
+	{id: "V06", says: "/v4/<eid> is the container's document, with Networks last and fuller: index, MAC, subnet, DNS", test: testV06},
+	{id: "V07", says: "/v4/<eid>/task is the task's document, with Containers after Errors and FaultInjectionEnabled always there", test: testV07},
+	{id: "V08", says: "an unknown id in v4 is answered 404 with a string of JSON, an empty one too", test: testV08},
+	{id: "V09", says: "a v4 sample ends in network_rate_stats once there are two samples to compare", test: testV09},
+	{id: "V10", says: "a container without a sample is {} in v4, alone and in its task's statistics", test: testV10},
+	{id: "V11", says: "/v4/<eid>/taskWithTags is the agent's answer, Errors included; without an agent it is 200, without tags and Errors", test: testV11},
+	{id: "V12", says: "/v4/<eid>/networks does not exist, and /v4/<eid>/tasks only for a container with the label metad.host-tasks=true", test: testV12},
+	{id: "V13", says: "outside awsvpc, Networks are Docker's, and an empty address on the host's network", test: testV13},
 
 	{id: "F01", says: "the file is off unless the variable, a flag or the container's label turns it on", file: "pkg/dockerproxy/proxy_test.go"},
 	{id: "F02", says: "a container gets a read-only directory in the form of the proposal or of the agent, and the file's path in the variable", file: "pkg/dockerproxy/proxy_test.go"},

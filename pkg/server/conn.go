@@ -61,15 +61,21 @@ type conn struct {
 	src        source
 
 	// Only the handler, which runs once at a time for a connection, touches these.
-	arn   string       // the task that the last request was answered for
-	view  *lookup.View // the task that the request in hand is about
-	asked []byte       // what its path names: an id, as decoded from it
+	arn      string // the client's task when it was last answered as that
+	question        // the one in hand
 
 	all *conns
 
 	mu     sync.Mutex // guards what follows
 	closed bool
 	undo   func()
+}
+
+// question is what a client asks for, and what that was found to be.
+type question struct {
+	target    target
+	view      *lookup.View
+	container *lookup.ContainerView // of view; nil if the request is not about one, or nothing tells which
 }
 
 // Close closes the connection and whatever it was given with onClose. Safe to call more than once.

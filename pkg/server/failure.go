@@ -25,7 +25,7 @@ type failure struct {
 	status      int
 	contentType string
 	// body is the answer's. In a text that names something, {addr} stands for the source address,
-	// {arn} for its task and {id} for what the path names.
+	// {arn} for the task and {id} for the container: its Docker id, or what the path calls it.
 	body   string
 	names  bool // body has such a word, and the answer is the text as a JSON string
 	closes bool // the connection cannot be used afterwards
@@ -54,6 +54,9 @@ var (
 	errNoContainer   = jsonText(http.StatusBadRequest, "Unable to generate metadata for container '{id}'")
 	errNoStats       = jsonText(http.StatusBadRequest, "Unable to get container stats for: {id}")
 	errNoTaskStats   = jsonText(http.StatusBadRequest, "Unable to get task stats for: {arn}")
+	errNoStatsV4     = jsonText(http.StatusInternalServerError, "Unable to get container stats for: {id}")
+	errNoTaskStatsV4 = jsonText(http.StatusInternalServerError, "Unable to get task stats for: {arn}")
+	errWhichV2       = jsonText(http.StatusNotFound, "Unable to get container ID from request: "+whichContainer)
 
 	errBusy = jsonError(http.StatusServiceUnavailable, "Busy", "too many requests of this task or host are being answered",
 		"Retry-After", "1")
@@ -90,8 +93,6 @@ func answerTo(err error) *failure {
 		return errBadRequest
 	case errors.Is(err, agentproxy.ErrBodyTooLong):
 		return errBodyTooLong
-	case errors.Is(err, agentproxy.ErrAbsent):
-		return errNoRoute // no agent here, or not now: the path belongs to nothing
 	case errors.Is(err, agentproxy.ErrSlow):
 		return errAgentSlow
 	case errors.Is(err, agentproxy.ErrFailed):
@@ -120,7 +121,14 @@ func (f *failure) text(c *conn) []byte {
 	if !f.names {
 		return []byte(f.body)
 	}
-	named := strings.NewReplacer("{addr}", c.remote.Addr().String(), "{arn}", c.arn, "{id}", string(c.asked)).Replace(f.body)
+	arn, id := c.arn, string(c.target.name)
+	if c.view != nil {
+		arn = c.view.Task.ARN
+	}
+	if c.container != nil {
+		id = c.container.ID
+	}
+	named := strings.NewReplacer("{addr}", c.remote.Addr().String(), "{arn}", arn, "{id}", id).Replace(f.body)
 	b, _ := json.Marshal(named) // a string always has a JSON form
 	return b
 }

@@ -1,22 +1,29 @@
 package server
 
 import (
+	"errors"
 	"net"
 
 	"github.com/valyala/fasthttp"
+
+	"metad/pkg/agentproxy"
 )
 
-// forward passes the request on to the agent and its answer back.
-func (s *Server) forward(ctx *fasthttp.RequestCtx, c *conn) *failure {
+// forward passes the request on to the agent and its answer back. It returns unanswered where no
+// agent listens.
+func (s *Server) forward(ctx *fasthttp.RequestCtx, c *conn, unanswered *failure) *failure {
 	x, err := s.agent.Prepare(&ctx.Request.Header, ctx.RequestBodyStream())
 	if err != nil {
 		return answerTo(err)
 	}
-	if !s.forwards.take() {
+	if !s.forwards.take(c.src) {
 		return s.unforwarded(ctx, c, errBusy)
 	}
 	if err := s.agent.Connect(s.life, x); err != nil {
-		s.forwards.give()
+		s.forwards.give(c.src)
+		if errors.Is(err, agentproxy.ErrAbsent) {
+			return s.unforwarded(ctx, c, unanswered)
+		}
 		return s.unforwarded(ctx, c, answerTo(err))
 	}
 	x.Guard = s.guard
@@ -24,7 +31,7 @@ func (s *Server) forward(ctx *fasthttp.RequestCtx, c *conn) *failure {
 	// Not in the handler below: fasthttp does not promise to call it.
 	c.onClose(func() {
 		_ = x.Close()
-		s.forwards.give()
+		s.forwards.give(c.src)
 	})
 	// Answers to pipelined requests before this one may still be in fasthttp's buffer. It writes
 	// them before it calls the handler, which is why the exchange has to wait for it.

@@ -189,7 +189,7 @@ func TestForwardConcurrent(t *testing.T) {
 	const clients = 1000
 	a := serveAgent(t, http.HandlerFunc(echo))
 	cfg := a.config()
-	cfg.MaxConnsPerTask, cfg.AgentTimeout = clients, time.Minute
+	cfg.MaxConnsPerTask, cfg.MaxForwards, cfg.AgentTimeout = clients, 2*clients, time.Minute
 	h := newHost(t, cfg, newTask())
 	var wg sync.WaitGroup
 	for i := range clients {
@@ -325,7 +325,7 @@ func TestForwardFailures(t *testing.T) {
 		cfg.AgentURL = "http://" + addr
 		return cfg
 	}
-	get, put := string(request("/v4/x")), "PUT /v4/x HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello"
+	get, put := string(request("/api/x")), "PUT /api/x HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello"
 	f("none", testConfig(), get, 404, typeText, "404 page not found\n")
 	f("gone", at(refusing(t)), get, 404, typeText, "404 page not found\n")
 	f("gone, body", at(refusing(t)), put, 404, typeText, "404 page not found\n")
@@ -361,7 +361,7 @@ func TestForwardBusy(t *testing.T) {
 	h := newHost(t, cfg, newTask())
 	c := h.dial(t, addrT)
 	_, _ = c.Write(request("/v4/x"))
-	eventually(t, "passed on", func() bool { return len(h.forwards) == 1 })
+	eventually(t, "passed on", func() bool { return h.forwards.count() == 1 })
 	r := h.get(t, addrT, "/v4/x")
 	if r.StatusCode != 503 || r.Header.Get("Retry-After") != "1" || !strings.Contains(r.body, `"code":"Busy"`) {
 		t.Errorf("got %d %v %s", r.StatusCode, r.Header, r.body)

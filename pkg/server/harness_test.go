@@ -366,7 +366,7 @@ func goroutines() int {
 func (h *host) quiet(t testing.TB) {
 	t.Helper()
 	eventually(t, "connections closed", func() bool { return h.Counters().Open == 0 })
-	eventually(t, "slots given back", func() bool { return len(h.forwards) == 0 && len(h.streams) == 0 && h.Counters().Waiting == 0 })
+	eventually(t, "slots given back", func() bool { return h.forwards.count() == 0 && h.streams.count() == 0 && h.Counters().Waiting == 0 })
 	eventually(t, "goroutines ended", func() bool { return goroutines() == 0 })
 }
 

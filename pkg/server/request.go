@@ -3,7 +3,6 @@ package server
 import (
 	"bytes"
 	"cmp"
-	"context"
 	"errors"
 	"io"
 	"strconv"
@@ -11,7 +10,6 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"metad/pkg/agentproxy"
-	"metad/pkg/lookup"
 )
 
 // handle answers one request. For the paths that metad serves itself it allocates nothing when all
@@ -26,7 +24,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	if f := s.answer(ctx, c); f != nil {
 		fail(&ctx.Response, f, c)
 	}
-	c.asked, c.view = nil, nil // an idle connection keeps nothing of a task that may be gone
+	c.question = question{} // an idle connection keeps nothing of a task that may be gone
 }
 
 // answer makes the response, or returns why the client does not get what it asks for.
@@ -42,9 +40,9 @@ func (s *Server) answer(ctx *fasthttp.RequestCtx, c *conn) *failure {
 	case hasNewline(path):
 		return cmp.Or(finishBody(ctx), errNoRoute)
 	}
-	r, id := routes.match(path)
-	if r == nil && s.agent != nil {
-		return s.forward(ctx, c) // the agent has limits of its own
+	c.target = routes.match(path)
+	if unanswered, ok := s.isAgents(c); ok {
+		return s.forward(ctx, c, unanswered) // the agent has limits of its own
 	}
 	if f := finishBody(ctx); f != nil {
 		return f
@@ -52,34 +50,33 @@ func (s *Server) answer(ctx *fasthttp.RequestCtx, c *conn) *failure {
 	if f := s.admit(ctx, c); f != nil {
 		return f
 	}
-	if r == nil {
+	if c.target.route == nil {
 		return errNoRoute
 	}
-	c.asked = id
-	c.view = s.resolve(c)
-	if c.view == nil {
-		if c.arn == "" {
-			return errUnknownSource
-		}
-		return r.gone
+	if f := s.find(c); f != nil {
+		return f
 	}
-	c.arn = c.view.Task.ARN
-	return r.answer(s, ctx, c)
+	return c.target.answer(s, ctx, c)
 }
 
-// resolve returns the task that c belongs to, or nil if it is not known. It waits, for UnknownWait at
-// most, if the task never was known, or if the client may be a container that the task does not show
-// yet.
-func (s *Server) resolve(c *conn) *lookup.View {
-	v := s.tasks.Resolve(c.tag, c.remote.Addr())
-	if v != nil && !v.Task.Settling || c.arn != "" || s.cfg.UnknownWait == 0 || c.remote.Addr() == s.cfg.HostAddr {
-		return v
+// isAgents reports whether the request is passed on to the agent, and what the client is told where
+// no agent listens.
+func (s *Server) isAgents(c *conn) (unanswered *failure, ok bool) {
+	t := &c.target
+	switch {
+	case s.agent == nil:
+		return nil, false
+	case t.route == nil:
+		return errNoRoute, true
+	case t.by != byEndpoint:
+		return nil, false
 	}
-	s.waiting.Add(1)
-	defer s.waiting.Add(-1)
-	ctx, cancel := context.WithTimeout(s.life, s.cfg.UnknownWait)
-	defer cancel()
-	return s.tasks.Await(ctx, c.tag, c.remote.Addr())
+	f := s.find(c)
+	if f != nil { // the agent may know the id, unless the operator wants a proof with it
+		return f, !s.cfg.OwnIDsOnly && f == t.lost.id && c.container == nil
+	}
+	// Statistics that metad does not take, the agent may.
+	return errNoRoute, s.cfg.NoStats && t.forms&ofStats != 0 && isAgentID(c.container.EndpointID)
 }
 
 // requested returns the decoded and clean path that the client asks for. redirect is where it should

@@ -1,69 +1,194 @@
 package server
 
 import (
+	"bytes"
 	"strings"
 
 	"github.com/valyala/fasthttp"
+
+	"metad/pkg/task"
 )
 
 // route is one path that metad answers itself.
 type route struct {
-	// path is matched exactly, as by the agent: a slash at its end is part of it. "{id}" at the end
-	// stands for any text that is not empty, slashes included.
-	path   string
-	answer func(*Server, *fasthttp.RequestCtx, *conn) *failure
-	// gone is what a connection is told that has had an answer, when its task is there no more.
-	gone *failure
+	// path is matched exactly, as by the agent: a slash at its end is part of it.
+	//
+	// "{docker id}" at the end stands for any text that is not empty, slashes included.
+	// "{container}" after /v3 and /v4 stands for a container's endpoint id; or for "self" or nothing,
+	// which is the container that asks; or for "containers/" and a name in the task that asks.
+	path    string
+	version task.Version // of the answer
+	answer  func(*Server, *fasthttp.RequestCtx, *conn) *failure
+	forms   forms
+	lost    lost
+}
+
+// forms says what an answer is made of.
+type forms uint8
+
+const (
+	ofContainer forms = 1 << iota // it is about one container, not about a task
+	ofStats                       // it is statistics, not metadata
+	ofHost                        // it is about every task of the host
+)
+
+// lost is what a client is told whose path leads to nothing.
+type lost struct {
+	source    *failure // its address belongs to no task
+	gone      *failure // the task that it had when it was last answered is there no more
+	container *failure // the task has no such container
+	several   *failure // nothing tells which of the task's containers asks
+	id        *failure // no container has the endpoint id
 }
 
 // routes is every path that metad answers itself. Everything else is the agent's.
 var routes = newRouteTable([]route{
-	{"/v2/metadata", (*Server).taskMetadata, errNoTask},
-	{"/v2/metadata/", (*Server).taskMetadata, errNoTask},
-	{"/v2/metadata/{id}", (*Server).containerMetadata, errNoContainer},
-	{"/v2/metadataWithTags", (*Server).taskWithTags, errNoTask},
-	{"/v2/metadataWithTags/", (*Server).taskWithTags, errNoTask},
-	{"/v2/metadata/taskWithTags", (*Server).taskWithTags, errNoTask},
-	{"/v2/stats", (*Server).taskStats, errNoTaskStats},
-	{"/v2/stats/", (*Server).taskStats, errNoTaskStats},
-	{"/v2/stats/{id}", (*Server).containerStats, errNoStats},
+	{"/v2/metadata", task.V2, (*Server).taskMetadata, 0, lostV2(errNoTask)},
+	{"/v2/metadata/", task.V2, (*Server).taskMetadata, 0, lostV2(errNoTask)},
+	{"/v2/metadata/self", task.V2, (*Server).containerMetadata, ofContainer, lostV2(errNoContainer)},
+	{"/v2/metadata/{docker id}", task.V2, (*Server).containerMetadata, ofContainer, lostV2(errNoContainer)},
+	{"/v2/metadataWithTags", task.V2, (*Server).taskWithTags, 0, lostV2(errNoTask)},
+	{"/v2/metadataWithTags/", task.V2, (*Server).taskWithTags, 0, lostV2(errNoTask)},
+	{"/v2/metadata/taskWithTags", task.V2, (*Server).taskWithTags, 0, lostV2(errNoTask)},
+	{"/v2/stats", task.V2, (*Server).taskStats, ofStats, lostV2(errNoTaskStats)},
+	{"/v2/stats/", task.V2, (*Server).taskStats, ofStats, lostV2(errNoTaskStats)},
+	{"/v2/stats/self", task.V2, (*Server).containerStats, ofContainer | ofStats, lostV2(errNoStats)},
+	{"/v2/stats/{docker id}", task.V2, (*Server).containerStats, ofContainer | ofStats, lostV2(errNoStats)},
+
+	{"/v3/{container}", task.V3, (*Server).containerMetadata, ofContainer, lostBy(500, "V3 container metadata", containerID)},
+	{"/v3/{container}/task", task.V3, (*Server).taskMetadata, 0, lostBy(500, "V3 task metadata", taskARN)},
+	{"/v3/{container}/taskWithTags", task.V3, (*Server).taskWithTags, 0, lostBy(500, "V3 task metadata", taskARN)},
+	{"/v3/{container}/stats", task.V3, (*Server).containerStats, ofContainer | ofStats, lostBy(400, "V3 container stats", taskARN)},
+	{"/v3/{container}/task/stats", task.V3, (*Server).taskStats, ofStats, lostBy(400, "V3 task stats", taskARN)},
+
+	{"/v4/{container}", task.V4, (*Server).containerMetadata, ofContainer, lostBy(404, "V4 container metadata", containerID)},
+	{"/v4/{container}/task", task.V4, (*Server).taskMetadata, 0, lostBy(404, "V4 task metadata", taskARN)},
+	{"/v4/{container}/taskWithTags", task.V4, (*Server).taskWithTags, 0, lostBy(404, "V4 task metadata", taskARN)},
+	{"/v4/{container}/stats", task.V4, (*Server).containerStats, ofContainer | ofStats, lostBy(404, "V4 container stats", taskARN)},
+	{"/v4/{container}/task/stats", task.V4, (*Server).taskStats, ofStats, lostBy(404, "V4 task stats", taskARN)},
+	{"/v4/{container}/tasks", task.V4, (*Server).hostMetadata, ofContainer | ofHost, lostHost},
+	{"/v4/{container}/tasks/stats", task.V4, (*Server).hostStats, ofContainer | ofHost | ofStats, lostHost},
 })
+
+// What the agent says it looks for, and by what (agent/handlers/v3, ecs-agent/tmds/handlers/v4).
+var (
+	containerID = [2]string{"container ID", "docker ID"}
+	taskARN     = [2]string{"task arn", "task Arn"}
+)
+
+// lostV2 is for the v2 paths, which go by the source address. gone is also what is said of a
+// container that the task does not have.
+func lostV2(gone *failure) lost {
+	return lost{source: errUnknownSource, gone: gone, container: gone, several: errWhichV2}
+}
+
+// lostBy is for the v3 and v4 paths: the handler is as the agent names it in its errors, the status
+// the agent's for an unknown id. Where the agent has no such way to name a container, it is 404.
+func lostBy(status int, handler string, wanted [2]string) lost {
+	why := handler + " handler: unable to get " + wanted[0] + " from request: "
+	source := jsonText(404, why+"unable to associate '{addr}' with task")
+	return lost{
+		source:    source,
+		gone:      source,
+		container: jsonText(404, why+"task '{arn}' has no container '{id}'"),
+		several:   jsonText(404, why+whichContainer),
+		id:        jsonText(status, why+"unable to get "+wanted[1]+" from v3 endpoint ID: {id}"),
+	}
+}
+
+// whichContainer is why nothing is answered about "the container that asks".
+const whichContainer = "more than one container of task '{arn}' can have sent it from '{addr}'"
+
+// lostHost is for paths that do not exist for a container without the label.
+var lostHost = lost{errNoRoute, errNoRoute, errNoRoute, errNoRoute, errNoRoute}
+
+// subject is how a path names what it is about.
+type subject uint8
+
+const (
+	theCaller  subject = iota // the task that asks, and the container if the proof goes so far
+	byDockerID                // a container of the task that asks
+	byName                    // the same
+	byEndpoint                // any container, by its endpoint id
+)
+
+// target is what a path asks for.
+type target struct {
+	*route // nil: none of metad's
+	by     subject
+	name   []byte // the id or name in the path, decoded
+}
 
 // routeTable is routes, arranged for finding one. Immutable.
 type routeTable struct {
-	exact    map[string]*route
-	prefixes []prefix
+	exact    map[string]target
+	prefixes []prefix                     // those that end in {docker id}
+	versions map[string]map[string]*route // "/v4" → what follows {container} → route
 }
 
-// prefix is a route whose path ends in {id}, and what its path begins with.
 type prefix struct {
 	text string
 	*route
 }
 
 func newRouteTable(routes []route) *routeTable {
-	t := &routeTable{exact: make(map[string]*route, len(routes))}
+	t := &routeTable{exact: map[string]target{}, versions: map[string]map[string]*route{}}
 	for i := range routes {
 		r := &routes[i]
-		if text, ok := strings.CutSuffix(r.path, "{id}"); ok {
+		if text, ok := strings.CutSuffix(r.path, "{docker id}"); ok {
 			t.prefixes = append(t.prefixes, prefix{text, r})
 			continue
 		}
-		t.exact[r.path] = r
+		version, form, ok := strings.Cut(r.path, "/{container}")
+		if !ok {
+			t.exact[r.path] = target{route: r}
+			continue
+		}
+		t.exact[version+form] = target{route: r}
+		t.exact[version+"/self"+form] = target{route: r}
+		if t.versions[version] == nil {
+			t.versions[version] = map[string]*route{}
+		}
+		t.versions[version][form] = r
 	}
 	return t
 }
 
-// match returns the route of a decoded and clean path, nil if it is not metad's, and the id in the
-// path, which is a part of it. It does not allocate.
-func (t *routeTable) match(path []byte) (r *route, id []byte) {
-	if r := t.exact[string(path)]; r != nil {
-		return r, nil
+// match returns what a decoded and clean path asks for. It does not allocate.
+//
+// The fixed words of a path are no endpoint ids: a container that has one of them for an id cannot
+// answer for the others.
+func (t *routeTable) match(path []byte) target {
+	if found, ok := t.exact[string(path)]; ok {
+		return found
 	}
 	for _, p := range t.prefixes {
 		if len(path) > len(p.text) && string(path[:len(p.text)]) == p.text {
-			return p.route, path[len(p.text):]
+			return target{p.route, byDockerID, path[len(p.text):]}
 		}
 	}
-	return nil, nil
+	const version = len("/v4")
+	if len(path) <= version || path[version] != '/' {
+		return target{}
+	}
+	forms := t.versions[string(path[:version])]
+	name, form := cutSegment(path[version+1:])
+	by := byEndpoint
+	if string(name) == "containers" && len(form) > 1 {
+		name, form = cutSegment(form[1:])
+		by = byName
+	}
+	r := forms[string(form)]
+	if _, word := t.exact[string(path[:version+1+len(name)])]; r == nil || by == byEndpoint && word {
+		return target{}
+	}
+	return target{r, by, name}
+}
+
+// cutSegment returns path up to its first slash, and the rest with that slash.
+func cutSegment(path []byte) (segment, rest []byte) {
+	if i := bytes.IndexByte(path, '/'); i >= 0 {
+		return path[:i], path[i:]
+	}
+	return path, nil
 }

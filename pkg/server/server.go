@@ -1,5 +1,5 @@
-// Package server answers the ECS task metadata endpoint: the v2 paths from documents that were rendered
-// before the question was asked, everything else by asking the ECS agent.
+// Package server answers the ECS task metadata endpoint: metadata and statistics, v2 to v4, from
+// documents that were rendered before the question was asked, everything else by asking the ECS agent.
 package server
 
 import (
@@ -21,10 +21,18 @@ import (
 	"metad/pkg/lookup"
 )
 
-// Tasks finds the task that a connection comes from; *lookup.Table does.
+// Tasks finds tasks and containers; *lookup.Table does.
 type Tasks interface {
-	// Resolve returns nil if there is none now. It must not wait nor allocate.
+	// Resolve returns the task that a connection comes from, nil if there is none now. It must not
+	// wait nor allocate.
 	Resolve(tag uint32, addr netip.Addr) *lookup.View
+	// Endpoint returns the container with the endpoint id and its task, or nil, nil. It must not
+	// wait nor allocate.
+	Endpoint(id []byte) (*lookup.View, *lookup.ContainerView)
+	// Changed returns a channel that is closed when v is no longer what its task is like.
+	Changed(v *lookup.View) <-chan struct{}
+	// Views returns every task.
+	Views() []*lookup.View
 	// Await waits until there is one that is not Settling or ctx ends, and not at all when too many wait already.
 	Await(ctx context.Context, tag uint32, addr netip.Addr) *lookup.View
 }
@@ -33,14 +41,17 @@ type Tasks interface {
 type Server struct {
 	cfg   Config
 	tasks Tasks
-	agent *agentproxy.Agent // nil: none
-	start time.Time
-	now   func(*fasthttp.RequestCtx) time.Time // of the request; tests have their own
+	agent *agentproxy.Agent // nil: none, and so are the next two
+	// documents and tagged get metadata from the agent: tags, which the agent has to get from ECS
+	// first, with a patience of their own.
+	documents, tagged *agentDocuments
+	start             time.Time
+	now               func(*fasthttp.RequestCtx) time.Time // of the request; tests have their own
 
 	http      *fasthttp.Server
 	conns     *conns
-	forwards  slots
-	streams   slots
+	forwards  *shares // exchanges with the agent
+	streams   *shares
 	rateLimit []byte // what X-Rate-Limit-Limit says
 
 	waiting atomic.Int64
@@ -76,14 +87,18 @@ func New(cfg Config, tasks Tasks) (*Server, error) {
 		start:     time.Now(),
 		now:       (*fasthttp.RequestCtx).Time,
 		conns:     newConns(&cfg),
-		forwards:  make(slots, cfg.MaxForwards),
-		streams:   make(slots, cfg.MaxStreams),
+		forwards:  newShares(cfg.MaxForwards),
+		streams:   newShares(cfg.MaxStreams),
 		rateLimit: strconv.AppendFloat(nil, float64(shown.PerSecond), 'f', 2, 64),
 		stopped:   make(chan struct{}),
 	}
 	if agent != "" {
 		s.agent = &agentproxy.Agent{Addr: agent, Timeout: cfg.AgentTimeout, MaxBodyBytes: cfg.MaxBodyBytes,
 			Dial: (&net.Dialer{KeepAlive: -1}).DialContext}
+		s.documents = &agentDocuments{agent: s.agent, patience: cfg.AgentPatience, now: time.Now,
+			log: cfg.Log.With(zap.String("documents", "metadata"))}
+		s.tagged = &agentDocuments{agent: s.agent, patience: cfg.AgentTimeout, now: time.Now,
+			log: cfg.Log.With(zap.String("documents", "tags"))}
 	}
 	s.life, s.end = context.WithCancel(context.Background())
 	s.http = &fasthttp.Server{
@@ -174,11 +189,16 @@ type Counters struct {
 	Refused uint64 // connections over MaxConns or MaxConnsPerTask
 	Waiting int    // requests from unknown sources
 	Panics  uint64 // requests answered 500
+	// Documents that metad answered with its own although the id is of the agent's form: the agent
+	// was away, or does not know the id.
+	AgentAway, AgentDisowned uint64
 }
 
 // Counters returns the server's counters.
 func (s *Server) Counters() Counters {
+	away, disowned := s.documents.counts()
 	return Counters{
+		AgentAway: away, AgentDisowned: disowned,
 		Open:    s.conns.count(),
 		Refused: s.conns.refused.Load(),
 		Waiting: int(s.waiting.Load()),

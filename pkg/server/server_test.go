@@ -393,7 +393,7 @@ func TestShutdownDrains(t *testing.T) {
 		t.Error("closed too early")
 	}
 	_, _ = passed.Write(request("/v4/x"))
-	eventually(t, "accepted", func() bool { return h.Counters().Open == 3 && len(h.forwards) == 1 })
+	eventually(t, "accepted", func() bool { return h.Counters().Open == 3 && h.forwards.count() == 1 })
 
 	done, again := h.shutdown(context.Background()), h.shutdown(context.Background())
 	if err := h.Serve(nil); !errors.Is(err, ErrStopped) {
@@ -429,7 +429,7 @@ func TestShutdownDeadline(t *testing.T) {
 	h.dial(t, addrT)
 	_, _ = h.dial(t, addrT).Write(request("/v4/x"))
 	_, _ = h.dial(t, addrU).Write(request("/v2/metadata"))
-	eventually(t, "accepted", func() bool { return h.Counters().Open == 3 && h.Counters().Waiting == 1 && len(h.forwards) == 1 })
+	eventually(t, "accepted", func() bool { return h.Counters().Open == 3 && h.Counters().Waiting == 1 && h.forwards.count() == 1 })
 	ctx, cancel := context.WithCancel(context.Background())
 	done := h.shutdown(ctx)
 	cancel()

@@ -15,9 +15,10 @@ import (
 
 // BenchmarkAnswer: what an answer costs without a socket, one connection for each processor.
 func BenchmarkAnswer(b *testing.B) {
-	for _, target := range []string{"/v2/metadata", "/v2/metadata/" + idA, "/v2/stats", "/v2/stats/" + idA} {
+	for _, target := range []string{"/v2/metadata", "/v2/metadata/" + idA, "/v2/stats", "/v2/stats/" + idA,
+		"/v4/task", "/v4/task/stats", "/v4/" + endpointA, "/v4/" + endpointA + "/stats"} {
 		b.Run(target, func(b *testing.B) {
-			h := newStopped(b, testConfig(), sampled())
+			h := newStopped(b, testConfig(), newAwsvpc())
 			req := request(target)
 			b.ReportAllocs()
 			b.RunParallel(func(pb *testing.PB) {

@@ -1,51 +1,74 @@
 package server
 
 import (
+	"io"
+
 	"github.com/valyala/fasthttp"
 
 	"metad/pkg/lookup"
 	"metad/pkg/task"
 )
 
-// taskStats answers {"<id>": sample or null, …}, in the task's order.
+// noSample is what stands for a container that has none.
+var noSample = [...]string{task.V2: "null", task.V3: "null", task.V4: "{}"}
+
+// Statistics that there are none of are an error of the request to v2 and v3, and of the server to v4.
+var (
+	noStats     = [...]*failure{task.V2: errNoStats, task.V3: errNoStats, task.V4: errNoStatsV4}
+	noTaskStats = [...]*failure{task.V2: errNoTaskStats, task.V3: errNoTaskStats, task.V4: errNoTaskStatsV4}
+)
+
+// body is what an answer is written to: a fasthttp request, or a buffer.
+type body interface {
+	io.Writer
+	io.StringWriter
+}
+
+// taskStats answers {"<id>": sample, …}, in the task's order, or again with each new sample.
 func (s *Server) taskStats(ctx *fasthttp.RequestCtx, c *conn) *failure {
-	v := c.view
-	if v.Task.Containers == nil {
-		return errNoTaskStats
+	if c.view.Task.Containers == nil {
+		return noTaskStats[c.target.version]
 	}
-	asked := s.now(ctx).UnixNano()
-	resp := &ctx.Response
-	resp.Header.SetContentType(typeJSON)
-	before := "{"
+	if s.cfg.Samples != nil && !s.cfg.NoStats && wantsStream(ctx) {
+		return s.stream(ctx, c, s.followTaskStats)
+	}
+	ctx.Response.Header.SetContentType(typeJSON)
+	_, _ = ctx.WriteString("{")
+	s.writeStats(ctx, c.target.version, c.view, false, s.now(ctx).UnixNano())
+	_, _ = ctx.WriteString("}")
+	return nil
+}
+
+// writeStats writes the members of v's statistics, with a comma before the first if there are others
+// before it, and reports whether there are any now. now is in Unix nanoseconds.
+func (s *Server) writeStats(to body, ver task.Version, v *lookup.View, others bool, now int64) bool {
 	for i := range v.Containers {
 		cv := &v.Containers[i]
 		if cv.ID == "" { // being created: nothing to key it by
 			continue
 		}
-		resp.AppendBodyString(before)
-		resp.AppendBody(cv.StatsKey)
-		appendSample(resp, s.sampleOf(cv, asked))
-		before = ","
+		if others {
+			_, _ = to.WriteString(",")
+		}
+		_, _ = to.Write(cv.StatsKey)
+		writeSample(to, ver, s.sampleOf(cv, now))
+		others = true
 	}
-	if before == "{" {
-		resp.AppendBodyString(before)
-	}
-	resp.AppendBodyString("}")
-	return nil
+	return others
 }
 
 // containerStats answers with the last sample of one container, or with each new one as it is taken.
 func (s *Server) containerStats(ctx *fasthttp.RequestCtx, c *conn) *failure {
-	cv := c.view.Container(c.asked)
+	cv := c.container
 	// A container that has just started may not be known to run yet, and may be the one that asks.
-	if cv == nil || cv.KnownStatus == task.StatusStopped || s.cfg.NoStats {
-		return errNoStats
+	if cv.KnownStatus == task.StatusStopped || s.cfg.NoStats {
+		return noStats[c.target.version]
 	}
-	if s.cfg.Samples != nil && !ctx.IsHead() && len(ctx.URI().QueryString()) > 0 && ctx.QueryArgs().GetBool("stream") {
-		return s.stream(ctx, c, cv.ID)
+	if s.cfg.Samples != nil && wantsStream(ctx) {
+		return s.stream(ctx, c, s.followContainerStats)
 	}
 	ctx.Response.Header.SetContentType(typeJSON)
-	appendSample(&ctx.Response, s.sampleOf(cv, s.now(ctx).UnixNano()))
+	writeSample(ctx, c.target.version, s.sampleOf(cv, s.now(ctx).UnixNano()))
 	return nil
 }
 
@@ -58,12 +81,15 @@ func (s *Server) sampleOf(cv *lookup.ContainerView, now int64) *task.Sample {
 	return cv.Stats.Load()
 }
 
-// appendSample appends sample in the form of v2 to the body of resp, null if it is nil.
-func appendSample(resp *fasthttp.Response, sample *task.Sample) {
-	if sample == nil {
-		resp.AppendBodyString("null")
-		return
+// writeSample writes sample in ver's form, or what stands for none if it is nil.
+func writeSample(to body, ver task.Version, sample *task.Sample) {
+	switch {
+	case sample == nil:
+		_, _ = to.WriteString(noSample[ver])
+	case ver == task.V4:
+		_, _ = to.Write(sample.JSON)
+	default:
+		_, _ = to.Write(sample.JSON[:sample.V2])
+		_, _ = to.WriteString("}")
 	}
-	resp.AppendBody(sample.JSON[:sample.V2])
-	resp.AppendBodyString("}")
 }

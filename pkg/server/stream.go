@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"net/http"
@@ -8,25 +9,47 @@ import (
 	"time"
 
 	"github.com/valyala/fasthttp"
-
-	"metad/pkg/task"
 )
 
 // streamBuffer is how many bytes of a stream the kernel may hold for a client that does not read.
 const streamBuffer = 16 << 10
 
-// stream answers with a line for each new sample of the container until it stops, the client leaves, or
-// the client is too slow: nothing is kept for it here.
-func (s *Server) stream(ctx *fasthttp.RequestCtx, c *conn, id string) *failure {
-	if !s.streams.take() {
+// wantsStream reports whether the query asks for a stream. A HEAD is answered as one that does not.
+func wantsStream(ctx *fasthttp.RequestCtx) bool {
+	return !ctx.IsHead() && len(ctx.URI().QueryString()) > 0 && ctx.QueryArgs().GetBool("stream")
+}
+
+// stream answers with the lines that write writes, until write returns. Nothing is kept here for a
+// client that reads too slowly: it is dropped. write gets a copy of the request, which is its own.
+func (s *Server) stream(ctx *fasthttp.RequestCtx, c *conn, write func(*lines, *question)) *failure {
+	if !s.streams.take(c.src) {
 		return errBusy
 	}
-	samples, cancel := s.cfg.Samples.Subscribe(id)
-	c.onClose(func() {
-		cancel()
-		s.streams.give()
+	c.onClose(func() { s.streams.give(c.src) })
+	req := c.question
+	req.target.name = bytes.Clone(req.target.name) // fasthttp's memory until now
+	l := &lines{c: c, timeout: s.cfg.WriteTimeout, chunked: ctx.Request.Header.IsHTTP11(),
+		stopped: s.stopped, gone: make(chan struct{})}
+	l.buf = streamHead(ctx, l.chunked)
+	if tc, ok := c.Conn.(*net.TCPConn); ok {
+		_ = tc.SetWriteBuffer(streamBuffer) // only makes the slow client's end come sooner
+	}
+	s.hijack(ctx, func(nc net.Conn) {
+		defer func() {
+			_ = c.SetReadDeadline(time.Unix(1, 0)) // the reader's buffer is fasthttp's again after this
+			<-l.gone
+		}()
+		go l.watch(nc)
+		if l.flush() {
+			write(l, &req)
+			l.end()
+		}
 	})
-	chunked := ctx.Request.Header.IsHTTP11()
+	return nil
+}
+
+// streamHead returns the head of the answer.
+func streamHead(ctx *fasthttp.RequestCtx, chunked bool) []byte {
 	head := fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nDate: %s\r\nContent-Type: %s\r\n",
 		time.Now().UTC().Format(http.TimeFormat), typeJSON)
 	for name, value := range ctx.Response.Header.All() {
@@ -37,63 +60,72 @@ func (s *Server) stream(ctx *fasthttp.RequestCtx, c *conn, id string) *failure {
 	if chunked {
 		head = append(head, "Transfer-Encoding: chunked\r\n"...)
 	}
-	head = append(head, "Connection: close\r\n\r\n"...)
-	if tc, ok := c.Conn.(*net.TCPConn); ok {
-		_ = tc.SetWriteBuffer(streamBuffer) // only makes the slow client's end come sooner
-	}
-	s.hijack(ctx, func(nc net.Conn) {
-		gone := make(chan struct{})
-		defer func() {
-			_ = c.SetReadDeadline(time.Unix(1, 0)) // the reader's buffer is fasthttp's again after this
-			<-gone
-		}()
-		go func() {
-			defer close(gone)
-			var b [1]byte
-			for {
-				if _, err := nc.Read(b[:]); err != nil {
-					return
-				}
-			}
-		}()
-		s.writeSamples(c, head, samples, chunked, gone)
-	})
-	return nil
+	return append(head, "Connection: close\r\n\r\n"...)
 }
 
-// writeSamples writes buf and then a line for each sample.
-func (s *Server) writeSamples(c *conn, buf []byte, samples <-chan *task.Sample, chunked bool, gone <-chan struct{}) {
+// lines writes the lines of one stream. It is for one goroutine.
+type lines struct {
+	c       *conn
+	timeout time.Duration // for one line
+	chunked bool
+	buf     []byte // what is to be written
+	failed  bool   // the client left, or was too slow
+
+	stopped <-chan struct{} // closed when the server stops
+	gone    chan struct{}   // closed when the client leaves
+}
+
+// watch reads from the client, which has nothing more to say, until it leaves.
+func (l *lines) watch(nc net.Conn) {
+	defer close(l.gone)
+	var b [1]byte
 	for {
-		_ = c.SetWriteDeadline(time.Now().Add(s.cfg.WriteTimeout))
-		if _, err := c.Write(buf); err != nil {
+		if _, err := nc.Read(b[:]); err != nil {
 			return
 		}
-		select {
-		case sample, ok := <-samples:
-			if ok {
-				buf = appendLine(buf[:0], sample.JSON[:sample.V2], chunked)
-				continue
-			}
-		case <-s.stopped:
-		case <-gone:
-			return
-		}
-		if chunked {
-			_, _ = c.Write([]byte("0\r\n\r\n"))
-		}
-		return
 	}
 }
 
-// appendLine appends json, the brace that ends it and a newline, as a chunk if chunked.
-func appendLine(dst, json []byte, chunked bool) []byte {
-	if chunked {
-		dst = strconv.AppendInt(dst, int64(len(json)+len("}\n")), 16)
-		dst = append(dst, "\r\n"...)
+// write writes json and a newline. It returns false if the client left or is too slow.
+func (l *lines) write(json []byte) bool {
+	l.buf = l.buf[:0]
+	if l.chunked {
+		l.buf = strconv.AppendInt(l.buf, int64(len(json)+1), 16)
+		l.buf = append(l.buf, "\r\n"...)
 	}
-	dst = append(append(dst, json...), "}\n"...)
-	if chunked {
-		dst = append(dst, "\r\n"...)
+	l.buf = append(append(l.buf, json...), '\n')
+	if l.chunked {
+		l.buf = append(l.buf, "\r\n"...)
 	}
-	return dst
+	return l.flush()
+}
+
+// flush writes what is to be written.
+func (l *lines) flush() bool {
+	_ = l.c.SetWriteDeadline(time.Now().Add(l.timeout))
+	if _, err := l.c.Write(l.buf); err != nil {
+		l.failed = true
+	}
+	return !l.failed
+}
+
+// end tells a client that is still there that no more lines come.
+func (l *lines) end() {
+	if l.chunked && !l.failed {
+		l.buf = append(l.buf[:0], "0\r\n\r\n"...)
+		l.flush()
+	}
+}
+
+// next returns the next value of news. It returns false if news is closed, the client left or the
+// server stops.
+func next[T any](l *lines, news <-chan T) (v T, ok bool) {
+	select {
+	case v, ok = <-news:
+		return v, ok
+	case <-l.stopped:
+	case <-l.gone:
+		l.failed = true
+	}
+	return v, false
 }

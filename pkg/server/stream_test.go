@@ -165,7 +165,7 @@ func TestStreamPanic(t *testing.T) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		for ch := range f.subs[idA] {
-			ch <- nil // never to be sent
+			ch <- &task.Sample{V2: 1} // never to be sent
 			return true
 		}
 		return false

@@ -1,0 +1,217 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"metad/pkg/agentproxy"
+)
+
+// isAgentID reports whether an endpoint id has the form of those that the ECS agent makes, a UUID.
+// metad's own never have it. A container can be given any id by the one that starts it, so the form
+// only says whom to ask: whether the id is the agent's, the agent's answer says.
+func isAgentID(id string) bool {
+	if len(id) != len("00000000-0000-0000-0000-000000000000") {
+		return false
+	}
+	for i := range len(id) {
+		switch ch := id[i]; {
+		case i == 8 || i == 13 || i == 18 || i == 23:
+			if ch != '-' {
+				return false
+			}
+		case '0' <= ch && ch <= '9', 'a' <= ch && ch <= 'f', 'A' <= ch && ch <= 'F':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// agentID returns the id by which the agent may know what c asks for, "" if there is none.
+func agentID(c *conn) string {
+	if c.container != nil && isAgentID(c.container.EndpointID) {
+		return c.container.EndpointID
+	}
+	if c.target.forms&ofContainer != 0 {
+		return ""
+	}
+	for i := range c.view.Containers {
+		if id := c.view.Containers[i].EndpointID; isAgentID(id) {
+			return id
+		}
+	}
+	return ""
+}
+
+// agentDocuments gets metadata documents from the ECS agent, which knows more of its containers than
+// Docker does, and remembers whether the agent answers: while it is away, no request waits for it.
+// Safe for concurrent use.
+type agentDocuments struct {
+	agent    *agentproxy.Agent
+	patience time.Duration // with the agent, for one document
+	now      func() time.Time
+	log      *zap.Logger
+
+	mu       sync.Mutex // guards what follows
+	retry    time.Time  // the agent is away, and not asked again before this; zero: it is not away
+	told     string     // the state that the log has
+	toldAt   time.Time
+	away     uint64 // documents of metad's own because the agent was away
+	disowned uint64 // documents of metad's own because the agent does not know the id
+}
+
+const (
+	// retryEvery is how often an agent that is away is asked again.
+	retryEvery = time.Second
+	// tellEvery is how often the log may say that the agent's state has changed.
+	tellEvery = 10 * time.Second
+)
+
+// What an agent's state is called in the log.
+const (
+	agentAnswers = "answers"
+	agentAbsent  = "does not listen"
+	agentHangs   = "does not answer in time"
+	agentBroken  = "answers with errors"
+)
+
+var (
+	errAgentAway = errors.New("the agent is away")
+	errDisowned  = errors.New("the agent does not know the id")
+)
+
+// get returns the agent's document at target. about tells whether it is the right one: a container
+// can have been started with an id that is another's.
+func (d *agentDocuments) get(ctx context.Context, target string, about func(doc []byte) bool) ([]byte, error) {
+	switch away, due := d.isAway(d.now()); {
+	case due:
+		go func() { _, _ = d.ask(ctx, target, about) }() // the request that finds it due does not wait either
+		return nil, errAgentAway
+	case away:
+		return nil, errAgentAway
+	}
+	return d.ask(ctx, target, about)
+}
+
+// isAway reports whether the agent is away, and whether it is time to ask it again: then only the
+// caller is told so.
+func (d *agentDocuments) isAway(now time.Time) (away, due bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.retry.IsZero() {
+		return false, false
+	}
+	due = now.After(d.retry)
+	if due {
+		d.retry = now.Add(retryEvery)
+	}
+	return true, due
+}
+
+// ask asks the agent and takes note of whether it answers.
+func (d *agentDocuments) ask(ctx context.Context, target string, about func(doc []byte) bool) ([]byte, error) {
+	status, doc, err := d.agent.Get(ctx, target, d.patience)
+	switch {
+	case errors.Is(err, agentproxy.ErrAbsent):
+		d.note(agentAbsent, true)
+		return nil, errAgentAway
+	case errors.Is(err, agentproxy.ErrSlow):
+		d.note(agentHangs, true)
+		return nil, errAgentAway
+	case err != nil, status >= http.StatusInternalServerError && !isUnknownID(doc):
+		d.note(agentBroken, false) // perhaps for this id alone
+		return nil, errAgentAway
+	}
+	d.note(agentAnswers, false)
+	if status != http.StatusOK || !about(doc) {
+		return nil, errDisowned
+	}
+	return doc, nil
+}
+
+// isUnknownID reports whether doc is the v3 error for an unknown id, which has status 500.
+func isUnknownID(doc []byte) bool { return bytes.Contains(doc, []byte("from v3 endpoint ID: ")) }
+
+// note takes note of what the agent did, and logs a change: the first one at once, and then not more
+// often than every 10 s, for an agent can be made to fail by the id that it is asked for.
+func (d *agentDocuments) note(state string, away bool) {
+	now := d.now()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.retry = time.Time{}
+	if away {
+		d.retry = now.Add(retryEvery)
+	}
+	if state == d.told || now.Sub(d.toldAt) < tellEvery {
+		return
+	}
+	if d.told != "" || state != agentAnswers { // that it answers is no news at the beginning
+		d.log.Info("asked the ECS agent for a document", zap.String("agent", state))
+	}
+	d.told, d.toldAt = state, now
+}
+
+// count counts a document of metad's own in place of the agent's, and why.
+func (d *agentDocuments) count(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if errors.Is(err, errDisowned) {
+		d.disowned++
+	} else {
+		d.away++
+	}
+}
+
+// counts returns how many documents of metad's own there were in place of the agent's.
+func (d *agentDocuments) counts() (away, disowned uint64) {
+	if d == nil {
+		return 0, 0
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.away, d.disowned
+}
+
+// fromAgent returns the agent's document of what c asks for, or nil if metad's own is the answer.
+func (s *Server) fromAgent(docs *agentDocuments, c *conn, version, form string) []byte {
+	if docs == nil {
+		return nil
+	}
+	id := agentID(c)
+	if id == "" {
+		return nil
+	}
+	err := errAgentAway
+	if s.forwards.take(c.src) {
+		defer s.forwards.give(c.src)
+		var doc []byte
+		if doc, err = docs.get(s.life, version+id+form, aboutOf(c)); err == nil {
+			return doc
+		}
+	}
+	docs.count(err)
+	return nil
+}
+
+// aboutOf returns whether a document is about what c asks for.
+func aboutOf(c *conn) func(doc []byte) bool {
+	arn, container := c.view.Task.ARN, c.container
+	if c.target.forms&ofContainer == 0 {
+		return func(doc []byte) bool {
+			var of struct{ TaskARN string }
+			return json.Unmarshal(doc, &of) == nil && of.TaskARN == arn
+		}
+	}
+	return func(doc []byte) bool {
+		var of struct{ DockerId string } //nolint:staticcheck // the name on the wire
+		return json.Unmarshal(doc, &of) == nil && of.DockerId == container.ID
+	}
+}
