@@ -59,7 +59,7 @@ func (t *Table) complete(old, next *snapshot) {
 // indexEndpoints fills next's index of endpoint ids. An environment that was copied with its id names two
 // containers: the id is then neither's.
 func (t *Table) indexEndpoints(next *snapshot) {
-	next.byEndpoint = map[string]holder{}
+	next.byEndpoint = make(map[string]holder, len(t.snap.Load().byEndpoint))
 	refused := map[string]bool{}
 	for _, v := range next.byTag {
 		for i := range v.Containers {
