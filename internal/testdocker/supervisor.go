@@ -160,8 +160,7 @@ func (s *supervisor) startDockerd() (err error) {
 		"--pidfile", s.dir.dockerdPIDFile(),
 		"--config-file", s.dir.dockerdConfig(),
 		"--exec-opt", "native.cgroupdriver=cgroupfs",
-		"--cgroup-parent", s.dir.cgroupParent(),
-		"--live-restore")
+		"--cgroup-parent", s.dir.cgroupParent())
 	return err
 }
 

@@ -25,6 +25,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/docker/docker/api/types/swarm"
 	"github.com/docker/docker/client"
 	"github.com/vishvananda/netns"
 )
@@ -55,7 +56,23 @@ type Host struct {
 // Start returns a running host that lives until the test ends.
 func Start(t testing.TB) *Host {
 	t.Helper()
-	h, err := start()
+	return startWith(t, true)
+}
+
+// StartSwarm is Start with an Engine that is a swarm of one node. Its containers end with it: a swarm and
+// live-restore exclude each other.
+func StartSwarm(t testing.TB) *Host {
+	t.Helper()
+	h := startWith(t, false)
+	if _, err := h.Client.SwarmInit(context.Background(), swarm.InitRequest{ListenAddr: "127.0.0.1:2377", AdvertiseAddr: "127.0.0.1"}); err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func startWith(t testing.TB, liveRestore bool) *Host {
+	t.Helper()
+	h, err := start(liveRestore)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +99,7 @@ var shared struct {
 //	func TestMain(m *testing.M) { os.Exit(testdocker.Main(m)) }
 func Shared(t testing.TB) *Host {
 	t.Helper()
-	shared.once.Do(func() { shared.host, shared.err = start() })
+	shared.once.Do(func() { shared.host, shared.err = start(true) })
 	if shared.err != nil {
 		t.Fatal(shared.err)
 	}
@@ -101,7 +118,7 @@ func Main(m *testing.M) (code int) {
 	return code
 }
 
-func start() (h *Host, err error) {
+func start(liveRestore bool) (h *Host, err error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("a test host needs root")
 	}
@@ -115,7 +132,7 @@ func start() (h *Host, err error) {
 			err = errors.Join(fmt.Errorf("start test host: %w", err), h.close())
 		}
 	}()
-	if err := h.writeConfig(); err != nil {
+	if err := h.writeConfig(liveRestore); err != nil {
 		return h, err
 	}
 	if err := h.startSupervisor(); err != nil {
@@ -139,8 +156,8 @@ func start() (h *Host, err error) {
 }
 
 // writeConfig gives dockerd its configuration: NRI where it has it, which is from 29.2 on.
-func (h *Host) writeConfig() error {
-	config := map[string]any{}
+func (h *Host) writeConfig(liveRestore bool) error {
+	config := map[string]any{"live-restore": liveRestore}
 	dockerd, err := lookDaemon("dockerd")
 	if err != nil {
 		return err
