@@ -39,8 +39,9 @@ const (
 // DefaultPinDir is where the maps are pinned if Config does not say.
 const DefaultPinDir = "/sys/fs/bpf/metad"
 
-// DefaultBridges are the ECS agent's bridge, Docker's own, and those Docker makes for its networks.
-var DefaultBridges = []string{"ecs-bridge", "docker0", "br-*"}
+// DefaultBridges are the ECS agent's bridge, Docker's own, the one by which containers on overlay networks leave the
+// host, and those Docker makes for its networks.
+var DefaultBridges = []string{"ecs-bridge", "docker0", "docker_gwbridge", "br-*"}
 
 // RequiredCaps are the capabilities that Open needs, in the order error messages name them.
 // CAP_SYS_ADMIN is for making and entering network namespaces (setns(2)).
