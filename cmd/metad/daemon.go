@@ -8,14 +8,13 @@ import (
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
-	"github.com/docker/docker/client"
 	"go.uber.org/zap"
 
 	"metad/pkg/agent"
 	"metad/pkg/docker"
 	"metad/pkg/dockerproxy"
-	"metad/pkg/loader"
 	"metad/pkg/inject"
+	"metad/pkg/loader"
 	"metad/pkg/lookup"
 	"metad/pkg/mdfile"
 	"metad/pkg/server"
@@ -30,7 +29,7 @@ type daemon struct {
 	log *zap.Logger
 
 	own         *possession
-	engine      *client.Client
+	engine      *docker.Client
 	tasks       *publisher
 	follower    *docker.Follower
 	agent       *agent.Client // nil: none
@@ -38,7 +37,7 @@ type daemon struct {
 	closeStats  func() // after the sampler's Run
 	files       *mdfile.Writer
 	inject      *inject.Injector
-	plugin      *plugin // nil: none
+	plugin      *plugin                            // nil: none
 	proxySocket atomic.Pointer[dockerproxy.Socket] // of the proxy that serves; nil: none yet
 	endpoint    *endpoint
 	watchdog    *watchdog // nil: none
@@ -60,7 +59,7 @@ func newDaemon(c *config, log *zap.Logger, own *possession) (_ *daemon, err erro
 		return nil, err
 	}
 	cfg := c.followerConfig(d.engine, log)
-	cfg.Apply, cfg.Enrich = d.tasks.apply, d.enrich
+	cfg.Apply, cfg.Enrich, cfg.Bridges = d.tasks.apply, d.enrich, own.loader.SetBridges
 	if d.follower, err = docker.New(cfg); err != nil {
 		return nil, err
 	}
@@ -74,7 +73,11 @@ func newDaemon(c *config, log *zap.Logger, own *possession) (_ *daemon, err erro
 	puts.Identify = d.follower.Identify
 	d.inject = inject.New(puts, d.files)
 	d.plugin = d.newPlugin()
-	return d, d.tasks.restore(own.saved)
+	if err := d.tasks.restore(own.saved); err != nil {
+		return nil, err
+	}
+	d.follower.Restore(d.tasks.restored())
+	return d, nil
 }
 
 // Close frees what newDaemon took. The parts have been stopped.

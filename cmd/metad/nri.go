@@ -9,9 +9,9 @@ import (
 	"time"
 
 	"github.com/docker/docker/api/types/container"
-	"github.com/docker/docker/client"
 	"github.com/urfave/cli/v3"
 
+	"metad/pkg/docker"
 	"metad/pkg/mdfile"
 	"metad/pkg/nri"
 )
@@ -31,7 +31,7 @@ func nriGuardCommand() *cli.Command {
 // plugin is metad as a plugin of the Docker Engine.
 type plugin struct {
 	*nri.Plugin
-	engine *client.Client
+	engine *docker.Client
 	files  *mdfile.Writer
 	sweeps bool // no proxy does
 	forced bool // containers cannot read a file that is not relabelled, whatever the Engine says

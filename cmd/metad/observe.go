@@ -14,7 +14,7 @@ import (
 func (d *daemon) adminConfig() admin.Config {
 	cfg := d.cfg.adminConfig()
 	cfg.Tasks = d.shown
-	cfg.Ready = func() error { return cmp.Or(d.tasks.ready(), d.own.loader.Ready()) }
+	cfg.Ready = func() error { return cmp.Or(d.tasks.ready(), d.follower.Ready(), d.own.loader.Ready()) }
 	cfg.Collectors = []prometheus.Collector{
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),

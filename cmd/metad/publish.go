@@ -65,6 +65,14 @@ func (p *publisher) restore(saved []lookup.Saved) error {
 	return nil
 }
 
+// restored returns the tasks that are known from an earlier process.
+func (p *publisher) restored() (tasks []*task.Task) {
+	for _, v := range p.table.Views() {
+		tasks = append(tasks, v.Task)
+	}
+	return tasks
+}
+
 // remember notes what the table knows as known to an earlier process.
 func (p *publisher) remember() {
 	p.before = map[string]*task.Container{}

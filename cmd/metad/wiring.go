@@ -11,7 +11,6 @@ import (
 	"strconv"
 
 	"github.com/docker/docker/api/types/container"
-	"github.com/docker/docker/client"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
@@ -48,8 +47,8 @@ func (c *config) logger() (*zap.Logger, error) {
 }
 
 // engine returns a client of the Docker Engine, which need not be there yet.
-func (c *config) engine() (*client.Client, error) {
-	engine, err := client.NewClientWithOpts(client.WithHost(c.dockerHost), client.WithAPIVersionNegotiation())
+func (c *config) engine() (*docker.Client, error) {
+	engine, err := docker.NewClient(c.dockerHost)
 	if err != nil {
 		return nil, fmt.Errorf("docker-host %q: %w", c.dockerHost, err)
 	}
@@ -154,7 +153,7 @@ func (c *config) serverConfig(samples server.Samples, log *zap.Logger) server.Co
 
 // sampler returns the sampler with the source that --stats-source names, and the function that ends
 // that source after Run has returned.
-func (c *config) sampler(engine *client.Client, log *zap.Logger) (*stats.Sampler, func(), error) {
+func (c *config) sampler(engine *docker.Client, log *zap.Logger) (*stats.Sampler, func(), error) {
 	source := c.statsSource
 	if source == "auto" && !stats.Visible(stats.CgroupConfig{}) {
 		source = "docker"
@@ -177,7 +176,7 @@ func (c *config) sampler(engine *client.Client, log *zap.Logger) (*stats.Sampler
 	return stats.New(stats.Config{Log: log}, sources...), closeSource, nil
 }
 
-func askEngine(engine *client.Client) stats.Engine {
+func askEngine(engine *docker.Client) stats.Engine {
 	return func(ctx context.Context, id string, stream bool) (io.ReadCloser, error) {
 		var r container.StatsResponseReader
 		var err error

@@ -18,7 +18,7 @@ func (s *state) changed() (changed bool) {
 			delete(s.tasks, arn)
 			changed = changed || old != nil
 		} else {
-			s.tasks[arn] = keep(old, s.build(group))
+			s.tasks[arn] = keep(old, s.task(arn, group))
 			changed = changed || s.tasks[arn] != old
 		}
 	}
@@ -31,12 +31,20 @@ func (s *state) set() []*task.Task {
 	return slices.SortedFunc(maps.Values(s.tasks), func(a, b *task.Task) int { return cmp.Compare(a.ARN, b.ARN) })
 }
 
+// task returns the task of the containers of one group.
+func (s *state) task(arn string, group map[string]*tracked) *task.Task {
+	if t := s.asRestored(group); t != nil && s.announced[arn] == 0 {
+		return t
+	}
+	return s.build(group)
+}
+
 // build makes the task of the containers of one group, none of which is nil.
 func (s *state) build(group map[string]*tracked) *task.Task {
 	members := slices.SortedFunc(maps.Values(group), func(a, b *tracked) int {
 		return cmp.Or(a.desc.container.CreatedAt.Compare(b.desc.container.CreatedAt), cmp.Compare(a.id, b.id))
 	})
-	who := members[0].desc.identity
+	who := members[0].home
 	t := &task.Task{ID: who.id, ARN: who.arn, Cluster: who.cluster, Family: who.family, Revision: who.revision,
 		AvailabilityZone: s.cfg.AvailabilityZone, Settling: s.announced[who.arn] > 0}
 	var eni *namespace

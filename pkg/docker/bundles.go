@@ -20,8 +20,8 @@ var defaultBundleDirs = []string{
 	"/run/docker/containerd/daemon/io.containerd.runtime.v2.task/moby",
 }
 
-// pidFile is written into a bundle by runc create: the container's process exists then and its network is
-// connected, but its program does not run yet.
+// pidFile is written into a bundle by runc create: the container's process exists then and its
+// network is connected, but its program does not run yet.
 const pidFile = "init.pid"
 
 // newborn is a container that is about to run.
@@ -79,8 +79,8 @@ func (b *bundles) close() error {
 	return nil
 }
 
-// watchRoots watches what is there of the directories, and where the others will come to be: containerd makes
-// them for the first container after the host has started.
+// watchRoots watches what is there of the directories, and where the others will come to be:
+// containerd makes them for the first container after the host has started.
 func (b *bundles) watchRoots() {
 	for _, dir := range b.dirs {
 		if !b.watches(dir) {
@@ -89,8 +89,8 @@ func (b *bundles) watchRoots() {
 	}
 }
 
-// watchRoot watches root, or the nearest directory above it that is there. If root is new, bundles may have been made
-// in it already.
+// watchRoot watches root, or the nearest directory above it that is there. If root is new, bundles
+// may have been made in it already.
 func (b *bundles) watchRoot(root string, isNew bool) {
 	kindOf := map[bool]watchKind{true: watchRoot, false: watchAbove}
 	const most = 20 // tries: something that is there and cannot be watched is no reason to go on
@@ -144,7 +144,8 @@ func (b *bundles) bundle(dir string) {
 	b.report(dir) // it may have been there before the watch
 }
 
-// watch watches a directory and reports whether it could. What cannot be watched is left to the Engine to tell of.
+// watch watches a directory and reports whether it could. What cannot be watched is left to the
+// Engine to tell of.
 func (b *bundles) watch(dir string, kind watchKind) (ok bool) {
 	conn, err := b.file.SyscallConn() // not the bare descriptor: it may be closed meanwhile
 	if err != nil {
@@ -176,7 +177,8 @@ func (b *bundles) run() error {
 		if err != nil {
 			return fmt.Errorf("read inotify: %w", err)
 		}
-		// inotify(7): struct inotify_event is wd, mask, cookie and len, 4 bytes each, and len bytes of name.
+		// inotify(7): struct inotify_event is wd, mask, cookie and len, 4 bytes each, and len bytes
+		// of name.
 		for rest := buf[:n]; len(rest) >= unix.SizeofInotifyEvent; {
 			wd := int32(binary.NativeEndian.Uint32(rest))
 			mask := binary.NativeEndian.Uint32(rest[4:])

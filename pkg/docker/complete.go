@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -114,7 +115,9 @@ func subnet(addr string, bits int, gateway string) (block, withBits string) {
 // complete adds to t what its containers say of it together.
 func complete(t *task.Task, members []*tracked, cfg *Config) {
 	t.LaunchType = cmp.Or(cfg.LaunchType, defaultLaunchType)
-	if t.MadeUp = members[0].desc.madeUp; !t.MadeUp {
+	// A container that shares another's network namespace is in that one's task.
+	t.MadeUp = !slices.ContainsFunc(members, func(m *tracked) bool { return !m.desc.madeUp })
+	if !t.MadeUp {
 		for _, m := range members {
 			if t.Limits == (task.TaskLimits{}) && m.desc.cgroupParent != "" && m.desc.container.Running() {
 				t.Limits = cgroupLimits(cmp.Or(cfg.CgroupRoot, "/sys/fs/cgroup"), m.desc.cgroupParent, t.ID)

@@ -46,6 +46,7 @@ type description struct {
 	identity
 	container task.Container // Stats and Networks not filled in; statuses as without a look into the namespace
 	labelErr  error          // why its labels were not believed
+	alone     bool           // no label says which task it belongs to
 	extras
 }
 
@@ -185,6 +186,7 @@ func (d *description) identify(names *naming) {
 		}
 		d.labelErr = fmt.Errorf("project %s of Compose, service %s", quote(project), quote(service))
 	}
+	d.alone = true
 	d.identity = names.made(c.ID[:min(32, len(c.ID))], c.DockerName) // an ECS task's id is 32 hex digits too
 	d.madeUp = true
 	c.Name = c.DockerName
@@ -295,6 +297,9 @@ func healthAfter(before *task.Health, h *container.Health, now time.Time) *task.
 		return before
 	}
 	after := &task.Health{Status: status, Since: now.UTC().Round(0)}
+	if since := loggedSince(h, status); before.Status == "" && !since.IsZero() {
+		after.Since = since // a verdict from before metad was started, perhaps
+	}
 	if n := len(h.Log); n > 0 && h.Log[n-1] != nil {
 		last := h.Log[n-1]
 		after.Output = truncate(last.Output, maxHealthOutput)
@@ -303,6 +308,18 @@ func healthAfter(before *task.Health, h *container.Health, now time.Time) *task.
 		}
 	}
 	return after
+}
+
+// loggedSince returns when the first of the checks ended that say what the last one says; zero if the log does not
+// tell. Docker keeps five.
+func loggedSince(h *container.Health, status string) (since time.Time) {
+	for _, check := range slices.Backward(h.Log) {
+		if check == nil || (check.ExitCode == 0) != (status == "HEALTHY") {
+			break
+		}
+		since = check.End.UTC().Round(0)
+	}
+	return since
 }
 
 // truncate returns at most n bytes of s and no half character.

@@ -252,6 +252,17 @@ func TestHealthAfter(t *testing.T) {
 	f(healthy, verdict("starting", 0, "other"), healthy) // restarted: nothing is recorded
 	f(healthy, verdict("unhealthy", 3, "bad"), &task.Health{Status: "UNHEALTHY", Since: at(100), ExitCode: 3, Output: "bad"})
 	f(healthy, &container.Health{Status: "unhealthy"}, &task.Health{Status: "UNHEALTHY", Since: at(100)})
+	// Known from before metad was started: the log says since when.
+	checks := func(status string, codes ...int) *container.Health {
+		h := &container.Health{Status: status}
+		for i, code := range codes {
+			h.Log = append(h.Log, &container.HealthcheckResult{End: at(int64(10 * i)), ExitCode: code, Output: "x"})
+		}
+		return h
+	}
+	f(nil, checks("healthy", 1, 0, 0, 0), &task.Health{Status: "HEALTHY", Since: at(10), Output: "x"})
+	f(&task.Health{}, checks("unhealthy", 0, 0, 1, 1, 1), &task.Health{Status: "UNHEALTHY", Since: at(20), ExitCode: 1, Output: "x"})
+	f(healthy, checks("unhealthy", 0, 1, 1, 1), &task.Health{Status: "UNHEALTHY", Since: at(100), ExitCode: 1, Output: "x"})
 	f(nil, verdict("healthy", 0, strings.Repeat("é", 1000)), &task.Health{Status: "HEALTHY", Since: at(100), Output: strings.Repeat("é", 512)})
 	f(nil, verdict("healthy", 0, "x"+strings.Repeat("é", 1000)), &task.Health{Status: "HEALTHY", Since: at(100), Output: "x" + strings.Repeat("é", 511)})
 }
@@ -263,7 +274,7 @@ func group(t testing.TB, list ...*description) map[string]*tracked {
 	for i, d := range list {
 		d.container.ID += string(rune('a' + i))
 		d.container.CreatedAt = d.container.CreatedAt.Add(time.Duration(i) * time.Second)
-		g[d.container.ID] = &tracked{id: d.container.ID, stats: &task.StatsCell{}, desc: d}
+		g[d.container.ID] = &tracked{id: d.container.ID, stats: &task.StatsCell{}, desc: d, home: d.identity}
 	}
 	return g
 }

@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -19,6 +20,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/events"
 	"github.com/docker/docker/api/types/network"
+	"github.com/docker/docker/api/types/versions"
 	"github.com/docker/docker/client"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
@@ -43,6 +45,12 @@ type engine struct {
 	inspects   int
 	lists      int
 	created    int
+	emitted    uint64
+	asked      []string // paths of images and networks
+
+	images   map[string]map[string]string // their labels, by id
+	networks []network.Inspect
+	version  string // refuses clients of lower ones; "": none
 
 	onInspect func(id string)                  // before an inspect is answered; may block
 	onList    func(w http.ResponseWriter) bool // true: it has answered
@@ -82,6 +90,11 @@ var inspectPath = regexp.MustCompile(`/containers/([^/]+)/json$`)
 
 func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
+	if v := strings.TrimPrefix(strings.SplitN(r.URL.Path, "/", 3)[1], "v"); e.least() != "" && v != "_ping" && versions.LessThan(v, e.least()) {
+		w.WriteHeader(http.StatusBadRequest)
+		fmt.Fprintf(w, `{"message":"client version %s is too old. Minimum supported API version is %s"}`, v, e.least())
+		return
+	}
 	switch {
 	case strings.HasSuffix(r.URL.Path, "/containers/json"):
 		e.mu.Lock()
@@ -94,6 +107,10 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		json.NewEncoder(w).Encode(e.list())
 	case strings.HasSuffix(r.URL.Path, "/events"):
 		e.events(w, r)
+	case strings.HasSuffix(r.URL.Path, "/_ping"):
+		w.Header().Set("Api-Version", cmp.Or(e.least(), "1.41"))
+	case strings.Contains(r.URL.Path, "/images/"), strings.Contains(r.URL.Path, "/networks"):
+		e.others(w, r.URL.Path)
 	default:
 		m := inspectPath.FindStringSubmatch(r.URL.Path)
 		if m == nil {
@@ -117,6 +134,37 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		json.NewEncoder(w).Encode(c)
 	}
+}
+
+func (e *engine) least() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.version
+}
+
+// others answers for images and networks.
+func (e *engine) others(w http.ResponseWriter, path string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.asked = append(e.asked, path[strings.Index(path[1:], "/")+1:])
+	if strings.HasSuffix(path, "/networks") {
+		json.NewEncoder(w).Encode(e.networks)
+		return
+	}
+	for id, labels := range e.images {
+		if strings.HasSuffix(path, "/images/"+id+"/json") {
+			json.NewEncoder(w).Encode(map[string]any{"Id": id, "Config": map[string]any{"Labels": labels}})
+			return
+		}
+	}
+	for _, n := range e.networks {
+		if strings.HasSuffix(path, "/networks/"+n.Name) {
+			json.NewEncoder(w).Encode(n)
+			return
+		}
+	}
+	w.WriteHeader(http.StatusNotFound)
+	fmt.Fprint(w, `{"message":"no such thing"}`)
 }
 
 func (e *engine) list() []container.Summary {
@@ -162,6 +210,7 @@ func (e *engine) emit(action events.Action, id string) {
 		attributes["name"], attributes["image"] = strings.TrimPrefix(c.Name, "/"), c.Config.Image
 	}
 	for ch := range e.streams {
+		e.emitted++
 		ch <- events.Message{Type: events.ContainerEventType, Action: action, Actor: events.Actor{ID: id, Attributes: attributes}, TimeNano: time.Now().UnixNano()}
 	}
 }
@@ -193,14 +242,17 @@ func (e *engine) run(change ...func(*container.InspectResponse)) string {
 func (e *engine) change(id string, f func(*container.InspectResponse)) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	// A new one: the old may be being sent.
-	var c container.InspectResponse
-	b, _ := json.Marshal(e.containers[id])
-	if err := json.Unmarshal(b, &c); err != nil {
-		e.t.Error(err)
-	}
+	c := copyOf(e.t, e.containers[id]) // the old may be being sent
 	f(&c)
 	e.containers[id] = &c
+}
+
+func copyOf(t testing.TB, c *container.InspectResponse) (other container.InspectResponse) {
+	b, _ := json.Marshal(c)
+	if err := json.Unmarshal(b, &other); err != nil {
+		t.Error(err)
+	}
+	return other
 }
 
 func stopped(c *container.InspectResponse) {
@@ -217,6 +269,13 @@ func (e *engine) counts() (inspects, lists int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.inspects, e.lists
+}
+
+// told returns how many events were emitted to somebody.
+func (e *engine) told() uint64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.emitted
 }
 
 // watched is a Follower of an engine, with what it has told.
@@ -297,6 +356,8 @@ func (w *watched) start(t testing.TB) {
 		}
 	})
 }
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 func (w *watched) current() []*task.Task {
 	w.mu.Lock()

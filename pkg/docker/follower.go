@@ -2,9 +2,10 @@
 // and ports of each.
 //
 // It lists the containers, follows the events from a moment before, and lists again now and then,
-// because events get lost. Facts come from inspecting a container and from its network namespace, never
-// from an event: an event only says where to look. That a container is about to run is seen in containerd's
-// directories, before the Engine says so: its program may ask for its metadata with its first instruction.
+// because events get lost. Facts come from inspecting a container and from its network namespace,
+// never from an event: an event only says where to look. That a container is about to run is seen
+// in containerd's directories, before the Engine says so: its program may ask for its metadata with
+// its first instruction.
 package docker
 
 import (
@@ -16,19 +17,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/docker/docker/api/types/container"
-	"github.com/docker/docker/api/types/events"
 	"go.uber.org/zap"
 
 	"metad/pkg/task"
 )
-
-// Engine is what a Follower needs of the Docker Engine. *client.Client is one.
-type Engine interface {
-	ContainerList(context.Context, container.ListOptions) ([]container.Summary, error)
-	ContainerInspect(ctx context.Context, id string) (container.InspectResponse, error)
-	Events(context.Context, events.ListOptions) (<-chan events.Message, <-chan error)
-}
 
 // Config says what to follow and whom to tell.
 type Config struct {
@@ -36,21 +28,29 @@ type Config struct {
 	Log    *zap.Logger
 
 	// Apply gets the whole current set, ordered by ARN, at every change of it; a task that has not
-	// changed has the pointer it had before. One call at a time. The first comes when every container
-	// there was at the start has been looked at, so that nobody takes a part for the whole.
+	// changed has the pointer it had before. One call at a time. The first comes when every
+	// container there was at the start has been inspected, or the Engine has not answered for it in
+	// 10 s, so that nobody takes a part for the whole. After Restore it comes 10 s after the first
+	// list at the latest.
 	Apply func([]*task.Task)
 
 	// Enrich may add to a task what only the ECS agent knows, before the task is published. It
 	// may change the containers too. Called from one goroutine; must be quick. May be nil.
 	Enrich func(*task.Task)
 
-	// HostNetns is the path of the network namespace that the bridges are in; "": that of New's thread.
+	// Bridges gets the devices of all the bridge networks that the Engine has, ordered by name, at
+	// every change of them. Called from a goroutine of its own. May be nil.
+	Bridges func(names []string)
+
+	// HostNetns is the path of the network namespace that the bridges are in; "": that of New's
+	// thread.
 	HostNetns string
 	// ProcRoot is where the host's processes are seen; "": /proc.
 	ProcRoot string
 
-	// BundleDirs are where containerd keeps the bundles of Docker's containers; none: its usual places. A
-	// container is then known before its program runs. Without them it is as soon as Docker says it has started.
+	// BundleDirs are where containerd keeps the bundles of Docker's containers; none: its usual
+	// places. A container is then known before its program runs. Without them it is as soon as
+	// Docker says it has started.
 	BundleDirs []string
 
 	Cluster          string // name or ARN; "": default
@@ -65,12 +65,14 @@ type Config struct {
 	ReconcileEvery time.Duration
 }
 
-// A list that takes longer than this to be worked off does not hold the first Apply any more.
+// maxFirstSync is how long what an earlier process knew may stand for the whole.
 const maxFirstSync = 10 * time.Second
 
 // Status is how a Follower is doing.
 type Status struct {
-	Connected  bool   // the event stream is open
+	Connected  bool   // the event stream is open, and the containers were listed since
+	Complete   bool   // each container of the first list has been inspected, or given up once
+	Missing    int    // listed containers of which nothing is known, because the Engine does not answer
 	Containers int    // known, stopped ones included
 	Events     uint64 // received
 	Inspects   uint64
@@ -80,17 +82,20 @@ type Status struct {
 
 // Follower follows one Engine.
 type Follower struct {
-	cfg    Config
-	stream *stream
-	looks  *inspector
-	state  *state // of Run's goroutine
-	ns     *namespaces
-	read   func(*task.Container) (*namespace, error) // into the container's namespace
-	now    func() time.Time
-	births *bundles
+	cfg      Config
+	stream   *stream
+	looks    *inspector
+	newborns *inspector // the state says what it is for
+	state    *state     // of Run's goroutine
+	ns       *namespaces
+	read     func(*task.Container) (*namespace, error) // into the container's namespace
+	images   images
+	now      func() time.Time
+	births   *bundles // nil: there is no inotify instance left
 
-	synced         chan struct{} // closed after the first Apply
-	containerCount atomic.Int64
+	synced                  chan struct{} // closed after the first Apply
+	complete                atomic.Bool
+	containerCount, missing atomic.Int64
 
 	mailbox struct { // for Run
 		sync.Mutex
@@ -114,10 +119,19 @@ func New(cfg Config) (*Follower, error) {
 	if len(cfg.BundleDirs) == 0 {
 		cfg.BundleDirs = defaultBundleDirs
 	}
-	if f.births, err = openBundles(cfg.BundleDirs); err != nil {
-		return nil, errors.Join(err, f.ns.close())
-	}
+	births, err := openBundles(cfg.BundleDirs)
+	f.useBirths(births, err)
 	return f, nil
+}
+
+// useBirths has the bundles followed, unless err says why that cannot be: the user's inotify
+// instances are used up, for which anybody may be the reason.
+func (f *Follower) useBirths(births *bundles, err error) {
+	if err != nil {
+		f.cfg.Log.Warn("a container is known only when Docker says that it runs", zap.Error(err))
+		return
+	}
+	f.births = births
 }
 
 // newFollower is New without a look at the machine.
@@ -130,10 +144,16 @@ func newFollower(cfg Config) (*Follower, error) {
 	if _, err := parseTaskARN(names.prefix + "x"); err != nil {
 		return nil, fmt.Errorf("region, account and cluster make no ARN: %w", err)
 	}
-	f := &Follower{cfg: cfg, stream: newStream(cfg.Engine, cfg.Log), now: time.Now, synced: make(chan struct{})}
+	f := &Follower{cfg: cfg, stream: newStream(cfg.Engine, cfg.Log), now: time.Now}
+	f.synced = make(chan struct{})
+	if cfg.Bridges != nil {
+		f.stream.bridges = newBridges(cfg.Engine, cfg.Log, cfg.Bridges)
+	}
+	f.images.engine = cfg.Engine
 	f.state = newState(&f.cfg, names)
 	f.looks = newInspector(f.look, f.state.known)
-	f.state.looks = f.looks
+	f.newborns = newInspector(f.look, f.state.knownNewborn)
+	f.state.looks, f.state.newborns = f.looks, f.newborns
 	f.mailbox.ports, f.mailbox.signal = map[int]bool{}, make(chan struct{}, 1)
 	return f, nil
 }
@@ -143,8 +163,16 @@ func (f *Follower) Close() error {
 	if f.ns == nil {
 		return nil
 	}
+	if f.births == nil {
+		return f.ns.close()
+	}
 	return errors.Join(f.ns.close(), f.births.close())
 }
+
+// Restore makes tasks that an earlier process knew the beginning of what is known. What the Engine
+// lists of their containers stays as it was until it has been inspected, so that none is taken away
+// because the Engine is slow. Call it before Run.
+func (f *Follower) Restore(tasks []*task.Task) { f.state.restore(tasks) }
 
 // Synced is closed after the first Apply.
 func (f *Follower) Synced() <-chan struct{} { return f.synced }
@@ -153,6 +181,8 @@ func (f *Follower) Synced() <-chan struct{} { return f.synced }
 func (f *Follower) Status() Status {
 	return Status{
 		Connected:  f.stream.connected.Load(),
+		Complete:   f.complete.Load(),
+		Missing:    int(f.missing.Load()),
 		Containers: int(f.containerCount.Load()),
 		Events:     f.stream.received.Load(),
 		Inspects:   f.looks.inspects.Load(),
@@ -161,8 +191,19 @@ func (f *Follower) Status() Status {
 	}
 }
 
-// PortChanged tells that a port with ifindex has come or gone in the host's namespace: the containers that it
-// could concern are looked at now. Never blocks; safe for concurrent use.
+// Ready returns why the set is a part of the whole, nil if it is the whole. Safe for concurrent use.
+func (f *Follower) Ready() error {
+	switch missing := f.missing.Load(); {
+	case missing > 0:
+		return fmt.Errorf("the Docker Engine has not answered yet for %d containers", missing)
+	case !f.complete.Load():
+		return errors.New("not every container has been inspected yet")
+	}
+	return nil
+}
+
+// PortChanged tells that a port with ifindex has come or gone in the host's namespace: the
+// containers that it could concern are looked at now. Never blocks; safe for concurrent use.
 func (f *Follower) PortChanged(ifindex int) {
 	f.mailbox.Lock()
 	defer f.mailbox.Unlock()
@@ -170,7 +211,8 @@ func (f *Follower) PortChanged(ifindex int) {
 	f.signal()
 }
 
-// Refresh has every task made anew, because what Enrich adds has changed. Never blocks; safe for concurrent use.
+// Refresh has every task made anew, because what Enrich adds has changed. Never blocks; safe for
+// concurrent use.
 func (f *Follower) Refresh() {
 	f.mailbox.Lock()
 	defer f.mailbox.Unlock()
@@ -199,25 +241,24 @@ func (f *Follower) openMailbox() {
 	}
 }
 
-// Run follows the Engine until ctx ends, and returns nil then. An Engine that is away is no error: the
-// tasks stay as they were last seen until it is back.
+// Run follows the Engine until ctx ends, and returns nil then. An Engine that is away is no error:
+// the tasks stay as they were last seen until it is back.
 func (f *Follower) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var parts sync.WaitGroup
 	parts.Go(func() { f.stream.run(ctx) })
+	if b := f.stream.bridges; b != nil {
+		parts.Go(func() { b.run(ctx) })
+	}
 	births := f.followBirths(&parts)
 	defer func() {
 		cancel()
-		if f.births != nil {
-			_ = f.births.close() // ends its run, and nothing was written
-		}
-		parts.Wait()
-		f.looks.close()
+		f.end(&parts)
 	}()
 	reconcile := time.NewTicker(f.cfg.ReconcileEvery)
 	defer reconcile.Stop()
 	var impatient <-chan time.Time
-	ready := false
+	patient := true
 	for {
 		select {
 		case <-ctx.Done():
@@ -228,27 +269,39 @@ func (f *Follower) Run(ctx context.Context) error {
 			f.state.born(b)
 		case l := <-f.stream.lists:
 			f.list(l)
-			if impatient == nil {
+			if impatient == nil && f.state.restored {
 				impatient = time.After(maxFirstSync)
 			}
 		case <-reconcile.C:
 			f.stream.listAgain()
 		case again := <-f.looks.due:
 			again()
+		case again := <-f.newborns.due:
+			again()
 		case <-f.mailbox.signal:
 			f.openMailbox()
 		case found := <-f.looks.findings:
 			f.state.found(found)
+		case found := <-f.newborns.findings:
+			f.state.foundNewborn(found)
 		case <-impatient:
-			ready = true
+			patient = false
 		}
 		f.drain()
+		f.newborns.dispatch(ctx)
 		f.looks.dispatch(ctx)
-		f.containerCount.Store(int64(len(f.state.containers)))
-		if ready = ready || f.state.unseen != nil && len(f.state.unseen) == 0; ready {
-			f.publish()
-		}
+		f.publish(patient)
 	}
+}
+
+// end waits for all that Run has started, whose context has ended.
+func (f *Follower) end(parts *sync.WaitGroup) {
+	if f.births != nil {
+		_ = f.births.close() // ends its run, and nothing was written
+	}
+	parts.Wait()
+	f.looks.close()
+	f.newborns.close()
 }
 
 // drain takes in what has come already, which costs no waiting and one Apply less.
@@ -257,6 +310,8 @@ func (f *Follower) drain() {
 		select {
 		case found := <-f.looks.findings:
 			f.state.found(found)
+		case found := <-f.newborns.findings:
+			f.state.foundNewborn(found)
 		case ev := <-f.stream.events:
 			f.state.event(ev)
 		default:
@@ -285,8 +340,17 @@ func (f *Follower) list(l listing) {
 	f.state.list(l)
 }
 
-// publish hands over the whole set if anything in it has changed, and the first in any case.
-func (f *Follower) publish() {
+// publish hands over the whole set if anything in it has changed, and the first in any case. It is
+// the first when the list has been worked off, or patience has ended.
+func (f *Follower) publish(patient bool) {
+	f.containerCount.Store(int64(len(f.state.containers)))
+	f.missing.Store(int64(len(f.state.missing)))
+	if f.state.unseen != nil && len(f.state.unseen) == 0 {
+		f.complete.Store(true)
+	}
+	if patient && !f.complete.Load() {
+		return
+	}
 	changed := f.state.changed()
 	select {
 	case <-f.synced:
@@ -296,31 +360,5 @@ func (f *Follower) publish() {
 	default:
 		f.cfg.Apply(f.state.set())
 		close(f.synced)
-	}
-}
-
-// look takes a look at a container for the inspector.
-func (f *Follower) look(ctx context.Context, l *finding) {
-	if l.inspected {
-		var health *task.Health
-		if l.desc != nil {
-			health = l.desc.container.Health
-		}
-		inspect, err := f.cfg.Engine.ContainerInspect(ctx, l.id)
-		if err == nil {
-			l.desc, err = describe(&inspect, f.state.names, health, f.now())
-		}
-		if err != nil {
-			l.err = err
-			return
-		}
-	}
-	switch {
-	case l.newborn != 0 && l.desc.startsWithNetwork():
-		c := l.desc.container
-		c.PID = l.newborn
-		l.ns, l.nsErr = f.read(&c)
-	case l.desc.ownNetwork():
-		l.ns, l.nsErr = f.read(&l.desc.container)
 	}
 }

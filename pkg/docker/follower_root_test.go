@@ -246,11 +246,11 @@ func TestRootAwsvpc(t *testing.T) {
 		t.Errorf("pause %+v, app %+v", p, c)
 	}
 
-	// A container in another's namespace adds no endpoint, whatever its task.
+	// A container in another's namespace belongs to its task, whose endpoints are still those of the namespace.
 	guest := h.Run(t, testdocker.Container{Network: "container:" + pause})
 	gt, _ := w.until(t, "guest", guest, func(_ *task.Task, c *task.Container) bool { return c != nil && c.Running() })
-	if len(gt.Endpoints) != 0 {
-		t.Errorf("a guest has endpoints %v", gt.Endpoints)
+	if gt.ARN != arn || !slices.Equal(gt.Endpoints, tk.Endpoints) {
+		t.Errorf("a guest is in %s with endpoints %v", gt.ARN, gt.Endpoints)
 	}
 	h.Remove(t, pause)
 	w.until(t, "address gone with the pause container", app, func(tk *task.Task, _ *task.Container) bool { return len(tk.Endpoints) == 0 })

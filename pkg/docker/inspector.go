@@ -2,6 +2,7 @@ package docker
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -11,35 +12,49 @@ import (
 type priority int
 
 const (
-	priorityRecheck  priority = iota // the list has it
-	priorityCreated                  // just created
-	priorityEvent                    // something has happened to it
-	priorityStarting                 // about to run: only its namespace, without the Engine, which would not answer yet
+	// The Engine did not answer for it the last time: whatever happens to it, no other waits for
+	// it.
+	prioritySlow     priority = iota
+	priorityRecheck           // the list has it
+	priorityCreated           // just created
+	priorityEvent             // something has happened to it
+	priorityStarting          // about to run
 	priorities
 )
 
-// places are how many looks go on at once in each line. The Engine holds a container's lock while it
-// starts it, so that a look at one that is about to start takes all that time: those have places of their own.
-var places = [priorities]int{priorityRecheck: 8, priorityCreated: 64, priorityEvent: 16, priorityStarting: 16}
+// places are how many looks go on at once in each line. The Engine holds a container's lock while
+// it starts it, so that a look at one that is about to start takes all that time.
+var places = [priorities]int{
+	prioritySlow: 4, priorityRecheck: 8, priorityCreated: 64, priorityEvent: 16, priorityStarting: 16,
+}
 
-const inspectTimeout = 10 * time.Second
+const (
+	inspectTimeout = 10 * time.Second
+	// A look that takes longer than slowAfter gives its place in the line to the next, as long as
+	// no more than maxOvertime do.
+	slowAfter   = 200 * time.Millisecond
+	maxOvertime = 48
+)
 
-// inspector looks at containers: at what the Engine says of them, and into their network namespaces. It
-// decides in which order, how many at once, and when to try again. A container is looked at by one look at a
-// time, and once more if it was wanted meanwhile.
+// inspector looks at containers: at what the Engine says of them, and into their network
+// namespaces. It decides in which order, how many at once, and when to try again. A container is
+// looked at by one look at a time, and once more if it was wanted meanwhile.
 //
-// Its methods belong to one goroutine, which calls dispatch after them, and done for each of findings.
+// Its methods belong to one goroutine, which calls dispatch after them, and done for each of
+// findings.
 type inspector struct {
-	// look takes a look. It runs beside everything else, touches nothing but the finding, and ends with ctx.
+	// look takes a look. It runs beside everything else, touches nothing but the finding, and ends
+	// with ctx.
 	look func(context.Context, *finding)
-	// known returns what a look begins with: the last description of a container, nil if there is none, and the
-	// process of one that is about to run, else 0.
+	// known returns what a look begins with: the last description of a container, nil if there is
+	// none, and the process of one that is about to run, else 0.
 	known func(id string) (*description, int)
 
 	findings chan *finding // has room for all that can be under way
 	due      chan func()   // timers whose time has come: to be called
 
 	lines    [priorities]line
+	overtime int // looks that go on and have no place any more
 	subjects map[string]*subject
 	looks    sync.WaitGroup
 	ended    chan struct{}
@@ -61,6 +76,7 @@ type subject struct {
 	inspect  bool     // the next look is at what the Engine says too
 	looking  bool
 	outdated bool // what the present look finds in the namespace is of before
+	slow     bool // the Engine did not answer in time: until it does, only its slowest line will do
 	tries    int  // failed looks in a row
 	awaits   int  // looks at a namespace that was not connected yet
 	retry    *time.Timer
@@ -77,12 +93,15 @@ type finding struct {
 	nsErr     error
 	outdated  bool // the container has ended since the look began: ns is of before
 
-	subject *subject
-	line    priority
+	subject  *subject
+	line     priority
+	overtime bool // it has given its place to another
+	over     bool
+	timer    *time.Timer // to overtime
 }
 
 func newInspector(look func(context.Context, *finding), known func(string) (*description, int)) *inspector {
-	room := 0
+	room := maxOvertime
 	for _, n := range places {
 		room += n
 	}
@@ -100,6 +119,9 @@ func (in *inspector) want(id string, p priority) {
 func (in *inspector) wantNamespace(id string, p priority) {
 	s := in.subject(id)
 	s.stopRetry()
+	if s.slow {
+		p = prioritySlow
+	}
 	if s.waits && s.line >= p {
 		return
 	}
@@ -125,7 +147,8 @@ func (in *inspector) busy(id string) bool {
 	return s != nil && (s.waits || s.looking)
 }
 
-// hasEnded takes note that the container has ended: what a look under way finds in its namespace is of before.
+// hasEnded takes note that the container has ended: what a look under way finds in its namespace is
+// of before.
 func (in *inspector) hasEnded(id string) {
 	if s := in.subjects[id]; s != nil {
 		s.outdated = s.looking
@@ -140,10 +163,14 @@ func (in *inspector) forget(id string) {
 	}
 }
 
-// failed has the container looked at again later, and returns how often in a row a look has failed. A
-// container that has just ended fails once in the usual course of things.
+// failed has the container looked at again later, and returns how often in a row a look has failed.
 func (in *inspector) failed(id string) (tries int) {
 	in.failures.Add(1)
+	return in.again(id)
+}
+
+// again has the container looked at again later, each time in a row later. It returns how often.
+func (in *inspector) again(id string) (tries int) {
 	s := in.subject(id)
 	s.tries++
 	in.retryIn(s, backoff(20*time.Millisecond, s.tries, 10*time.Second), func() { in.want(id, priorityRecheck) })
@@ -153,11 +180,19 @@ func (in *inspector) failed(id string) (tries int) {
 // succeeded ends a row of failed looks.
 func (in *inspector) succeeded(id string) { in.subject(id).tries = 0 }
 
-// await has the namespace read again soon: something is about to connect it, and does not tell when it has.
-func (in *inspector) await(id string) {
+// await has the namespace read again soon, at the latest after longest: something is about to
+// connect it, and does not tell when it has.
+func (in *inspector) await(id string, p priority, longest time.Duration) {
 	s := in.subject(id)
-	in.retryIn(s, backoff(2*time.Millisecond, s.awaits, time.Second), func() { in.wantNamespace(id, priorityEvent) })
+	in.retryIn(s, backoff(2*time.Millisecond, s.awaits, longest), func() { in.wantNamespace(id, p) })
 	s.awaits++
+}
+
+// later has the namespace read after d, unless the container is looked at before.
+func (in *inspector) later(id string, d time.Duration) {
+	if s := in.subject(id); s.retry == nil {
+		in.retryIn(s, d, func() { in.wantNamespace(id, priorityRecheck) })
+	}
 }
 
 // connected begins anew with how often await looks.
@@ -170,17 +205,22 @@ func (in *inspector) retryIn(s *subject, d time.Duration, f func()) {
 	}
 	s.stopRetry()
 	var t *time.Timer
-	t = time.AfterFunc(d, func() {
-		select {
-		case in.due <- func() {
-			if s.retry == t {
-				f()
-			}
-		}:
-		case <-in.ended:
+	t = in.after(d, func() {
+		if s.retry == t {
+			f()
 		}
 	})
 	s.retry = t
+}
+
+// after has f come out of due after d.
+func (in *inspector) after(d time.Duration, f func()) *time.Timer {
+	return time.AfterFunc(d, func() {
+		select {
+		case in.due <- f:
+		case <-in.ended:
+		}
+	})
 }
 
 func (s *subject) stopRetry() {
@@ -206,15 +246,14 @@ func (in *inspector) dispatch(ctx context.Context) {
 
 // start takes the look at s that is next.
 func (in *inspector) start(ctx context.Context, s *subject) {
-	f := &finding{id: s.id, subject: s, line: s.line, inspected: s.inspect && s.line != priorityStarting}
+	f := &finding{id: s.id, subject: s, line: s.line, inspected: s.inspect}
 	f.desc, f.newborn = in.known(s.id)
 	if f.inspected {
-		f.newborn = 0
 		in.inspects.Add(1)
 	}
-	s.waits, s.looking, s.outdated = false, true, false
-	s.inspect = s.inspect && !f.inspected
+	s.waits, s.looking, s.outdated, s.inspect = false, true, false, false
 	in.lines[f.line].busy++
+	f.timer = in.after(slowAfter, func() { in.takesLong(f) })
 	in.looks.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, inspectTimeout)
 		defer cancel()
@@ -223,18 +262,36 @@ func (in *inspector) start(ctx context.Context, s *subject) {
 	})
 }
 
+// takesLong gives the place of a look to another one.
+func (in *inspector) takesLong(f *finding) {
+	if !f.over && f.line != prioritySlow && in.overtime < maxOvertime {
+		f.overtime = true
+		in.overtime++
+		in.lines[f.line].busy--
+	}
+}
+
 // done ends the look that f is of, and reports whether anybody still wants to know.
 func (in *inspector) done(f *finding) bool {
-	in.lines[f.line].busy--
+	f.timer.Stop()
+	if f.over = true; f.overtime {
+		in.overtime--
+	} else {
+		in.lines[f.line].busy--
+	}
 	s := f.subject
 	if in.subjects[f.id] != s {
 		return false
 	}
 	f.outdated, s.looking = s.outdated, false
+	if f.inspected {
+		s.slow = errors.Is(f.err, context.DeadlineExceeded)
+	}
 	if s.waits { // asked for meanwhile: now it may stand in line
+		if s.slow {
+			s.line = prioritySlow
+		}
 		in.lines[s.line].ids = append(in.lines[s.line].ids, s.id)
-	} else if s.inspect { // put off
-		in.wantNamespace(s.id, priorityEvent)
 	}
 	return true
 }

@@ -80,7 +80,8 @@ func (i *inspected) wantBegun(ids ...string) {
 	i.begun = nil
 }
 
-// TestInspectorPriorities: a container is looked at in the line of the highest priority that it is wanted at, once.
+// TestInspectorPriorities: a container is looked at in the line of the highest priority that it is
+// wanted at, once.
 func TestInspectorPriorities(t *testing.T) {
 	inspect(t, func(i *inspected) {
 		var full []chan error
@@ -101,7 +102,8 @@ func TestInspectorPriorities(t *testing.T) {
 	})
 }
 
-// TestInspectorWantedMeanwhile: what is wanted while a look is under way is looked at once more after it, and not beside it.
+// TestInspectorWantedMeanwhile: what is wanted while a look is under way is looked at once more
+// after it, and not beside it.
 func TestInspectorWantedMeanwhile(t *testing.T) {
 	inspect(t, func(i *inspected) {
 		answer := i.hold("a")
@@ -117,7 +119,8 @@ func TestInspectorWantedMeanwhile(t *testing.T) {
 	})
 }
 
-// TestInspectorRetries: a failed look is taken again, later each time, at most 10 s later; and not before if nothing happens.
+// TestInspectorRetries: a failed look is taken again, later each time, at most 10 s later; and not
+// before if nothing happens.
 func TestInspectorRetries(t *testing.T) {
 	inspect(t, func(i *inspected) {
 		answer := i.hold("a")
@@ -145,8 +148,8 @@ func TestInspectorRetries(t *testing.T) {
 	})
 }
 
-// TestInspectorForgets: a container that is gone is not looked at again, and what a look finds after that is nobody's, also if
-// there is another interest in the same id by then.
+// TestInspectorForgets: a container that is gone is not looked at again, and what a look finds
+// after that is nobody's, also if there is another interest in the same id by then.
 func TestInspectorForgets(t *testing.T) {
 	inspect(t, func(i *inspected) {
 		answer := i.hold("a")

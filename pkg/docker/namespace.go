@@ -33,9 +33,14 @@ type namespace struct {
 	eni6      []string
 	details   task.NetworkDetails // of the task's network interface, DNS apart
 	inode     uint64              // tells one namespace from the next
+
+	// unclaimed would be endpoints if Docker had given the container their addresses. Ordered by
+	// address.
+	unclaimed []task.Endpoint
 }
 
-// errNotIts means that the process is no longer the container's: it has ended and its id is another's.
+// errNotIts means that the process is no longer the container's: it has ended and its id is
+// another's.
 var errNotIts = errors.New("process is not the container's")
 
 // namespaces reads containers' network namespaces. Safe for concurrent use.
@@ -67,8 +72,8 @@ func (n *namespaces) inode(pid int) uint64 {
 	return st.Ino
 }
 
-// read enters the namespace of the running container c and returns its endpoints: the IPv4 addresses of
-// veths whose other end is in the host's namespace.
+// read enters the namespace of the running container c and returns its endpoints: the IPv4
+// addresses of veths whose other end is in the host's namespace.
 //
 // Addresses that Docker gave the container are the only ones believed, if it gave it any: a
 // container that may administer its network can take its neighbour's as well.
@@ -100,10 +105,20 @@ func (n *namespaces) read(c *task.Container) (*namespace, error) {
 		return nil, fmt.Errorf("enter network namespace: %w", err)
 	}
 	defer h.Close()
-	if err := found.fill(h, n.host, assigned(c)); err != nil {
-		return nil, err
+	// A change beside the dump makes the kernel break it off (NLM_F_DUMP_INTR): what it has told is
+	// not the whole. While containers come and go that happens often, and seldom many times in a
+	// row.
+	const most = 20
+	for range most {
+		f := *found
+		if err = f.fill(h, n.host, assigned(c)); err == nil {
+			return &f, nil
+		}
+		if !errors.Is(err, netlink.ErrDumpInterrupted) && !errors.Is(err, unix.EINTR) {
+			break
+		}
 	}
-	return found, nil
+	return nil, err
 }
 
 // assigned returns the IPv4 addresses that Docker gave the container.
@@ -126,8 +141,9 @@ func (found *namespace) fill(h *netlink.Handle, host netns.NsHandle, believed []
 	if err != nil {
 		return fmt.Errorf("find the id of the host's namespace: %w", err)
 	}
-	// Only IPv4 unless there is a task's network interface: since Linux 6.9 that waits for nobody, while a list of all
-	// waits for whoever changes a network anywhere on the host, as long as half a second while containers come and go.
+	// Only IPv4 unless there is a task's network interface: since Linux 6.9 that waits for nobody,
+	// while a list of all waits for whoever changes a network anywhere on the host, as long as half
+	// a second while containers come and go.
 	addrs, err := h.AddrList(nil, netlink.FAMILY_V4)
 	if err == nil && slices.ContainsFunc(links, isENI) {
 		var v6 []netlink.Addr
@@ -149,11 +165,12 @@ func (found *namespace) fill(h *netlink.Handle, host netns.NsHandle, believed []
 			}
 			switch {
 			case port && addr.Is4():
-				if len(believed) > 0 && !slices.Contains(believed, addr) {
-					continue
-				}
 				ep := task.Endpoint{Addr: addr, Ifindex: attrs.ParentIndex}
 				copy(ep.MAC[:], attrs.HardwareAddr)
+				if len(believed) > 0 && !slices.Contains(believed, addr) {
+					found.unclaimed = append(found.unclaimed, ep)
+					continue
+				}
 				found.endpoints = append(found.endpoints, ep)
 				found.ecs = found.ecs || attrs.Name == ecsDevice
 			case isENI(link) && addr.Is4():

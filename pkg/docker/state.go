@@ -1,12 +1,12 @@
 package docker
 
 import (
+	"errors"
 	"slices"
-	"strings"
+	"strconv"
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/events"
 	"go.uber.org/zap"
 
@@ -16,22 +16,28 @@ import (
 // recheckShare: a list has one in so many of the containers inspected that seem unchanged.
 const recheckShare = 16
 
-// state is what is known of the containers, and the tasks that they make. It takes in what is heard and
-// found, and has the inspector look at what that concerns. Its methods belong to one goroutine.
+// state is what is known of the containers, and the tasks that they make. It takes in what is heard
+// and found, and has the inspector look at what that concerns. Its methods belong to one goroutine.
 type state struct {
-	cfg     *Config
-	names   *naming
-	looks   *inspector
-	inode   func(pid int) uint64
-	recheck int // recheckShare
+	cfg   *Config
+	names *naming
+	looks *inspector
+	// newborns looks into the namespaces of containers that are being started, without the Engine,
+	// which would not answer yet, and beside the look at the Engine that waits for that.
+	newborns *inspector
+	inode    func(pid int) uint64
+	recheck  int // recheckShare
 
 	containers map[string]*tracked
 	groups     map[string]map[string]*tracked // by ARN, then container id
 	announced  map[string]int                 // by ARN: containers created of which no more is known
 	dirty      map[string]bool                // ARNs to build again
 	tasks      map[string]*task.Task
-	unseen     map[string]bool // ids of the first list that were not looked at yet; nil before it
+	guests     map[string]map[string]bool // by id or name of a container: those that share its namespace
+	unseen     map[string]bool            // ids of the first list that were not looked at yet; nil before it
+	missing    map[string]bool            // ids of containers that the Engine did not answer for, not once
 	lists      int
+	restored   bool // there is something that an earlier process knew
 }
 
 // tracked is what is known of one container.
@@ -41,9 +47,20 @@ type tracked struct {
 	desc  *description // nil before the first inspect
 	// announced is the ARN of the task that it will belong to, until desc says so.
 	announced string
+	home      identity   // the task that it is in: its own, or that of the container whose namespace it shares
 	ns        *namespace // nil unless it runs in a namespace of its own
 	newborn   int        // process of a container that is being started; 0 once the Engine has spoken
+	ended     ending     // of its last life
+	restored  *task.Task // desc is of an earlier process's; nil since the first inspect
 	warned    bool
+}
+
+// ending is the end of one life of a container. An inspect that was answered before it says
+// otherwise.
+type ending struct {
+	startedAt time.Time // which life
+	at        time.Time
+	code      *int
 }
 
 func newState(cfg *Config, names *naming) *state {
@@ -56,11 +73,16 @@ func newState(cfg *Config, names *naming) *state {
 		announced:  map[string]int{},
 		dirty:      map[string]bool{},
 		tasks:      map[string]*task.Task{},
+		guests:     map[string]map[string]bool{},
+		missing:    map[string]bool{},
 	}
 }
 
 // known is what a look at a container begins with.
-func (s *state) known(id string) (*description, int) {
+func (s *state) known(id string) (*description, int) { return s.containers[id].desc, 0 }
+
+// knownNewborn is what a look at a container that is being started begins with.
+func (s *state) knownNewborn(id string) (*description, int) {
 	c := s.containers[id]
 	return c.desc, c.newborn
 }
@@ -86,8 +108,8 @@ func (s *state) want(id string, p priority) *tracked {
 func (s *state) event(m events.Message) {
 	if m.Type == events.NetworkEventType {
 		id := m.Actor.Attributes["container"]
-		// While a container is being started its networks are connected one by one, and inspecting it
-		// has to wait: the start event that follows is soon enough.
+		// While a container is being started its networks are connected one by one, and inspecting
+		// it has to wait: the start event that follows is soon enough.
 		if c := s.containers[id]; c != nil && c.desc != nil && (c.desc.container.Running() || c.ns != nil) {
 			s.want(id, priorityEvent)
 		}
@@ -103,25 +125,53 @@ func (s *state) event(m events.Message) {
 	case events.ActionCreate:
 		s.announce(s.want(id, priorityCreated), m.Actor.Attributes)
 	case events.ActionDie:
-		s.die(id, time.Unix(0, m.TimeNano))
+		s.die(id, time.Unix(0, m.TimeNano), m.Actor.Attributes["exitCode"])
 		s.want(id, priorityEvent)
 	default:
 		s.want(id, priorityEvent)
 	}
 }
 
-// die takes the addresses from a container that has ended: they may be another's before an inspect is answered. An
-// old event that is told again says nothing about a container that has been started since.
-func (s *state) die(id string, at time.Time) {
-	if c := s.containers[id]; c != nil && c.desc != nil && !c.desc.container.StartedAt.After(at) {
-		c.ns, c.newborn = nil, 0
-		s.looks.hasEnded(id)
-		s.dirty[c.desc.arn] = true
+// die takes note that a container has ended. Its addresses may be another's before an inspect is
+// answered, and it may be started again before that. An old event that is told again says nothing
+// about a container that has been started since.
+func (s *state) die(id string, at time.Time, code string) {
+	c := s.containers[id]
+	if c == nil || c.desc == nil || c.desc.container.StartedAt.After(at) {
+		return
 	}
+	c.ended = ending{startedAt: c.desc.container.StartedAt, at: at}
+	if n, err := strconv.Atoi(code); err == nil {
+		c.ended.code = &n
+	}
+	c.ns, c.newborn = nil, 0
+	s.looks.hasEnded(id)
+	s.newborns.hasEnded(id)
+	s.place(c, c.desc)
 }
 
-// announce takes note that a container of a task was created, by the labels that the event carries. An
-// inspect of it may have to wait until its program runs already.
+// after returns what is true of d, which was said of a container's life before it ended, after
+// that.
+func (d *description) after(e ending) *description {
+	c := &d.container
+	if e.startedAt.IsZero() || !c.StartedAt.Equal(e.startedAt) || !c.Running() {
+		return d
+	}
+	now := *d
+	c = &now.container
+	c.PID, c.State = 0, "exited"
+	c.KnownStatus, c.DesiredStatus = task.StatusStopped, task.StatusStopped
+	c.FinishedAt, c.ExitCode = e.at.UTC(), e.code
+	// If it is started again, it may get others.
+	c.DockerNetworks = slices.Clone(c.DockerNetworks)
+	for i := range c.DockerNetworks {
+		c.DockerNetworks[i] = task.DockerNetwork{Name: c.DockerNetworks[i].Name}
+	}
+	return &now
+}
+
+// announce takes note that a container of a task was created, by the labels that the event carries.
+// An inspect of it may have to wait until its program runs already.
 func (s *state) announce(c *tracked, attributes map[string]string) {
 	if c.desc != nil || c.announced != "" { // told again
 		return
@@ -145,82 +195,6 @@ func (s *state) arrived(c *tracked) {
 	c.announced = ""
 }
 
-// list compares what the Engine lists with what is known.
-func (s *state) list(l listing) {
-	s.lists++
-	if s.unseen == nil {
-		s.unseen = map[string]bool{}
-		for _, sum := range l.containers {
-			s.unseen[sum.ID] = true
-		}
-	}
-	ids := make(map[string]bool, len(l.containers))
-	for i := range l.containers {
-		sum := &l.containers[i]
-		ids[sum.ID] = true
-		c := s.containers[sum.ID]
-		// At the lowest priority, so that a container that starts now does not wait for all of them.
-		if l.connected || c == nil || s.differs(c, sum) || s.moved(c) || (i+s.lists)%s.recheck == 0 {
-			s.want(sum.ID, priorityRecheck)
-		}
-	}
-	for id := range s.containers {
-		if !ids[id] {
-			s.want(id, priorityRecheck) // it may be younger than the list: the Engine has the last word
-		}
-	}
-}
-
-// differs reports whether a line of the list shows that an event was lost.
-func (s *state) differs(c *tracked, sum *container.Summary) bool {
-	if c.desc == nil {
-		return !s.looks.busy(c.id) // else it is being inspected anyway
-	}
-	return c.desc.differs(sum)
-}
-
-// differs reports whether a line of the list shows something other than d.
-func (d *description) differs(sum *container.Summary) bool {
-	known := &d.container
-	if known.State != sum.State || !slices.Contains(sum.Names, "/"+known.DockerName) {
-		return true
-	}
-	if !known.Running() {
-		return false
-	}
-	if shown := listedHealth(sum.Status); known.Health != nil && shown != "" && shown != known.Health.Status {
-		return true
-	}
-	if sum.NetworkSettings == nil {
-		return false
-	}
-	if len(sum.NetworkSettings.Networks) != len(known.DockerNetworks) {
-		return true
-	}
-	for _, n := range known.DockerNetworks {
-		if ep := sum.NetworkSettings.Networks[n.Name]; ep == nil || ep.IPAddress != n.IPAddress {
-			return true
-		}
-	}
-	return false
-}
-
-// listedHealth returns the verdict in the status that a list shows, "Up 2 hours (healthy)"; "" if there is none.
-func listedHealth(status string) string {
-	switch {
-	case strings.Contains(status, "(healthy)"):
-		return "HEALTHY"
-	case strings.Contains(status, "(unhealthy)"):
-		return "UNHEALTHY"
-	}
-	return ""
-}
-
-// moved reports whether the container has another namespace than the one that was read.
-func (s *state) moved(c *tracked) bool {
-	return c.ns != nil && s.inode(max(c.desc.container.PID, c.newborn)) != c.ns.inode
-}
-
 // refresh has every task built again.
 func (s *state) refresh() {
 	for arn := range s.groups {
@@ -228,28 +202,35 @@ func (s *state) refresh() {
 	}
 }
 
-// portsChanged looks at the containers that ports that came or went could belong to.
+// portsChanged looks at the containers that ports that came or went could belong to: at once at
+// those that have one of them and at those that wait for one; at others without a port, which
+// somebody may connect by hand, in a second, so that a host where many ports come and go has each
+// of them looked at once a second.
 func (s *state) portsChanged(ports map[int]bool) {
 	for _, c := range s.containers {
-		if c.desc != nil && c.desc.ownNetwork() && c.mayHave(ports) {
+		switch {
+		case c.desc == nil:
+		case c.newborn != 0 && c.desc.startsWithNetwork():
+			if c.ns == nil || len(c.ns.endpoints) < c.expects() || c.has(ports) {
+				s.newborns.wantNamespace(c.id, priorityStarting)
+			}
+		case !c.desc.ownNetwork():
+		case c.has(ports) || c.desc.awaitsCNI() && (c.ns == nil || !c.ns.ecs):
 			s.looks.connected(c.id)
 			s.looks.wantNamespace(c.id, priorityEvent)
+		case c.ns == nil || len(c.ns.endpoints) == 0:
+			s.looks.later(c.id, time.Second)
 		}
 	}
 }
 
-// mayHave reports whether one of the ports is the container's, or could be for all that is known.
-func (c *tracked) mayHave(ports map[int]bool) bool {
-	if c.ns == nil || len(c.ns.endpoints) == 0 {
-		return true
-	}
-	for _, ep := range c.ns.endpoints {
-		if ports[ep.Ifindex] {
-			return true
-		}
-	}
-	return false
+// has reports whether one of the ports is the container's.
+func (c *tracked) has(ports map[int]bool) bool {
+	return c.ns != nil && slices.ContainsFunc(c.ns.endpoints, func(ep task.Endpoint) bool { return ports[ep.Ifindex] })
 }
+
+// expects returns how many endpoints a container that is being started has when it is connected.
+func (c *tracked) expects() int { return max(1, len(c.desc.container.DockerNetworks)) }
 
 // born takes note of a container that is about to run. Its addresses are read now; what the Engine
 // says of it has been asked for when it was created.
@@ -260,15 +241,16 @@ func (s *state) born(b newborn) {
 	}
 	c.newborn = b.pid
 	if c.desc != nil {
-		s.looks.wantNamespace(c.id, priorityStarting)
+		s.newborns.wantNamespace(c.id, priorityStarting)
 	}
 }
 
 // found takes in what a look has found.
 func (s *state) found(f *finding) {
+	wanted := s.looks.done(f)
 	delete(s.unseen, f.id)
 	c := s.containers[f.id]
-	if !s.looks.done(f) || c == nil {
+	if !wanted || c == nil {
 		return
 	}
 	switch {
@@ -276,6 +258,9 @@ func (s *state) found(f *finding) {
 		s.forget(c.id)
 	case f.err != nil:
 		s.arrived(c)
+		if c.desc == nil {
+			s.missing[c.id] = true
+		}
 		s.failed(c, "container not inspected: keeping what is known", f.err)
 	default:
 		s.described(c, f)
@@ -285,11 +270,19 @@ func (s *state) found(f *finding) {
 
 // described takes in what the Engine says of c.
 func (s *state) described(c *tracked, f *finding) {
-	if f.desc.labelErr != nil && !c.warned {
-		c.warned = true
-		s.cfg.Log.Warn("labels not believed: the container is a task of its own", zap.String("container", c.id), zap.Error(f.desc.labelErr))
+	if f.inspected {
+		delete(s.missing, c.id)
+		if c.restored != nil && !c.desc.container.StartedAt.Equal(f.desc.container.StartedAt) {
+			c.stats = &task.StatsCell{} // its counters have begun anew
+		}
+		c.restored = nil
+		s.place(c, f.desc)
+		if f.desc.labelErr != nil && !c.warned {
+			c.warned = true
+			s.cfg.Log.Warn("labels not believed: the container is a task of its own",
+				zap.String("container", c.id), zap.Error(f.desc.labelErr))
+		}
 	}
-	s.place(c, f.desc)
 	if c.desc.container.Running() {
 		c.newborn = 0
 	}
@@ -297,43 +290,99 @@ func (s *state) described(c *tracked, f *finding) {
 
 // connected takes in what was found in c's namespace.
 func (s *state) connected(c *tracked, f *finding) {
+	s.dirty[c.home.arn] = true
 	switch {
-	case c.newborn != 0 && f.newborn == 0:
-		s.looks.wantNamespace(c.id, priorityStarting)
+	case c.newborn != 0: // the Engine does not know yet that it is being started
+		s.newborns.wantNamespace(c.id, priorityStarting)
 	case f.outdated:
 		c.ns = nil
-	case f.newborn != 0:
-		if c.ns = f.ns; f.nsErr != nil {
-			c.newborn = 0 // it has never come to run
-		}
 	case f.nsErr != nil:
-		if c.ns != nil && s.inode(f.desc.container.PID) != c.ns.inode { // else it is there and only could not be read
-			c.ns = nil
-		}
-		s.failed(c, "network namespace not read", f.nsErr)
+		s.unreadable(c, f)
 	default:
 		c.ns = f.ns
 		s.looks.succeeded(c.id)
 		if c.desc.awaitsCNI() && !c.ns.ecs {
-			s.looks.await(c.id)
+			s.looks.await(c.id, priorityEvent, time.Second)
 		} else {
 			s.looks.connected(c.id)
 		}
 	}
 }
 
-// place gives c its new description and its place in the description's task.
+// foundNewborn takes in what was found in the namespace of a container that is being started.
+// Docker connects it before the file with its process is there, but since version 28 afterwards
+// (moby/moby#51077).
+func (s *state) foundNewborn(f *finding) {
+	c := s.containers[f.id]
+	if !s.newborns.done(f) || c == nil || f.newborn != c.newborn || f.outdated {
+		return
+	}
+	s.dirty[c.home.arn] = true
+	c.ns = f.ns
+	switch {
+	case f.nsErr != nil:
+		c.newborn = 0 // it has never come to run
+	case c.desc.startsWithNetwork() && len(c.ns.endpoints) < c.expects():
+		s.newborns.await(c.id, priorityStarting, 50*time.Millisecond)
+	default:
+		s.newborns.connected(c.id)
+	}
+}
+
+// unreadable takes note that the namespace of a running container could not be read. If its process
+// is gone, the container has ended, which is no error: an event or the next list will say so.
+func (s *state) unreadable(c *tracked, f *finding) {
+	inode := s.inode(c.desc.container.PID)
+	if c.ns != nil && (inode == 0 || inode != c.ns.inode) {
+		c.ns = nil
+	}
+	if inode == 0 || errors.Is(f.nsErr, errNotIts) {
+		s.looks.again(c.id)
+		return
+	}
+	s.failed(c, "network namespace not read", f.nsErr)
+}
+
+// place gives c its new description and its place in a task.
 func (s *state) place(c *tracked, d *description) {
 	s.arrived(c)
-	if c.desc != nil && c.desc.arn != d.arn {
-		s.leaveGroup(c)
+	s.leave(c)
+	c.desc = d.after(c.ended)
+	s.enter(c)
+}
+
+// enter puts c into its task, and those that share its namespace with it.
+func (s *state) enter(c *tracked) {
+	c.home = s.homeOf(c, 0)
+	if s.groups[c.home.arn] == nil {
+		s.groups[c.home.arn] = map[string]*tracked{}
 	}
-	c.desc = d
-	if s.groups[d.arn] == nil {
-		s.groups[d.arn] = map[string]*tracked{}
+	s.groups[c.home.arn][c.id] = c
+	s.dirty[c.home.arn] = true
+	if host := c.desc.sharesNetworkOf(); host != "" {
+		if s.guests[host] == nil {
+			s.guests[host] = map[string]bool{}
+		}
+		s.guests[host][c.id] = true
 	}
-	s.groups[d.arn][c.id] = c
-	s.dirty[d.arn] = true
+	s.moveGuests(c)
+}
+
+// leave takes c out of its task, if it is in one.
+func (s *state) leave(c *tracked) {
+	if c.home.arn == "" {
+		return
+	}
+	delete(s.groups[c.home.arn], c.id)
+	if len(s.groups[c.home.arn]) == 0 {
+		delete(s.groups, c.home.arn)
+	}
+	s.dirty[c.home.arn] = true
+	c.home = identity{}
+	host := c.desc.sharesNetworkOf()
+	if delete(s.guests[host], c.id); len(s.guests[host]) == 0 {
+		delete(s.guests, host)
+	}
 }
 
 // failed has c looked at again later.
@@ -346,23 +395,17 @@ func (s *state) failed(c *tracked, message string, err error) {
 // forget drops a container that the Engine does not have any more.
 func (s *state) forget(id string) {
 	delete(s.unseen, id)
+	delete(s.missing, id)
 	s.looks.forget(id)
+	s.newborns.forget(id)
 	c := s.containers[id]
 	if c == nil {
 		return
 	}
 	s.arrived(c)
-	if c.desc != nil {
-		s.leaveGroup(c)
-	}
+	s.leave(c)
 	delete(s.containers, id)
-}
-
-func (s *state) leaveGroup(c *tracked) {
-	arn := c.desc.arn
-	delete(s.groups[arn], c.id)
-	if len(s.groups[arn]) == 0 {
-		delete(s.groups, arn)
+	if c.desc != nil {
+		s.moveGuests(c)
 	}
-	s.dirty[arn] = true
 }

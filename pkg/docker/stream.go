@@ -3,6 +3,7 @@ package docker
 import (
 	"context"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -12,20 +13,22 @@ import (
 	"go.uber.org/zap"
 )
 
-const listTimeout = 30 * time.Second
+// listTimeout ends a list that hangs. An Engine that is slow may take long.
+const listTimeout = 5 * time.Minute
 
-// stream follows an Engine. It keeps an event stream open, and lists the containers each time after it
-// has opened one and when asked to. An Engine that is away is tried until it is back.
+// stream follows an Engine. It keeps an event stream open, and lists the containers each time after
+// it has opened one and when asked to. An Engine that is away is tried until it is back. A list
+// that fails is tried again, and says nothing about the events.
 type stream struct {
-	engine Engine
-	log    *zap.Logger
-	now    func() time.Time
+	engine  Engine
+	log     *zap.Logger
+	bridges *bridges // nil: nobody wants to know
 
 	events chan events.Message
 	lists  chan listing
 
 	relist    chan struct{} // holds one token while a list is asked for
-	connected atomic.Bool
+	connected atomic.Bool   // the event stream is open, and the containers were listed since
 	received  atomic.Uint64 // events
 	failures  atomic.Uint64 // streams and lists
 	opened    atomic.Uint64 // streams
@@ -41,8 +44,8 @@ func newStream(engine Engine, log *zap.Logger) *stream {
 	return &stream{
 		engine: engine,
 		log:    log,
-		now:    time.Now,
-		events: make(chan events.Message, 4096), // the Engine drops events for a client that reads slowly
+		// The Engine drops events for a client that reads slowly.
+		events: make(chan events.Message, 4096),
 		lists:  make(chan listing),
 		relist: make(chan struct{}, 1),
 	}
@@ -58,17 +61,18 @@ func (s *stream) listAgain() {
 
 // run follows the Engine until ctx ends.
 func (s *stream) run(ctx context.Context) {
-	since := s.now()
+	since := time.Now()
+	var away trouble
 	for tries := 0; ; tries++ {
 		err := s.follow(ctx, &since)
 		if s.connected.Swap(false) {
-			tries = 0
+			tries, away = 0, nil
 		}
 		if ctx.Err() != nil {
 			return
 		}
 		s.failures.Add(1)
-		if tries == 0 {
+		if away.isNew(err) {
 			s.log.Warn("docker is away: keeping the tasks as they are", zap.Error(err))
 		}
 		select {
@@ -79,18 +83,27 @@ func (s *stream) run(ctx context.Context) {
 	}
 }
 
-// actions are the events asked for. Others come often and say nothing: each health check is an exec_….
-var actions = []events.Action{events.ActionCreate, events.ActionStart, events.ActionDie, events.ActionDestroy, events.ActionRename,
-	events.ActionPause, events.ActionUnPause, events.ActionHealthStatus, events.ActionRestart, events.ActionUpdate,
-	events.ActionConnect, events.ActionDisconnect}
+// actions are the events asked for. Others come often and say nothing: each health check is an
+// exec_….
+var actions = []events.Action{events.ActionCreate, events.ActionStart, events.ActionDie,
+	events.ActionDestroy, events.ActionRename, events.ActionPause, events.ActionUnPause,
+	events.ActionHealthStatus, events.ActionRestart, events.ActionUpdate, events.ActionConnect,
+	events.ActionDisconnect}
 
 // open opens an event stream that begins with the events of since. It ends with ctx.
 func (s *stream) open(ctx context.Context, since time.Time) (<-chan events.Message, <-chan error, error) {
-	wanted := filters.NewArgs(filters.Arg("type", string(events.ContainerEventType)), filters.Arg("type", string(events.NetworkEventType)))
+	if e, ok := s.engine.(interface{ Renew() error }); ok {
+		if err := e.Renew(); err != nil {
+			return nil, nil, err
+		}
+	}
+	wanted := filters.NewArgs(filters.Arg("type", string(events.ContainerEventType)),
+		filters.Arg("type", string(events.NetworkEventType)))
 	for _, a := range actions {
 		wanted.Add("event", string(a))
 	}
-	// The Engine answers before it subscribes us: what happens in between is in since. It keeps the last 256 events.
+	// The Engine answers before it subscribes us: what happens in between is in since. It keeps the
+	// last 256 events.
 	messages, errs := s.engine.Events(ctx, events.ListOptions{
 		Since:   fmt.Sprintf("%d.%09d", since.Unix(), since.Nanosecond()),
 		Filters: wanted,
@@ -103,22 +116,20 @@ func (s *stream) open(ctx context.Context, since time.Time) (<-chan events.Messa
 	}
 }
 
-// follow reads events from *since on until the stream ends, and sets *since to when the next should begin.
+// follow reads events from *since on until the stream ends, and sets *since to when the next should
+// begin.
 func (s *stream) follow(ctx context.Context, since *time.Time) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	messages, errs, err := s.open(ctx, *since)
 	if err != nil {
+		cancel()
 		return err
 	}
-	answers := make(chan error, 1)
-	asking := true
-	go func() { answers <- s.list(ctx, true) }()
+	var listing sync.WaitGroup
+	listing.Go(func() { s.keepListing(ctx) })
 	defer func() {
-		if asking {
-			cancel()
-			<-answers
-		}
+		cancel()
+		listing.Wait()
 	}()
 	for {
 		select {
@@ -127,6 +138,9 @@ func (s *stream) follow(ctx context.Context, since *time.Time) error {
 			if t := time.Unix(0, m.TimeNano); m.TimeNano > 0 && t.After(*since) {
 				*since = t
 			}
+			if m.Type == events.NetworkEventType && m.Actor.Attributes["container"] == "" {
+				s.bridgesChanged()
+			}
 			select {
 			case s.events <- m:
 			case <-ctx.Done():
@@ -134,38 +148,60 @@ func (s *stream) follow(ctx context.Context, since *time.Time) error {
 			}
 		case err := <-errs:
 			return fmt.Errorf("event stream: %w", err)
-		case err := <-answers:
-			asking = false
-			if err != nil {
-				return fmt.Errorf("list containers: %w", err)
+		}
+	}
+}
+
+func (s *stream) bridgesChanged() {
+	if s.bridges != nil {
+		s.bridges.changed()
+	}
+}
+
+// keepListing lists the containers now and when asked to, until ctx ends. What fails is tried
+// again.
+func (s *stream) keepListing(ctx context.Context) {
+	var failing trouble
+	for tries := 0; ; {
+		s.bridgesChanged()
+		var again <-chan time.Time
+		if err := s.list(ctx); err == nil {
+			tries, failing = 0, nil
+		} else if ctx.Err() == nil {
+			s.failures.Add(1)
+			if failing.isNew(err) {
+				s.log.Warn("containers not listed: keeping what is known", zap.Error(err))
 			}
-			if !s.connected.Swap(true) {
-				s.opened.Add(1)
-				s.log.Info("following docker")
-			}
+			again = time.After(backoff(50*time.Millisecond, tries, 30*time.Second))
+			tries++
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-again:
 		case <-s.relist:
-			if !asking {
-				asking = true
-				go func() { answers <- s.list(ctx, false) }()
-			}
 		}
 	}
 }
 
 // list hands over one list of the containers.
-func (s *stream) list(ctx context.Context, connected bool) error {
+func (s *stream) list(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
 	containers, err := s.engine.ContainerList(ctx, container.ListOptions{All: true})
 	if err != nil {
-		return err
+		return fmt.Errorf("list containers: %w", err)
 	}
 	select {
-	case s.lists <- listing{containers, connected}:
-		return nil
+	case s.lists <- listing{containers, !s.connected.Load()}:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	if !s.connected.Swap(true) {
+		s.opened.Add(1)
+		s.log.Info("following docker")
+	}
+	return nil
 }
 
 // backoff is how long to wait after so many tries.

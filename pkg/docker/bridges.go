@@ -1,0 +1,109 @@
+package docker
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/network"
+	"go.uber.org/zap"
+)
+
+const networksTimeout = 30 * time.Second
+
+// bridges tells which devices are the bridges of the Engine's networks. It asks when told to, in a
+// goroutine of its own, so that nothing waits for the Engine's answer.
+type bridges struct {
+	engine Engine
+	log    *zap.Logger
+	tell   func([]string)
+	ask    chan struct{} // holds one token while there is something to ask for
+}
+
+func newBridges(engine Engine, log *zap.Logger, tell func([]string)) *bridges {
+	return &bridges{engine: engine, log: log, tell: tell, ask: make(chan struct{}, 1)}
+}
+
+// changed says that there may be other networks now. It never blocks.
+func (b *bridges) changed() {
+	select {
+	case b.ask <- struct{}{}:
+	default:
+	}
+}
+
+// run tells of the bridges, whenever they have changed, until ctx ends. An Engine that does not
+// answer is asked at the next change or reconcile.
+func (b *bridges) run(ctx context.Context) {
+	var told []string
+	var trouble trouble
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-b.ask:
+		}
+		names, err := b.list(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			if trouble.isNew(err) {
+				b.log.Warn("networks not listed: watching the bridges known so far", zap.Error(err))
+			}
+			continue
+		}
+		trouble = nil
+		if told == nil || !slices.Equal(names, told) {
+			told = names
+			b.tell(slices.Clone(names))
+		}
+	}
+}
+
+// list returns the devices, in order of their names.
+func (b *bridges) list(ctx context.Context) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, networksTimeout)
+	defer cancel()
+	networks, err := b.engine.NetworkList(ctx, network.ListOptions{Filters: filters.NewArgs(filters.Arg("driver", "bridge"))})
+	if err != nil {
+		return nil, err
+	}
+	names := []string{}
+	for i := range networks {
+		if name := bridgeName(&networks[i]); name != "" {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}
+
+// bridgeName returns the device of a bridge network: the one that its creator chose, or br- and the
+// beginning of its id (moby: daemon/libnetwork/drivers/bridge, parseNetworkOptions).
+func bridgeName(n *network.Summary) string {
+	if name := n.Options["com.docker.network.bridge.name"]; name != "" {
+		return name
+	}
+	const short = 12
+	if n.Driver != "bridge" || len(n.ID) < short {
+		return ""
+	}
+	return "br-" + n.ID[:short]
+}
+
+// trouble remembers the errors of one row of failures, so that each is logged once.
+type trouble map[string]bool
+
+func (t *trouble) isNew(err error) bool {
+	const most = 16 // errors whose text always differs are not worth a line each
+	if (*t)[err.Error()] || len(*t) == most {
+		return false
+	}
+	if *t == nil {
+		*t = trouble{}
+	}
+	(*t)[err.Error()] = true
+	return true
+}

@@ -1,0 +1,87 @@
+package docker
+
+import (
+	"slices"
+
+	"metad/pkg/task"
+)
+
+// restore makes what an earlier process knew of its tasks the beginning of what is known. A
+// container of them that the Engine lists stays as it was until it has been inspected.
+func (s *state) restore(tasks []*task.Task) {
+	for _, t := range tasks {
+		if len(t.Containers) == 0 {
+			continue
+		}
+		s.restored = true
+		s.tasks[t.ARN] = t
+		owners := endpointOwners(t)
+		for _, tc := range t.Containers {
+			c := s.container(tc.ID)
+			c.restored = t
+			if tc.Stats != nil {
+				c.stats = tc.Stats
+			}
+			d := &description{container: *tc, identity: identity{arn: t.ARN, id: t.ID, cluster: t.Cluster, family: t.Family, revision: t.Revision}}
+			d.madeUp = t.MadeUp
+			if eps := owners[tc.ID]; len(eps) > 0 {
+				c.ns = &namespace{endpoints: eps}
+			}
+			s.place(c, d)
+		}
+	}
+}
+
+// endpointOwners says which containers of t the endpoints belong to, by container id: those that
+// Docker has given the address, else the one that holds the task's namespace.
+func endpointOwners(t *task.Task) map[string][]task.Endpoint {
+	owners := map[string][]task.Endpoint{}
+	for _, ep := range t.Endpoints {
+		var owner *task.Container
+		for _, c := range t.Containers {
+			d := description{container: *c}
+			for _, n := range c.DockerNetworks {
+				if n.IPAddress == ep.Addr.String() {
+					owner = c
+				}
+			}
+			if owner == nil && d.ownNetwork() && d.sharesNetworkOf() == "" {
+				owner = c
+			}
+			if c.Type == task.TypeCNIPause && c.Running() {
+				owner = c
+				break
+			}
+		}
+		if owner == nil {
+			owner = t.Containers[0]
+		}
+		owners[owner.ID] = append(owners[owner.ID], ep)
+	}
+	return owners
+}
+
+// asRestored returns the task of an earlier process if nothing is known that it does not say: all
+// of its containers are there, no other is, and none has been inspected since.
+func (s *state) asRestored(group map[string]*tracked) *task.Task {
+	var t *task.Task
+	for _, c := range group {
+		if c.restored == nil || t != nil && c.restored != t {
+			return nil
+		}
+		t = c.restored
+	}
+	if len(group) != len(t.Containers) {
+		return nil
+	}
+	for _, ep := range t.Endpoints {
+		owned := false
+		for _, c := range group {
+			owned = owned || c.ns != nil && slices.Contains(c.ns.endpoints, ep)
+		}
+		if !owned {
+			return nil
+		}
+	}
+	return t
+}
