@@ -28,7 +28,8 @@ type config struct {
 	disableAZ  bool
 
 	agentURL      string
-	introspection string
+	introspection string // the agent's, which metad asks
+	introspect    string // metad's own, at which it answers
 
 	unknownWait time.Duration
 	rpsLimit    string

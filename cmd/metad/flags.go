@@ -143,6 +143,9 @@ func (c *config) requestFlags(s *flagSet) {
 		"the ECS agent's task endpoint, for all that metad does not serve, or off")
 	s.switchable(&c.introspection, "agent-introspection-url", agent.DefaultConfig().URL,
 		"the ECS agent's introspection API, or off")
+	s.switchable(&c.introspect, "introspection", "",
+		"address at which metad serves the ECS agent's introspection API, for a host without an agent "+
+			"(127.0.0.1:51678 is where clients look), or off")
 	s.duration(&c.unknownWait, "unknown-wait", def.UnknownWait,
 		"how long a request from an unknown address waits for its task, at most 400ms")
 	s.switchable(&c.rpsLimit, "rps-limit", "",

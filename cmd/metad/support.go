@@ -9,9 +9,11 @@ import (
 
 	"metad/pkg/admin"
 	"metad/pkg/dockerproxy"
+	"metad/pkg/introspection"
 	"metad/pkg/loader"
 	"metad/pkg/lookup"
 	"metad/pkg/snapshot"
+	"metad/pkg/task"
 )
 
 // This file has the parts that are for the operator and the host's tools. Whatever happens to them,
@@ -26,6 +28,9 @@ func (d *daemon) runSupport(parts *parts) {
 	start("part", "snapshot", d.keepSnapshot)
 	if d.cfg.proxySocket != "" {
 		start("listener", "docker-proxy", d.serveProxy)
+	}
+	if d.cfg.introspect != "" {
+		start("listener", "introspection", d.serveIntrospection)
 	}
 	if d.cfg.adminAddr != "" {
 		start("listener", "admin", d.serveAdmin(admin.Listen))
@@ -91,6 +96,27 @@ func (d *daemon) serveAdmin(listen func(admin.Config) (*admin.Server, error)) fu
 		up()
 		return ended(ctx, s.Serve(ctx))
 	}
+}
+
+// serveIntrospection serves the ECS agent's introspection API, if nothing else does.
+func (d *daemon) serveIntrospection(ctx context.Context, up func()) error {
+	d.own.predecessorLeft(ctx)
+	s, err := introspection.Listen(introspection.Config{
+		Addr: d.cfg.introspect, Cluster: d.cfg.cluster, Version: version,
+		Tasks: func() []*task.Task {
+			views := d.tasks.table.Views()
+			tasks := make([]*task.Task, len(views))
+			for i, v := range views {
+				tasks[i] = v.Task
+			}
+			return tasks
+		},
+	})
+	if err != nil {
+		return err
+	}
+	up()
+	return ended(ctx, s.Serve(ctx))
 }
 
 // ended makes an error of an end that nobody asked for.

@@ -71,6 +71,9 @@ func (c *config) validateRequests() error {
 	if _, ok := server.ParseRateLimit(c.rpsLimit); !ok {
 		errs = append(errs, fmt.Errorf("rps-limit %q: want two positive numbers, \"rate,burst\"", c.rpsLimit))
 	}
+	if _, _, err := net.SplitHostPort(c.introspect); c.introspect != "" && err != nil {
+		errs = append(errs, fmt.Errorf("introspection %q: want host:port", c.introspect))
+	}
 	if _, _, err := net.SplitHostPort(c.adminAddr); c.adminAddr != "" && err != nil {
 		errs = append(errs, fmt.Errorf("admin %q: want host:port", c.adminAddr))
 	}

@@ -128,11 +128,14 @@ func (c *config) availabilityZone() string {
 // agentClient returns a client of the agent's introspection API and task endpoint, or nil if there
 // is to be neither. changed is called when the agent says something new.
 func (c *config) agentClient(changed func(), log *zap.Logger) (*agent.Client, error) {
-	if c.introspection == "" && c.agentURL == "" {
+	if (c.introspection == "" || c.introspect != "") && c.agentURL == "" {
 		return nil, nil
 	}
 	cfg := agent.DefaultConfig()
 	cfg.URL, cfg.TaskURL = c.introspection, c.agentURL
+	if c.introspect != "" {
+		cfg.URL = "" // where metad answers as the agent does, it must not ask itself
+	}
 	cfg.Changed, cfg.Log = changed, log.Named("agent")
 	return agent.New(cfg)
 }
