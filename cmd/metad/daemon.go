@@ -40,7 +40,8 @@ type daemon struct {
 	plugin      *plugin                            // nil: none
 	proxySocket atomic.Pointer[dockerproxy.Socket] // of the proxy that serves; nil: none yet
 	endpoint    *endpoint
-	watchdog    *watchdog // nil: none
+	watchdog    *watchdog   // nil: none
+	guard       *agentGuard // nil: none
 }
 
 // newDaemon makes the parts. None of them does anything yet.
@@ -124,8 +125,13 @@ func (d *daemon) listen(parts *parts) error {
 	if err != nil {
 		return err
 	}
+	d.guard = newAgentGuard(agentAddr(d.cfg.agentURL), d.log)
 	d.endpoint = &endpoint{ln: ln, parts: parts, log: d.log, make: func() (*server.Server, error) {
-		return server.New(d.cfg.serverConfig(samples{d.sampler}, d.log), d.tasks.table)
+		cfg := d.cfg.serverConfig(samples{d.sampler}, d.log)
+		if d.guard != nil {
+			cfg.DialAgent = d.guard.dial
+		}
+		return server.New(cfg, d.tasks.table)
 	}}
 	d.watchdog, err = newWatchdog(d.log, probeEndpoint(ln))
 	if err == nil {
@@ -153,6 +159,9 @@ func (d *daemon) run(parts *parts) {
 	parts.run(d.own.keepLock)
 	if d.watchdog != nil {
 		parts.run(d.watchdog.run)
+	}
+	if d.guard != nil {
+		parts.run(d.guard.run)
 	}
 	if d.agent != nil {
 		parts.run(func(ctx context.Context) error { d.agent.Run(ctx); return nil })

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -53,6 +54,9 @@ type Config struct {
 	// AgentURL is the ECS agent's task endpoint, "http://host:port", to which every request
 	// that metad does not serve is passed on. Empty: there is no agent.
 	AgentURL string
+	// DialAgent connects to it; an error that wraps ECONNREFUSED says that there is none now. Nil: a
+	// plain connection.
+	DialAgent func(ctx context.Context, network, address string) (net.Conn, error)
 	// AgentTimeout bounds such an exchange from the connection to the last byte.
 	AgentTimeout time.Duration
 	// AgentPatience bounds the wait for a metadata document of the agent's: then metad's own is the

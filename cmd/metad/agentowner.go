@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netlink/nl"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// agentGuard passes connections on to the ECS agent's port only while its listener is root's. Any
+// user of the host can have that port where no agent runs, and would be asked for the credentials of
+// every container.
+type agentGuard struct {
+	log    *zap.Logger
+	addr   netip.AddrPort // of the agent, on loopback
+	uid    uint32         // of the listener that is trusted: root
+	owners func(netip.AddrPort) ([]uint32, error)
+
+	trusted atomic.Bool
+	foreign bool // the log says so; of the goroutine that looks
+}
+
+// newAgentGuard returns the guard of an agent at addr, or nil if there is nothing to guard: no other
+// user of this host can have an address that is not loopback's.
+func newAgentGuard(addr netip.AddrPort, log *zap.Logger) *agentGuard {
+	if !addr.IsValid() || !addr.Addr().IsLoopback() {
+		return nil
+	}
+	g := &agentGuard{log: log, addr: addr, owners: listenerOwners}
+	g.look()
+	return g
+}
+
+// run looks once a second, so that no request has to.
+func (g *agentGuard) run(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			g.look()
+		}
+	}
+}
+
+// look finds out whose the listener is. One call at a time.
+func (g *agentGuard) look() {
+	owners, err := g.owners(g.addr)
+	var other *uint32
+	for _, uid := range owners {
+		if uid != g.uid {
+			other = &uid
+		}
+	}
+	g.trusted.Store(err == nil && len(owners) > 0 && other == nil)
+	foreign := err != nil || other != nil
+	switch {
+	case foreign == g.foreign:
+	case err != nil:
+		g.log.Warn("owner of the ECS agent's port unknown, passing nothing on", zap.Stringer("addr", g.addr), zap.Error(err))
+	case foreign:
+		g.log.Warn("the ECS agent's port belongs to a user, passing nothing on", zap.Stringer("addr", g.addr), zap.Uint32("uid", *other))
+	default:
+		g.log.Info("the ECS agent's port belongs to no user any more", zap.Stringer("addr", g.addr))
+	}
+	g.foreign = foreign
+}
+
+// dial connects to the agent. Without a listener that is root's it fails as if there were none.
+func (g *agentGuard) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if !g.trusted.Load() {
+		return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ECONNREFUSED}
+	}
+	return (&net.Dialer{KeepAlive: -1}).DialContext(ctx, network, address)
+}
+
+// diagRequest is struct inet_diag_req_v2 (include/uapi/linux/inet_diag.h): the listeners of a port.
+type diagRequest struct {
+	family uint8
+	port   uint16
+}
+
+// Len and Serialize implement nl.NetlinkRequestData.
+func (diagRequest) Len() int { return 56 }
+
+func (r diagRequest) Serialize() []byte {
+	const listen = 10 // TCP_LISTEN, include/net/tcp_states.h
+	b := make([]byte, r.Len())
+	b[0], b[1] = r.family, unix.IPPROTO_TCP
+	binary.NativeEndian.PutUint32(b[4:], 1<<listen)
+	binary.BigEndian.PutUint16(b[8:], r.port)
+	binary.NativeEndian.PutUint64(b[48:], ^uint64(0)) // INET_DIAG_NOCOOKIE
+	return b
+}
+
+// listenerOwners returns the user of each listener, in the calling thread's network namespace, that a
+// connection to addr could reach.
+func listenerOwners(addr netip.AddrPort) (uids []uint32, err error) {
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		req := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
+		req.AddData(diagRequest{family, addr.Port()})
+		messages, err := req.Execute(unix.NETLINK_INET_DIAG, nl.SOCK_DIAG_BY_FAMILY)
+		if err != nil {
+			return nil, fmt.Errorf("listeners of port %d: %w", addr.Port(), err)
+		}
+		for _, m := range messages { // struct inet_diag_msg
+			const source, uid, size = 8, 64, 72
+			if len(m) < size || binary.BigEndian.Uint16(m[4:]) != addr.Port() {
+				continue
+			}
+			at := netip.AddrFrom16([16]byte(m[source:])).Unmap()
+			if family == unix.AF_INET {
+				at = netip.AddrFrom4([4]byte(m[source:]))
+			}
+			if at.IsUnspecified() || at == addr.Addr() {
+				uids = append(uids, binary.NativeEndian.Uint32(m[uid:]))
+			}
+		}
+	}
+	return uids, nil
+}
