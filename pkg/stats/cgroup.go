@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"metad/pkg/fdbudget"
@@ -186,6 +187,20 @@ type rareNumbers struct {
 
 	memoryLimit, memoryFailures, pidsLimit uint64
 	periods                                uint64 // v1: none as long as the container's CPU time has no limit
+
+	// What was read when the container had used this much CPU time and memory. As long as it uses no more of either, it
+	// has not run, and only the kernel can have changed memory.stat (writing pages back): that shows the next time
+	// that the numbers are due. memory.stat costs as much as all other files together.
+	cpu, memory uint64 // of the last reading
+	times       [2]uint64
+	stats       []uint64 // in the order of the keys
+}
+
+// idle reports whether the container has not run since the last reading.
+func (r *rareNumbers) idle(c *CPU) bool {
+	idle := !r.due && c.Total == r.cpu && r.stats != nil
+	r.cpu = c.Total
+	return idle
 }
 
 // begin decides whether they are read in the reading at now. Containers that were opened together take turns.
@@ -473,6 +488,31 @@ func (f *cgroupFeed) rarely(i int, dst *uint64) error {
 	return err
 }
 
+// memoryStat reads memory.stat, unless it says what it said the last time.
+func (f *cgroupFeed) memoryStat(m *Memory, idle bool, keys []string, index map[string]int) error {
+	r := &f.rare
+	unchanged := idle && m.Usage == r.memory
+	r.memory = m.Usage
+	if unchanged {
+		for i, v := range r.stats {
+			m.Stats = append(m.Stats, Stat{Key: keys[i], Value: v})
+		}
+		return nil
+	}
+	b, err := f.file(fileMemoryStat)
+	if err != nil {
+		return err
+	}
+	if m.Stats, err = parseMemoryStat(b, m.Stats, keys, index); err != nil {
+		return f.wrong(fileMemoryStat, err)
+	}
+	r.stats = slices.Grow(r.stats[:0], len(m.Stats))
+	for _, s := range m.Stats {
+		r.stats = append(r.stats, s.Value)
+	}
+	return nil
+}
+
 // Sample reads everything now, but for the numbers that change rarely. The counters are valid until the next call on any feed of the source.
 func (f *cgroupFeed) Sample(hot bool) (*Counters, error) {
 	if f.net.waiting() {
@@ -548,11 +588,17 @@ func (f *cgroupFeed) readV1(c *Counters) error {
 	if c.CPU.PerCPU, c.CPU.Total, err = parsePerCPU(b, c.CPU.PerCPU); err != nil {
 		return f.wrong(filePerCPU, err)
 	}
-	if b, err = f.file(fileCPUAcct); err != nil {
-		return err
-	}
-	if err := parseCPUAcctStat(b, &c.CPU); err != nil {
-		return f.wrong(fileCPUAcct, err)
+	idle := f.rare.idle(&c.CPU)
+	if idle {
+		c.CPU.User, c.CPU.Kernel = f.rare.times[0], f.rare.times[1]
+	} else {
+		if b, err = f.file(fileCPUAcct); err != nil {
+			return err
+		}
+		if err := parseCPUAcctStat(b, &c.CPU); err != nil {
+			return f.wrong(fileCPUAcct, err)
+		}
+		f.rare.times = [2]uint64{c.CPU.User, c.CPU.Kernel}
 	}
 	if f.cpuStat && (f.rare.due || f.rare.periods != 0) {
 		if b, err = f.read(fileCPUStat, f.rare.periods != 0); err != nil {
@@ -564,14 +610,13 @@ func (f *cgroupFeed) readV1(c *Counters) error {
 		f.rare.periods = c.CPU.Periods
 	}
 	if f.has[dirMemory] {
-		if b, err = f.file(fileMemoryStat); err != nil {
+		if err := f.value(fileMemoryUsage, &c.Memory.Usage); err != nil {
 			return err
 		}
-		if c.Memory.Stats, err = parseMemoryStat(b, c.Memory.Stats, memoryKeysV1, memoryIndexV1); err != nil {
-			return f.wrong(fileMemoryStat, err)
+		if err := f.memoryStat(&c.Memory, idle, memoryKeysV1, memoryIndexV1); err != nil {
+			return err
 		}
 		if err := errors.Join(
-			f.value(fileMemoryUsage, &c.Memory.Usage),
 			f.value(fileMemoryPeak, &c.Memory.MaxUsage),
 			f.rarely(fileMemoryLimit, &f.rare.memoryLimit),
 		); err != nil {
@@ -629,13 +674,10 @@ func (f *cgroupFeed) readV2(c *Counters) error {
 		return f.wrong(fileCPUStat, err)
 	}
 	if f.memory {
-		if b, err = f.file(fileMemoryStat); err != nil {
+		if err := errors.Join(f.value(fileMemoryUsage, &c.Memory.Usage), f.rarely(fileMemoryLimit, &f.rare.memoryLimit)); err != nil {
 			return err
 		}
-		if c.Memory.Stats, err = parseMemoryStat(b, c.Memory.Stats, memoryKeysV2, memoryIndexV2); err != nil {
-			return f.wrong(fileMemoryStat, err)
-		}
-		if err := errors.Join(f.value(fileMemoryUsage, &c.Memory.Usage), f.rarely(fileMemoryLimit, &f.rare.memoryLimit)); err != nil {
+		if err := f.memoryStat(&c.Memory, f.rare.idle(&c.CPU), memoryKeysV2, memoryIndexV2); err != nil {
 			return err
 		}
 		if often := f.rare.failing(&c.Memory); often || f.rare.due {

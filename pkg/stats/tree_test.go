@@ -331,6 +331,7 @@ func TestFilesKeptOpen(t *testing.T) {
 		}
 		sample := func(i int, hot bool, kept int) {
 			t.Helper()
+			feeds[i].(*cgroupFeed).rare.at = time.Time{} // each file is read
 			s, err := feeds[i].Sample(hot)
 			if err != nil {
 				t.Fatal(err)
@@ -412,6 +413,53 @@ func TestRareNumbers(t *testing.T) {
 		tr.write(tr.file(0, names[2]), "1500000\n")
 		check("near the limit", 2000000, 1, 64)
 	})
+}
+
+// A container that has not run keeps its memory.stat for ten seconds; one that has shows the new one at once.
+func TestMemoryStatOfTheIdle(t *testing.T) {
+	versions(t, func(t *testing.T, tr *tree) {
+		c := tr.add(0)
+		feed, err := treeSource(t, tr.dir).Open(aTask(c), c, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer feed.Close()
+		usage := map[bool]string{false: "memory.usage_in_bytes", true: "memory.current"}[tr.v2]
+		check := func(when string, want uint64) {
+			t.Helper()
+			for _, hot := range []bool{true, false} { // with the file open or not
+				s, err := feed.Sample(hot)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := s.Memory.Stats[0].Value; got != want || len(s.Memory.Stats) != len(memoryStatKeys(tr.v2)) {
+					t.Errorf("%s: got %d (%d numbers), want %d", when, got, len(s.Memory.Stats), want)
+				}
+			}
+		}
+		check("at first", 1)
+		tr.write(tr.file(0, "memory.stat"), memoryStat(tr.v2, 100))
+		check("idle", 1)
+		tr.write(tr.file(0, usage), "123456\n")
+		check("it has more memory", 101)
+		tr.write(tr.file(0, "memory.stat"), memoryStat(tr.v2, 200))
+		if tr.v2 {
+			tr.write(tr.file(0, "cpu.stat"), "usage_usec 2000\nuser_usec 600\nsystem_usec 400\n")
+		} else {
+			tr.write(tr.file(0, "cpuacct.usage_percpu"), "2000000 1000000 \n")
+		}
+		check("it has run", 201)
+		tr.write(tr.file(0, "memory.stat"), memoryStat(tr.v2, 300))
+		feed.(*cgroupFeed).rare.at = time.Now().Add(-rareEvery)
+		check("ten seconds later", 301)
+	})
+}
+
+func memoryStatKeys(v2 bool) []string {
+	if v2 {
+		return memoryKeysV2
+	}
+	return memoryKeysV1
 }
 
 func openFiles(t testing.TB) int {
