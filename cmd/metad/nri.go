@@ -56,6 +56,10 @@ func (d *daemon) newPlugin() *plugin {
 	return p
 }
 
+// pluginTime is how long a takeover waits until the Engine asks the successor. The Engine finishes the
+// creations that it has begun first.
+const pluginTime = 3 * time.Second
+
 // startPlugin has the Docker Engine ask this process what to put into new containers. In a takeover it
 // waits a moment until the Engine does: the predecessor is asked until then.
 func (d *daemon) startPlugin(ctx context.Context, parts *parts) {
@@ -70,7 +74,7 @@ func (d *daemon) startPlugin(ctx context.Context, parts *parts) {
 	}
 	select {
 	case <-p.Ready():
-	case <-time.After(time.Second):
+	case <-time.After(pluginTime):
 	case <-ctx.Done():
 	}
 }

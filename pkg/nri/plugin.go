@@ -62,7 +62,8 @@ type Plugin struct {
 	cfg       Config
 	inject    *inject.Injector
 	connected atomic.Bool
-	ready     chan struct{} // closed at the first connection
+	first     sync.Once
+	ready     chan struct{} // closed by first
 	reserving chan struct{} // holds a token for each Reserve in flight
 }
 
@@ -80,7 +81,7 @@ func (p *Plugin) Socket() string { return p.cfg.Socket }
 // Connected reports whether the Engine asks metad.
 func (p *Plugin) Connected() bool { return p.connected.Load() }
 
-// Ready is closed when the Engine has asked metad to be its plugin for the first time.
+// Ready is closed when the Engine asks metad for the first time.
 func (p *Plugin) Ready() <-chan struct{} { return p.ready }
 
 // Run is the plugin until ctx is done, whatever becomes of the Engine. It returns nil.
@@ -151,14 +152,7 @@ func (p *Plugin) session(ctx context.Context) (held bool, err error) {
 	if err := s.Start(ctx); err != nil {
 		return false, errors.Join(h.refusal, err)
 	}
-	p.connected.Store(true)
 	defer p.connected.Store(false)
-	select {
-	case <-p.ready:
-	default:
-		close(p.ready)
-		p.cfg.Log.Info("plugin of the Docker Engine by NRI", zap.String("socket", p.cfg.Socket))
-	}
 	stale := time.NewTicker(staleEvery)
 	defer stale.Stop()
 	for {
@@ -190,6 +184,18 @@ func (h *handler) Configure(_ context.Context, _, runtime, version string) (api.
 		return 0, h.refusal
 	}
 	return 0, nil
+}
+
+// Synchronize implements stub.SynchronizeInterface. It is the last that the Engine wants before it asks the plugin at
+// every creation, and it lets no creation begin in between.
+func (h *handler) Synchronize(context.Context, []*api.PodSandbox, []*api.Container) ([]*api.ContainerUpdate, error) {
+	p := h.plugin
+	p.connected.Store(true)
+	p.first.Do(func() {
+		close(p.ready)
+		p.cfg.Log.Info("plugin of the Docker Engine by NRI", zap.String("socket", p.cfg.Socket))
+	})
+	return nil, nil
 }
 
 // CreateContainer implements stub.CreateContainerInterface. An error would fail the creation: there is none.
