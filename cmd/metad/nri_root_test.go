@@ -88,6 +88,12 @@ func TestRootNRI(t *testing.T) {
 		if out := h.Exec(t, id, "sh", "-c", "grep ContainerID $ECS_CONTAINER_METADATA_FILE; echo $ECS_CONTAINER_METADATA_URI"); !strings.Contains(out, id) || !strings.Contains(out, endpoint) {
 			t.Errorf("%s sees %s", what, out)
 		}
+		if got := containerOf(t, h.Exec(t, id, "sh", "-c", "wget -qO- $ECS_CONTAINER_METADATA_URI_V4")); got != id {
+			t.Errorf("%s asks the address that it has: got %s, want itself", what, got)
+		}
+		waitFor(t, what+"'s statistics", func() bool {
+			return strings.Contains(h.Exec(t, id, "sh", "-c", "wget -qO- $ECS_CONTAINER_METADATA_URI_V4/stats"), `"id":"`+id)
+		})
 		if _, code, err := h.TryExec(id, "sh", "-c", "echo x > $ECS_CONTAINER_METADATA_FILE"); err != nil || code == 0 {
 			t.Errorf("%s could write its file: exit code %d, %v", what, code, err)
 		}
