@@ -75,6 +75,7 @@ func (d *daemon) startPlugin(ctx context.Context, parts *parts) {
 	select {
 	case <-p.Ready():
 	case <-time.After(pluginTime):
+		d.log.Warn("the Docker Engine does not ask this process by NRI yet: taking over all the same")
 	case <-ctx.Done():
 	}
 }

@@ -117,7 +117,7 @@ func (p *Plugin) explain(held bool, err error, said *string) {
 	*said = text
 	switch {
 	case held:
-		p.cfg.Log.Info("the Docker Engine's NRI has hung up: connecting again", zap.Error(err))
+		p.cfg.Log.Info("no longer asked by the Docker Engine: connecting again", zap.Error(err))
 	case p.cfg.Expected:
 		p.cfg.Log.Warn("no NRI: containers get nothing by it", zap.String("socket", p.cfg.Socket), zap.Error(err))
 	case !errors.Is(err, fs.ErrNotExist):
@@ -165,6 +165,7 @@ func (p *Plugin) session(ctx context.Context) (held bool, err error) {
 				return true, errors.New("it listens anew")
 			}
 		case <-ctx.Done():
+			p.cfg.Log.Info("leaving the Docker Engine")
 			s.Stop()
 			return true, nil
 		}
@@ -191,10 +192,8 @@ func (h *handler) Configure(_ context.Context, _, runtime, version string) (api.
 func (h *handler) Synchronize(context.Context, []*api.PodSandbox, []*api.Container) ([]*api.ContainerUpdate, error) {
 	p := h.plugin
 	p.connected.Store(true)
-	p.first.Do(func() {
-		close(p.ready)
-		p.cfg.Log.Info("plugin of the Docker Engine by NRI", zap.String("socket", p.cfg.Socket))
-	})
+	p.first.Do(func() { close(p.ready) })
+	p.cfg.Log.Info("asked by the Docker Engine", zap.String("socket", p.cfg.Socket))
 	return nil, nil
 }
 
