@@ -15,9 +15,10 @@ import (
 	"metad/internal/testhost"
 )
 
-// TestDensity prints what metad costs on made-up hosts of many containers. DENSITY names the hosts, "100x3" for a
-// hundred tasks of three containers; METAD is the binary, else it is built; DENSITY_SECONDS is how long the cold and
-// the hot process are watched. Profiles of both and of the time in which tasks are replaced go to DENSITY_PROFILES.
+// TestDensity prints what metad costs on made-up hosts of many containers. DENSITY names the hosts,
+// "100x3" for a hundred tasks of three containers; METAD is the binary, else it is built;
+// DENSITY_SECONDS is how long the cold and the hot process are watched. Profiles of both and of the
+// time in which tasks are replaced go to DENSITY_PROFILES.
 func TestDensity(t *testing.T) {
 	binary := os.Getenv("METAD")
 	if binary == "" {
@@ -105,7 +106,8 @@ func (r *densityRow) run(t *testing.T, binary string) {
 	r.stop = m.Stop()
 }
 
-// churn replaces tasks, ten a second if the machine can, each of which asks as soon as its program could.
+// churn replaces tasks, ten a second if the machine can, each of which asks as soon as its program
+// could.
 func (r *densityRow) churn(h *testhost.Host, m *testhost.Metad, tasks []*testhost.Task) {
 	r.first = &testhost.Answers{}
 	var mu sync.Mutex
@@ -135,14 +137,15 @@ func (r *densityRow) churn(h *testhost.Host, m *testhost.Metad, tasks []*testhos
 
 func profiles() string { return os.Getenv("DENSITY_PROFILES") }
 
-// profile begins to take one of metad's profiles, if they are wanted, and returns what waits for its end.
+// profile begins to take one of metad's profiles, if they are wanted, and returns what waits for
+// its end.
 func (r *densityRow) profile(t *testing.T, m *testhost.Metad, path, name string) (wait func()) {
 	if profiles() == "" {
 		return func() {}
 	}
 	done := make(chan error)
 	go func() {
-		_, body, err := m.Get("/debug/pprof/" + path)
+		body, err := m.Profile(path)
 		if err == nil {
 			err = os.WriteFile(filepath.Join(profiles(), r.size+"-"+name+".pprof"), []byte(body), 0o644)
 		}

@@ -44,7 +44,8 @@ func (c *crowd) right(when, path string, ok func(*Task, string) bool) {
 		a.Quantile(0.5).Round(time.Microsecond), a.Quantile(0.99).Round(time.Microsecond), c.RSS()>>20, c.Descriptors())
 }
 
-// quiet fails the test if metad said that descriptors ran out, or took a container for ended that was not.
+// quiet fails the test if metad said that descriptors ran out, or took a container for ended that
+// was not.
 func (c *crowd) quiet() {
 	c.t.Helper()
 	for _, text := range []string{"too many open files", "EMFILE", "no file descriptor free"} {
@@ -62,8 +63,8 @@ func (c *crowd) quiet() {
 	}
 }
 
-// A hundred tasks of three containers: every answer is right, cold and hot, before and after tasks were
-// replaced.
+// A hundred tasks of three containers: every answer is right, cold and hot, before and after tasks
+// were replaced.
 func TestRootDensity(t *testing.T) {
 	c := newCrowd(t, 100, 3, 0)
 	c.right("cold", "/v2/metadata", Metadata)
@@ -86,8 +87,8 @@ func TestRootDensity(t *testing.T) {
 	t.Logf("stopped after %v", c.Stop())
 }
 
-// A thousand containers, all asked for, and 1,024 descriptors: every answer is right, and nothing is said to
-// have failed for want of one.
+// A thousand containers, all asked for, and 1,024 descriptors: every answer is right, and nothing
+// is said to have failed for want of one.
 func TestRootFewDescriptors(t *testing.T) {
 	const limit = 1024
 	c := newCrowd(t, 334, 3, limit)

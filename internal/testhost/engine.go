@@ -20,8 +20,8 @@ import (
 	"github.com/docker/docker/api/types/network"
 )
 
-// Engine is a fake Docker Engine that speaks list, inspect and events (API 1.41) on a unix socket. Its
-// documents are as long as a real Engine's.
+// Engine is a fake Docker Engine that speaks list, inspect and events (API 1.41) on a unix socket.
+// Its documents are as long as a real Engine's.
 type Engine struct {
 	Socket string
 
@@ -40,7 +40,8 @@ type told struct {
 	created time.Time
 }
 
-// keptEvents is how many events an Engine keeps for those who ask for the past (moby: daemon/events).
+// keptEvents is how many events an Engine keeps for those who ask for the past (moby:
+// daemon/events).
 const keptEvents = 256
 
 func newEngine(t testing.TB) *Engine {
@@ -138,7 +139,8 @@ func (e *Engine) list() []byte {
 	return b
 }
 
-// serveEvents streams what has happened since the time that is asked for, and what happens from now on.
+// serveEvents streams what has happened since the time that is asked for, and what happens from now
+// on.
 func (e *Engine) serveEvents(w http.ResponseWriter, r *http.Request) {
 	since := time.Now().UnixNano()
 	if text := r.URL.Query().Get("since"); text != "" {

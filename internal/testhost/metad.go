@@ -3,6 +3,7 @@ package testhost
 import (
 	"bytes"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,6 +41,7 @@ type Metad struct {
 
 	t       testing.TB
 	h       *Host
+	runDir  string
 	cmd     *exec.Cmd
 	started time.Time
 	done    chan struct{} // closed when it has ended
@@ -53,9 +55,9 @@ func (h *Host) Start(binary string, limit int, args ...string) *Metad {
 	if limit != 0 {
 		shell = fmt.Sprintf("ulimit -n %d && %s", limit, shell)
 	}
-	m := &Metad{t: h.t, h: h, done: make(chan struct{})}
+	m := &Metad{t: h.t, h: h, runDir: dir + "/run", done: make(chan struct{})}
 	m.cmd = exec.Command("/bin/sh", append([]string{"-c", shell, binary, "serve", "--docker-host", "unix://" + h.Engine.Socket,
-		"--bundle-dirs", h.Bundles, "--pin-dir", testnet.PinDir(h.t), "--run-dir", dir + "/run", "--data-dir", dir + "/data",
+		"--bundle-dirs", h.Bundles, "--pin-dir", testnet.PinDir(h.t), "--run-dir", m.runDir, "--data-dir", dir + "/data",
 		"--docker-proxy", "", "--agent-url", "", "--agent-introspection-url", ""}, args...)...)
 	m.cmd.Stdout, m.cmd.Stderr = &m.Out, &m.Out
 	m.started = time.Now()
@@ -84,11 +86,11 @@ func (m *Metad) Get(path string) (int, string, error) {
 		return 0, "", err
 	}
 	defer c.Close()
-	return testnet.GetOn(c, path, time.Minute)
+	return testnet.GetOn(c, path, 10*time.Second)
 }
 
-// Hot asks for the statistics of all tasks until their containers are sampled each second and have been, more than
-// once.
+// Hot asks for the statistics of all tasks until their containers are sampled each second and have
+// been, more than once.
 func (m *Metad) Hot(tasks []*Task) {
 	m.t.Helper()
 	Ask(tasks, "/v2/stats", Statistics)
@@ -100,7 +102,22 @@ func (m *Metad) Hot(tasks []*Task) {
 	m.wait("all containers have been sampled", func() bool { return m.Metric(rendered) >= before+float64(3*all) })
 }
 
-// WaitReady waits until metad answers from a complete list, and returns how long that was after its start.
+// Profile returns a profile of metad, which runs with --pprof: "heap", "profile?seconds=5".
+func (m *Metad) Profile(name string) (string, error) {
+	c, err := net.Dial("unix", m.runDir+"/admin.sock")
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	code, body, err := testnet.GetOn(c, "/debug/pprof/"+name, time.Minute)
+	if err == nil && code != 200 {
+		err = fmt.Errorf("%s: %d %s", name, code, body)
+	}
+	return body, err
+}
+
+// WaitReady waits until metad answers from a complete list, and returns how long that was after its
+// start.
 func (m *Metad) WaitReady() time.Duration {
 	m.t.Helper()
 	m.wait("metad is ready", func() bool {
@@ -110,7 +127,8 @@ func (m *Metad) WaitReady() time.Duration {
 	return time.Since(m.started)
 }
 
-// WaitHooked waits until all ports have metad's program, and returns how long that was after its start.
+// WaitHooked waits until all ports have metad's program, and returns how long that was after its
+// start.
 func (m *Metad) WaitHooked(ports int) time.Duration {
 	m.t.Helper()
 	m.wait("all ports are hooked", func() bool { return m.Metric("metad_ports") >= float64(ports) && m.Metric("metad_ports_pending") == 0 })
@@ -132,7 +150,8 @@ func (m *Metad) wait(what string, ok func() bool) {
 	}
 }
 
-// Metric returns the value of a metric, which is named with its labels as /metrics shows it. 0: there is none.
+// Metric returns the value of a metric, which is named with its labels as /metrics shows it. 0:
+// there is none.
 func (m *Metad) Metric(name string) float64 {
 	m.t.Helper()
 	_, body, err := m.Get("/metrics")
@@ -216,8 +235,8 @@ func (a *Answers) Quantile(q float64) time.Duration {
 	return a.Times[min(int(q*float64(len(a.Times))), len(a.Times)-1)]
 }
 
-// Ask has each of the tasks ask for path, one after the other, on a connection of its own. An answer is
-// right if its status is 200 and right says so.
+// Ask has each of the tasks ask for path, one after the other, on a connection of its own. An
+// answer is right if its status is 200 and right says so.
 func Ask(tasks []*Task, path string, right func(*Task, string) bool) *Answers {
 	a := &Answers{}
 	for _, t := range tasks {

@@ -1,6 +1,7 @@
-// Package testhost makes up a host of thousands of containers: network namespaces, veths, cgroups and processes are
-// the kernel's own, and only the Docker Engine is a fake that speaks of them. metad runs on it as a
-// process of its own and is driven from outside. A test's end undoes everything.
+// Package testhost makes up a host of thousands of containers: network namespaces, veths, cgroups
+// and processes are the kernel's own, and only the Docker Engine is a fake that speaks of them.
+// metad runs on it as a process of its own and is driven from outside. A test's end undoes
+// everything.
 package testhost
 
 import (
@@ -88,9 +89,10 @@ func (h *Host) bridge() *testnet.Bridge {
 	return h.bridges[len(h.bridges)-1]
 }
 
-// AddTask starts a task of n containers and tells of it as Docker does: created, a bundle with a process, started.
-// It returns when the Engine has said that all have started. first, if it is not nil, is called when the first
-// container's program could begin to run, before the Engine says that it does.
+// AddTask starts a task of n containers and tells of it as Docker does: created, a bundle with a
+// process, started. It returns when the Engine has said that all have started. first, if it is not
+// nil, is called when the first container's program could begin to run, before the Engine says that
+// it does.
 func (h *Host) AddTask(n int, first func(*Task)) *Task {
 	h.t.Helper()
 	t := &Task{ID: randomHex(32), host: h}
@@ -166,7 +168,8 @@ func (h *Host) end(c *Container) {
 	}
 }
 
-// Stop ends the task as Docker does, the network's owner last. Its containers stay, stopped, until Destroy.
+// Stop ends the task as Docker does, the network's owner last. Its containers stay, stopped, until
+// Destroy.
 func (t *Task) Stop() {
 	t.host.t.Helper()
 	for i := len(t.Containers) - 1; i >= 0; i-- {

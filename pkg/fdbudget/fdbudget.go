@@ -1,8 +1,8 @@
 // Package fdbudget shares out the file descriptors that the process may have open.
 //
-// Connections, network namespaces, links and files that are open for a moment come first: they do not ask.
-// A descriptor that only saves work, such as a file that stays open between two readings, is kept
-// out of what is left, and given back when the others need more.
+// Connections, network namespaces, links and files that are open for a moment come first: they do
+// not ask. A descriptor that only saves work, such as a file that stays open between two readings,
+// is kept out of what is left, and given back when the others need more.
 package fdbudget
 
 import (
@@ -20,7 +20,8 @@ const (
 	// countEvery is the shortest time between two counts of the open descriptors.
 	countEvery = 100 * time.Millisecond
 	// countShare bounds what counting costs: one part in so many of the time. Before Linux 6.2 the
-	// directory of all descriptors has to be read, which takes milliseconds where there are thousands.
+	// directory of all descriptors has to be read, which takes milliseconds where there are
+	// thousands.
 	countShare = 500
 	// exhausted is how long nothing is kept after the process had no descriptor left.
 	exhausted = 10 * time.Second
@@ -68,8 +69,8 @@ func (b *Budget) Keep(n int) bool {
 // Drop gives n descriptors back that are closed now.
 func (b *Budget) Drop(n int) { b.kept.Add(-int64(n)) }
 
-// Over reports whether more descriptors are kept than there is room for: who keeps some should close and
-// Drop them. It does not allocate.
+// Over reports whether more descriptors are kept than there is room for: who keeps some should
+// close and Drop them. It does not allocate.
 func (b *Budget) Over() bool {
 	b.update()
 	return b.kept.Load() > b.room.Load()

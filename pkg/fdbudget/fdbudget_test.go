@@ -28,7 +28,8 @@ func newHost(limit, others int) *host {
 	return h
 }
 
-// Of 1,024 descriptors a quarter stays free beside those that others use, however many are asked for.
+// Of 1,024 descriptors a quarter stays free beside those that others use, however many are asked
+// for.
 func TestOthersComeFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(1024, 300)

@@ -24,7 +24,8 @@ func (m heldMap) Entries() (map[netip.Addr]bpf.MetadTaskValue, error) {
 	return nil, nil
 }
 
-// Whatever sets a table was given before, it says of the last one what a table says that has seen no other.
+// Whatever sets a table was given before, it says of the last one what a table says that has seen
+// no other.
 func TestHistoryDoesNotShow(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	random := func(i int) *task.Task {

@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"metad/pkg/fdbudget"
@@ -42,9 +40,9 @@ func (c *CgroupConfig) setDefaults() {
 	}
 }
 
-// Visible reports whether the cgroup source can work here: the files of cgroup v1 or v2 and the host's
-// processes are there to be read. In a private cgroup namespace (metad in a container of its own) what is
-// outside it is not: the paths there begin with "/..".
+// Visible reports whether the cgroup source can work here: the files of cgroup v1 or v2 and the
+// host's processes are there to be read. In a private cgroup namespace (metad in a container of its
+// own) what is outside it is not: the paths there begin with "/..".
 func Visible(cfg CgroupConfig) bool {
 	cfg.setDefaults()
 	if b, err := os.ReadFile(filepath.Join(cfg.ProcRoot, "1/cgroup")); err != nil || bytes.Contains(b, []byte(":/..")) {
@@ -176,59 +174,16 @@ var filesV2 = [fileCount]cgroupFile{
 	filePidsLimit:      {0, "pids.max\x00", atOnce},
 }
 
-// rareEvery is how often numbers are read that change by hand only (docker update), or cannot have changed as long
-// as others are what they are.
-const rareEvery = 10 * time.Second
-
-// rareNumbers are such numbers, as last read. Their files are not kept open.
-type rareNumbers struct {
-	due bool      // they are read in this reading
-	at  time.Time // of the last one
-
-	memoryLimit, memoryFailures, pidsLimit uint64
-	periods                                uint64 // v1: none as long as the container's CPU time has no limit
-
-	// What was read when the container had used this much CPU time and memory. As long as it uses no more of either, it
-	// has not run, and only the kernel can have changed memory.stat (writing pages back): that shows the next time
-	// that the numbers are due. memory.stat costs as much as all other files together.
-	cpu, memory uint64 // of the last reading
-	times       [2]uint64
-	stats       []uint64 // in the order of the keys
-}
-
-// idle reports whether the container has not run since the last reading.
-func (r *rareNumbers) idle(c *CPU) bool {
-	idle := !r.due && c.Total == r.cpu && r.stats != nil
-	r.cpu = c.Total
-	return idle
-}
-
-// begin decides whether they are read in the reading at now. Containers that were opened together take turns.
-func (r *rareNumbers) begin(now time.Time, turn int) {
-	if r.due = now.Sub(r.at) >= rareEvery; !r.due {
-		return
-	}
-	if r.at.IsZero() {
-		now = now.Add(-time.Duration(turn) * time.Second % rareEvery)
-	}
-	r.at = now
-}
-
-// failing reports whether the memory's limit can have been hit since the last reading: it has been before, or is near.
-func (r *rareNumbers) failing(m *Memory) bool {
-	return r.memoryFailures != 0 || max(m.Usage, m.MaxUsage) > r.memoryLimit/2
-}
-
-// cgroupFeed is a container's cgroups. Between two readings nothing of it is open, or, while it is hot and the
-// budget allows, all its files.
+// cgroupFeed is a container's cgroups. Between two readings nothing of it is open, or, while it is
+// hot and the budget allows, all its files.
 type cgroupFeed struct {
 	src *CgroupSource
 	pid int
 	id  string
 	net netFeed
 
-	// Open during a reading that needs them. -1: not open, or the controller is not there: its part of the sample
-	// is left empty, as the Engine leaves it.
+	// Open during a reading that needs them. -1: not open, or the controller is not there: its part
+	// of the sample is left empty, as the Engine leaves it.
 	dir [dirCount]int32
 
 	kept     [fileCount]keptFile
@@ -389,7 +344,8 @@ func (f *cgroupFeed) budget(hot bool) {
 	}
 }
 
-// filled takes note that a reading has opened all that it keeps, and gives back what it had no use for.
+// filled takes note that a reading has opened all that it keeps, and gives back what it had no use
+// for.
 func (f *cgroupFeed) filled() {
 	if f.held == 0 || f.complete {
 		return
@@ -405,312 +361,4 @@ func (f *cgroupFeed) filled() {
 	}
 	f.src.cfg.Budget.Drop(f.held - open)
 	f.held, f.complete = open, true
-}
-
-// file reads a cgroup file into the source's buffer. The bytes are valid until the next one.
-func (f *cgroupFeed) file(i int) ([]byte, error) { return f.read(i, true) }
-
-// read is file, for a file that does not stay open unless keep says so.
-func (f *cgroupFeed) read(i int, keep bool) ([]byte, error) {
-	keep = keep && f.held > 0
-	if keep && f.kept[i].fd == 0 {
-		f.complete = false // one file more
-	}
-	at := f.src.files[i]
-	if f.kept[i].fd == 0 && f.dir[at.dir] < 0 {
-		if err := f.reach(); err != nil {
-			return nil, err
-		}
-	}
-	b, err := f.kept[i].read(int(f.dir[at.dir]), at.name, f.src.buf, at.how, keep)
-	if err == nil {
-		return b, nil
-	}
-	if isShort(err) {
-		return nil, f.wrong(i, err)
-	}
-	// The files of a removed cgroup are not there, or give ENODEV while they are read. Where the
-	// cgroup lives on, a file that is missing is damage.
-	if err := f.alive(at.dir); err != nil {
-		return nil, err
-	}
-	if !errors.Is(err, errDamaged) {
-		err = fmt.Errorf("%w: %w", errDamaged, err)
-	}
-	return nil, f.wrong(i, err)
-}
-
-// alive returns errGone if the cgroup is no more, another error if that could not be found out.
-func (f *cgroupFeed) alive(dir int) error {
-	if f.dir[dir] < 0 {
-		if err := f.reach(); err != nil {
-			return err
-		}
-	}
-	fd, err := openat(int(f.dir[dir]), "cgroup.procs\x00")
-	if isShort(err) {
-		return err
-	}
-	if err != nil {
-		return errGone
-	}
-	return unix.Close(fd)
-}
-
-// wrong says which file an error is about.
-func (f *cgroupFeed) wrong(i int, err error) error {
-	if err == nil {
-		return nil
-	}
-	name := f.src.files[i].name
-	return fmt.Errorf("%s: %w", name[:len(name)-1], err)
-}
-
-func (f *cgroupFeed) value(i int, dst *uint64) error {
-	b, err := f.file(i)
-	if err == nil {
-		*dst, err = parseValue(b)
-		err = f.wrong(i, err)
-	}
-	return err
-}
-
-// rarely reads a file of one number into dst if it is time for that.
-func (f *cgroupFeed) rarely(i int, dst *uint64) error {
-	if !f.rare.due {
-		return nil
-	}
-	b, err := f.read(i, false)
-	if err == nil {
-		*dst, err = parseValue(b)
-		err = f.wrong(i, err)
-	}
-	return err
-}
-
-// memoryStat reads memory.stat, unless it says what it said the last time.
-func (f *cgroupFeed) memoryStat(m *Memory, idle bool, keys []string, index map[string]int) error {
-	r := &f.rare
-	unchanged := idle && m.Usage == r.memory
-	r.memory = m.Usage
-	if unchanged {
-		for i, v := range r.stats {
-			m.Stats = append(m.Stats, Stat{Key: keys[i], Value: v})
-		}
-		return nil
-	}
-	b, err := f.file(fileMemoryStat)
-	if err != nil {
-		return err
-	}
-	if m.Stats, err = parseMemoryStat(b, m.Stats, keys, index); err != nil {
-		return f.wrong(fileMemoryStat, err)
-	}
-	r.stats = slices.Grow(r.stats[:0], len(m.Stats))
-	for _, s := range m.Stats {
-		r.stats = append(r.stats, s.Value)
-	}
-	return nil
-}
-
-// Sample reads everything now, but for the numbers that change rarely. The counters are valid until the next call on any feed of the source.
-func (f *cgroupFeed) Sample(hot bool) (*Counters, error) {
-	if f.net.waiting() {
-		return nil, errNotYet
-	}
-	s := f.src
-	f.budget(hot)
-	defer f.leave()
-	if !f.complete {
-		if err := f.reach(); err != nil {
-			return nil, err
-		}
-	}
-	now := time.Now()
-	f.rare.begin(now, f.pid)
-	c := &s.c
-	*c = Counters{
-		Read:     now,
-		CPU:      CPU{PerCPU: c.CPU.PerCPU[:0]},
-		Memory:   Memory{Stats: c.Memory.Stats[:0]},
-		Networks: c.Networks[:0],
-	}
-	var err error
-	if s.v2 {
-		err = f.readV2(c)
-	} else {
-		err = f.readV1(c)
-	}
-	if err != nil {
-		return nil, err
-	}
-	// The Engine's rule for a container without a limit.
-	c.Memory.Limit = min(c.Memory.Limit, s.memTotal)
-	if err := s.readSystem(c); err != nil {
-		return nil, err
-	}
-	if c.Networks, err = f.net.read(c.Networks, s.buf, f.held > 0); err != nil {
-		return nil, err
-	}
-	f.filled()
-	return c, nil
-}
-
-// readSystem fills in the host's CPU time. The kernel counts it in ticks of 10 ms, so a reading is as
-// good as new for that long, and the containers of one tick share it.
-func (s *CgroupSource) readSystem(c *Counters) error {
-	if now := time.Now(); s.system.at.IsZero() || now.Sub(s.system.at) >= nsPerTick {
-		f, err := os.Open(filepath.Join(s.cfg.ProcRoot, "stat"))
-		if err != nil {
-			return err
-		}
-		// The CPUs come first; what follows them (interrupts) may be much longer.
-		n, err := f.Read(s.buf)
-		f.Close()
-		if err != nil {
-			return fmt.Errorf("%w: stat: %w", errDamaged, err)
-		}
-		if s.system.ns, s.system.online, err = parseProcStat(s.buf[:n]); err != nil {
-			return fmt.Errorf("stat: %w", err)
-		}
-		s.system.at = now
-	}
-	c.CPU.System, c.CPU.Online = s.system.ns, s.system.online
-	return nil
-}
-
-func (f *cgroupFeed) readV1(c *Counters) error {
-	s := f.src
-	b, err := f.file(filePerCPU)
-	if err != nil {
-		return err
-	}
-	if c.CPU.PerCPU, c.CPU.Total, err = parsePerCPU(b, c.CPU.PerCPU); err != nil {
-		return f.wrong(filePerCPU, err)
-	}
-	idle := f.rare.idle(&c.CPU)
-	if idle {
-		c.CPU.User, c.CPU.Kernel = f.rare.times[0], f.rare.times[1]
-	} else {
-		if b, err = f.file(fileCPUAcct); err != nil {
-			return err
-		}
-		if err := parseCPUAcctStat(b, &c.CPU); err != nil {
-			return f.wrong(fileCPUAcct, err)
-		}
-		f.rare.times = [2]uint64{c.CPU.User, c.CPU.Kernel}
-	}
-	if f.cpuStat && (f.rare.due || f.rare.periods != 0) {
-		if b, err = f.read(fileCPUStat, f.rare.periods != 0); err != nil {
-			return err
-		}
-		if err := parseCPUStatV1(b, &c.CPU); err != nil {
-			return f.wrong(fileCPUStat, err)
-		}
-		f.rare.periods = c.CPU.Periods
-	}
-	if f.has[dirMemory] {
-		if err := f.value(fileMemoryUsage, &c.Memory.Usage); err != nil {
-			return err
-		}
-		if err := f.memoryStat(&c.Memory, idle, memoryKeysV1, memoryIndexV1); err != nil {
-			return err
-		}
-		if err := errors.Join(
-			f.value(fileMemoryPeak, &c.Memory.MaxUsage),
-			f.rarely(fileMemoryLimit, &f.rare.memoryLimit),
-		); err != nil {
-			return err
-		}
-		if often := f.rare.failing(&c.Memory); often || f.rare.due {
-			if b, err = f.read(fileMemoryFailures, often); err != nil {
-				return err
-			}
-			if f.rare.memoryFailures, err = parseValue(b); err != nil {
-				return f.wrong(fileMemoryFailures, err)
-			}
-		}
-		c.Memory.Limit, c.Memory.Failcnt = f.rare.memoryLimit, f.rare.memoryFailures
-	}
-	if f.has[dirBlkio] {
-		for i, file := range [2]int{fileIOBytes, fileIOs} {
-			if b, err = f.file(file); err != nil {
-				return err
-			}
-			if s.blkio[i], err = parseBlkio(b, s.blkio[i]); err != nil {
-				return f.wrong(file, err)
-			}
-		}
-		none := []BlkioEntry{}
-		c.Blkio = Blkio{
-			ServiceBytes: s.blkio[0], Serviced: s.blkio[1], Queue: none, ServiceTime: none,
-			WaitTime: none, Merged: none, Time: none, Sectors: none,
-		}
-	}
-	if f.has[dirPids] {
-		if err := f.readPids(c); err != nil {
-			return err
-		}
-		if c.Pids.Limit == math.MaxUint64 {
-			c.Pids.Limit = 0
-		}
-	}
-	return nil
-}
-
-func (f *cgroupFeed) readPids(c *Counters) error {
-	err := errors.Join(f.value(filePids, &c.Pids.Current), f.rarely(filePidsLimit, &f.rare.pidsLimit))
-	c.Pids.Limit = f.rare.pidsLimit
-	return err
-}
-
-func (f *cgroupFeed) readV2(c *Counters) error {
-	s := f.src
-	b, err := f.file(fileCPUStat)
-	if err != nil {
-		return err
-	}
-	if err := parseCPUStatV2(b, &c.CPU); err != nil {
-		return f.wrong(fileCPUStat, err)
-	}
-	if f.memory {
-		if err := errors.Join(f.value(fileMemoryUsage, &c.Memory.Usage), f.rarely(fileMemoryLimit, &f.rare.memoryLimit)); err != nil {
-			return err
-		}
-		if err := f.memoryStat(&c.Memory, f.rare.idle(&c.CPU), memoryKeysV2, memoryIndexV2); err != nil {
-			return err
-		}
-		if often := f.rare.failing(&c.Memory); often || f.rare.due {
-			if b, err = f.read(fileMemoryFailures, often); err != nil {
-				return err
-			}
-			if f.rare.memoryFailures, err = parseOOM(b); err != nil {
-				return f.wrong(fileMemoryFailures, err)
-			}
-		}
-		c.Memory.Limit, c.Memory.Failcnt = f.rare.memoryLimit, f.rare.memoryFailures
-	}
-	if f.io {
-		if b, err = f.file(fileIOBytes); err != nil {
-			return err
-		}
-		if s.blkio[0], err = parseIOStat(b, s.blkio[0]); err != nil {
-			return f.wrong(fileIOBytes, err)
-		}
-		if len(s.blkio[0]) > 0 {
-			c.Blkio.ServiceBytes = s.blkio[0]
-		}
-	}
-	if f.pids {
-		return f.readPids(c)
-	}
-	return nil
-}
-
-// gone turns the errors of a process that ended into errGone.
-func gone(err error) error {
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
-		return errGone
-	}
-	return err
 }

@@ -15,8 +15,8 @@ import (
 	"metad/pkg/task"
 )
 
-// Engine asks the Docker Engine for a container's statistics (GET /containers/{id}/stats): a stream of
-// objects, about one a second, or one single object (one-shot). The caller closes the body.
+// Engine asks the Docker Engine for a container's statistics (GET /containers/{id}/stats): a stream
+// of objects, about one a second, or one single object (one-shot). The caller closes the body.
 type Engine func(ctx context.Context, id string, stream bool) (io.ReadCloser, error)
 
 const (
@@ -27,8 +27,8 @@ const (
 )
 
 // DockerSource gets the numbers from the Engine: a stream for each hot container, which ends when
-// the container is no longer hot, and a single question when a cold one is due, or a hot one for whose stream the
-// budget has no descriptor.
+// the container is no longer hot, and a single question when a cold one is due, or a hot one for
+// whose stream the budget has no descriptor.
 type DockerSource struct {
 	engine   Engine
 	net      netSource
@@ -121,7 +121,8 @@ func (f *dockerFeed) Sample(hot bool) (*Counters, error) {
 	return nil, nil
 }
 
-// hold reports whether the budget has a descriptor for a stream. It is called with mu held, as release is.
+// hold reports whether the budget has a descriptor for a stream. It is called with mu held, as
+// release is.
 func (f *dockerFeed) hold() bool {
 	if f.held && f.src.budget.Over() {
 		f.release()

@@ -17,19 +17,19 @@ var errGone = errors.New("gone")
 // hundreds of disks, is a tenth of it.
 const maxFileBytes = 256 << 10
 
-// listBytes is what a piece of a list has at least if another one follows: less than a page (4096, or
-// more) by one line, and a line of net/dev is less than 300 bytes.
+// listBytes is what a piece of a list has at least if another one follows: less than a page (4096,
+// or more) by one line, and a line of net/dev is less than 300 bytes.
 const listBytes = 3796
 
-// isShort reports whether err is for want of a file descriptor or of memory in the kernel, which says nothing about
-// what was to be read.
+// isShort reports whether err is for want of a file descriptor or of memory in the kernel, which
+// says nothing about what was to be read.
 func isShort(err error) bool {
 	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
 }
 
 // openDir opens a directory as a handle for others' openat: it pins neither a network namespace nor
-// the cgroup, and once the thing is removed it never leads to another one, whatever number or name is
-// used again. The path must end in a NUL.
+// the cgroup, and once the thing is removed it never leads to another one, whatever number or name
+// is used again. The path must end in a NUL.
 func openDir(path []byte) (int, error) {
 	cwd := unix.AT_FDCWD
 	fd, _, errno := unix.Syscall6(unix.SYS_OPENAT, uintptr(cwd), uintptr(unsafe.Pointer(unsafe.SliceData(path))),
@@ -55,17 +55,19 @@ func openProc(root string, pid int) (int, error) {
 type manner uint8
 
 const (
-	// inPieces: of as many whole lines as fit into a page, as files do that list objects (fs/seq_file.c).
+	// inPieces: of as many whole lines as fit into a page, as files do that list objects
+	// (fs/seq_file.c).
 	inPieces manner = iota
 	// whole: in one piece, as all files of cgroupfs.
 	whole
-	// atOnce: whole, and of numbers that are there already: no lock that others hold for long, nothing to add up.
+	// atOnce: whole, and of numbers that are there already: no lock that others hold for long,
+	// nothing to add up.
 	atOnce
 )
 
 // readFile reads the file called name, which must end in a NUL, in the directory dir into buf and
-// returns the part of buf it fills. It does not allocate unless it fails. A file that does not fit is
-// errDamaged.
+// returns the part of buf it fills. It does not allocate unless it fails. A file that does not fit
+// is errDamaged.
 func readFile(dir int, name string, buf []byte, how manner) ([]byte, error) {
 	var once keptFile
 	return once.read(dir, name, buf, how, false)
@@ -92,8 +94,9 @@ func readAll(fd int, buf []byte, how manner) ([]byte, error) {
 	}
 }
 
-// pread tells the Go runtime of the call only where it may take a while. The runtime's watch over a thread that
-// may be waiting costs a tenth of a sample, which is a dozen of calls of a microsecond each.
+// pread tells the Go runtime of the call only where it may take a while. The runtime's watch over a
+// thread that may be waiting costs a tenth of a sample, which is a dozen of calls of a microsecond
+// each.
 func pread(fd int, buf []byte, at int, how manner) (int, error) {
 	if how != atOnce {
 		return unix.Pread(fd, buf, int64(at))
@@ -119,8 +122,9 @@ func openat(dir int, name string) (int, error) {
 	return int(fd), nil
 }
 
-// keptFile is a file that may stay open between two readings, each of which begins anew: that takes a fifth of
-// the time, and costs the kernel a page of memory. The zero value is one that is not open.
+// keptFile is a file that may stay open between two readings, each of which begins anew: that takes
+// a fifth of the time, and costs the kernel a page of memory. The zero value is one that is not
+// open.
 type keptFile struct{ fd int32 } // the descriptor and 1
 
 // open opens the file, which is not open.

@@ -47,8 +47,9 @@ func ListLinks(nsfd int) ([]Link, error) {
 	return links, nil
 }
 
-// maxListing is how many namespaces are listed at a time. The kernel makes each wait for whoever changes a network
-// anywhere on the host, for half a second now and then while containers come and go.
+// maxListing is how many namespaces are listed at a time. The kernel makes each wait for whoever
+// changes a network anywhere on the host, for half a second now and then while containers come and
+// go.
 const maxListing = 4
 
 // errNotYet means that a container's interfaces are not known yet. It is no failure.
@@ -93,12 +94,13 @@ type linkList struct {
 	err   error
 }
 
-// netProcess returns the container whose process is in the network namespace that holds the container's
-// interfaces, and whether they are those of an awsvpc task: the task's, by the agent's rule, for all its containers
-// alike.
+// netProcess returns the container whose process is in the network namespace that holds the
+// container's interfaces, and whether they are those of an awsvpc task: the task's, by the agent's
+// rule, for all its containers alike.
 func netProcess(t *task.Task, c *task.Container) (_ *task.Container, eni bool) {
-	// Docker gave the pause container no network: what is in there, the agent's plugins made. Any other
-	// container is in the namespace that Docker shows the numbers of, its own or the one that it joined.
+	// Docker gave the pause container no network: what is in there, the agent's plugins made. Any
+	// other container is in the namespace that Docker shows the numbers of, its own or the one that
+	// it joined.
 	if p := t.Pause(); p != nil && p.Running() && p.NetworkMode == "none" {
 		return p, true
 	}
@@ -124,8 +126,8 @@ func (s *netSource) open(c *task.Container, eni, hostMode bool) (netFeed, error)
 	return f, nil
 }
 
-// reach opens net/dev, unless it is open. proc, if it is not negative, is the directory of the container's
-// process pid, of which the caller finds out whether it is the container's.
+// reach opens net/dev, unless it is open. proc, if it is not negative, is the directory of the
+// container's process pid, of which the caller finds out whether it is the container's.
 func (f *netFeed) reach(proc, pid int, buf []byte) error {
 	if f.pid == 0 || f.dev.fd != 0 {
 		return nil
@@ -163,13 +165,13 @@ func (f *netFeed) openDev(proc int) error {
 // waiting reports whether the interfaces are still to be listed.
 func (f *netFeed) waiting() bool { return !f.known && f.asked != nil && !f.asked.done.Load() }
 
-// read appends the interfaces' counters to dst, ascending by name; buf is scratch, and net/dev is open. It
-// allocates only when interfaces came or went. Returns errNotYet until they have been listed for the first time; which
-// they are that came since shows in a later reading.
+// read appends the interfaces' counters to dst, ascending by name; buf is scratch, and net/dev is
+// open. It allocates only when interfaces came or went. Returns errNotYet until they have been
+// listed for the first time; which they are that came since shows in a later reading.
 //
-// keep leaves net/dev open for the next reading: a tenth of all that a sample costs. That holds the namespace, and
-// what nobody took out of it, until the file is closed: only for a container that is sampled so often that its end is
-// soon seen by its other files.
+// keep leaves net/dev open for the next reading: a tenth of all that a sample costs. That holds the
+// namespace, and what nobody took out of it, until the file is closed: only for a container that is
+// sampled so often that its end is soon seen by its other files.
 //
 // The kernel adds frames missed by the hardware to the column of dropped ones, which Docker does
 // not; a veth has none.
@@ -218,7 +220,8 @@ func (f *netFeed) read(dst []Network, buf []byte, keep bool) ([]Network, error) 
 	return dst[:start+len(shown)], nil
 }
 
-// choose decides anew which of the interfaces in net/dev are shown, as soon as they have been listed.
+// choose decides anew which of the interfaces in net/dev are shown, as soon as they have been
+// listed.
 func (f *netFeed) choose(b []byte, names uint64) {
 	if f.asked == nil || f.asked.names != names {
 		f.ask(names)
@@ -268,8 +271,8 @@ func (s *netSource) list(pid int, id string) ([]Link, error) {
 // show makes shown of the interfaces in net/dev and their kinds.
 //
 // In an awsvpc task it is the network cards and VLANs, as the agent does; its ecs-eth0 is a veth.
-// For Docker it is what Docker's drivers make. What a container makes for itself (tun, wg, bridge) and
-// what the kernel puts into each namespace (sit0, tunl0) Docker does not show.
+// For Docker it is what Docker's drivers make. What a container makes for itself (tun, wg, bridge)
+// and what the kernel puts into each namespace (sit0, tunl0) Docker does not show.
 func (f *netFeed) show(b []byte, list *linkList) {
 	kinds := make(map[string]Link, len(list.links))
 	for _, l := range list.links {

@@ -21,16 +21,17 @@ import (
 
 // Source opens containers for sampling.
 type Source interface {
-	// Open starts following a running container of t. deliver takes samples that arrive on their own
-	// time; it copies what it is given, may be called from any goroutine, and may be called after Close.
+	// Open starts following a running container of t. deliver takes samples that arrive on their
+	// own time; it copies what it is given, may be called from any goroutine, and may be called
+	// after Close.
 	Open(t *task.Task, c *task.Container, deliver func(*Counters)) (Feed, error)
 }
 
 // Feed is one container being followed. Its methods are called under the sampler's lock and must
 // not wait for anything but local files.
 type Feed interface {
-	// Sample asks for one sample: somebody wants them each second (hot), or it is only time for one.
-	// It returns the counters, valid until the next call, or nil if they will be delivered.
+	// Sample asks for one sample: somebody wants them each second (hot), or it is only time for
+	// one. It returns the counters, valid until the next call, or nil if they will be delivered.
 	Sample(hot bool) (*Counters, error)
 	Close()
 }
@@ -49,17 +50,19 @@ type Config struct {
 
 const (
 	hotInterval = time.Second
-	// The hot containers are spread over the slots of a second in groups. A large group is cheap, because
-	// each start finds the processor's caches cold (with 5 containers in one go a sample was measured to
-	// cost twice what it does with 50), and a small one leaves the processor to others sooner: 128
-	// take about 10 ms.
+	// The hot containers are spread over the slots of a second in groups. A large group is cheap,
+	// because each start finds the processor's caches cold (with 5 containers in one go a sample
+	// was measured to cost twice what it does with 50), and a small one leaves the processor to
+	// others sooner: 128 take about 10 ms.
 	slots = 10
 	slot  = hotInterval / slots
 	group = 128
-	// together is how much later than due a container may be sampled, and a question noticed, to be so with others.
+	// together is how much later than due a container may be sampled, and a question noticed, to be
+	// so with others.
 	together = slot / 5
-	// prime is the time from a container's first sample, which is not shown, to the second, which has a
-	// real precpu_stats to show. The host's CPU time moves in steps of 10 ms, so it is precise to 2 %.
+	// prime is the time from a container's first sample, which is not shown, to the second, which
+	// has a real precpu_stats to show. The host's CPU time moves in steps of 10 ms, so it is
+	// precise to 2 %.
 	prime = 500 * time.Millisecond
 	// retry is the time to the second attempt to sample a container; it doubles from there.
 	retry = 100 * time.Millisecond
@@ -150,8 +153,8 @@ func New(cfg Config, sources ...Source) *Sampler {
 func (s *Sampler) Metrics() *Metrics { return &s.metrics }
 
 // Apply makes the running containers of tasks the ones that are sampled. The set is the whole set:
-// a container that is not in it, or does not run, has its cell emptied before Apply returns. A task whose pointer has
-// not changed costs a look into a map.
+// a container that is not in it, or does not run, has its cell emptied before Apply returns. A task
+// whose pointer has not changed costs a look into a map.
 func (s *Sampler) Apply(tasks []*task.Task) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -179,8 +182,8 @@ func (s *Sampler) Apply(tasks []*task.Task) {
 	}
 }
 
-// add begins or goes on to follow the running containers of tasks that are new or have changed, and returns how many
-// containers are new.
+// add begins or goes on to follow the running containers of tasks that are new or have changed, and
+// returns how many containers are new.
 func (s *Sampler) add(changed []*task.Task) (added int) {
 	now := time.Since(s.epoch)
 	for _, t := range changed {
@@ -206,7 +209,8 @@ func (s *Sampler) add(changed []*task.Task) (added int) {
 	return added
 }
 
-// drop ends the containers of tasks that are gone, or have changed, and are no other task's now. It returns how many.
+// drop ends the containers of tasks that are gone, or have changed, and are no other task's now. It
+// returns how many.
 func (s *Sampler) drop() (ended int) {
 	for t, applied := range s.tasks {
 		if applied == s.applied {
@@ -224,7 +228,8 @@ func (s *Sampler) drop() (ended int) {
 	return ended
 }
 
-// arrange makes the order that containers are sampled in anew. A pass may be going through the old one.
+// arrange makes the order that containers are sampled in anew. A pass may be going through the old
+// one.
 func (s *Sampler) arrange(added int) {
 	order := make([]*entry, 0, len(s.order)+added)
 	for _, list := range [][]*entry{s.order, s.added} {
@@ -441,9 +446,9 @@ func (s *Sampler) open(e *entry) error {
 	return errors.Join(errs...)
 }
 
-// failed takes e's sample back: the container shows no numbers rather than old or wrong ones. What it
-// was read from is found anew the next time. For want of a descriptor it keeps its last sample, which says when it
-// was read.
+// failed takes e's sample back: the container shows no numbers rather than old or wrong ones. What
+// it was read from is found anew the next time. For want of a descriptor it keeps its last sample,
+// which says when it was read.
 func (s *Sampler) failed(e *entry, err error) {
 	s.closeFeed(e)
 	if isShort(err) {
@@ -478,9 +483,9 @@ func (s *Sampler) short(err error) {
 
 // publish renders c as e's newest sample.
 //
-// Each sample has memory of its own, exactly as large as it is. Its readers hold the bytes while
-// a slow connection takes them, for as long as that lasts, so that no buffer could be known to be free
-// again; the collector knows.
+// Each sample has memory of its own, exactly as large as it is. Its readers hold the bytes while a
+// slow connection takes them, for as long as that lasts, so that no buffer could be known to be
+// free again; the collector knows.
 func (s *Sampler) publish(e *entry, c *Counters) {
 	var prev previous
 	if e.last != nil {
