@@ -58,7 +58,8 @@ type Container struct {
 // New returns a host without tasks.
 func New(t testing.TB) *Host {
 	t.Helper()
-	h := &Host{Host: testnet.NewHost(t), Bundles: t.TempDir(), t: t, cgroups: newCgroups(t), start: make(chan func())}
+	h := &Host{Host: testnet.NewHost(t), Bundles: t.TempDir(), t: t,
+		cgroups: newCgroups(t), start: make(chan func())}
 	h.Engine = newEngine(t)
 	// Children end with the thread that started them: it has to live as long as they are wanted.
 	var starter sync.WaitGroup
@@ -83,7 +84,8 @@ func randomHex(n int) string {
 func (h *Host) bridge() *testnet.Bridge {
 	if h.ports%portsPerBridge == 0 {
 		n := len(h.bridges)
-		h.bridges = append(h.bridges, h.AddBridge(fmt.Sprintf("br-%d", n), fmt.Sprintf("10.%d.0.1/16", n)))
+		b := h.AddBridge(fmt.Sprintf("br-%d", n), fmt.Sprintf("10.%d.0.1/16", n))
+		h.bridges = append(h.bridges, b)
 	}
 	h.ports++
 	return h.bridges[len(h.bridges)-1]
@@ -264,6 +266,7 @@ func (t *Task) event(c *Container, action events.Action) events.Message {
 	attributes := labels(t, c)
 	attributes["name"], attributes["image"] = dockerName(t, c), image
 	now := time.Now()
-	return events.Message{Type: events.ContainerEventType, Action: action, Scope: "local", Time: now.Unix(), TimeNano: now.UnixNano(),
+	return events.Message{Type: events.ContainerEventType, Action: action, Scope: "local",
+		Time: now.Unix(), TimeNano: now.UnixNano(),
 		Actor: events.Actor{ID: c.ID, Attributes: attributes}}
 }

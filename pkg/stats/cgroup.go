@@ -45,7 +45,8 @@ func (c *CgroupConfig) setDefaults() {
 // own) what is outside it is not: the paths there begin with "/..".
 func Visible(cfg CgroupConfig) bool {
 	cfg.setDefaults()
-	if b, err := os.ReadFile(filepath.Join(cfg.ProcRoot, "1/cgroup")); err != nil || bytes.Contains(b, []byte(":/..")) {
+	b, err := os.ReadFile(filepath.Join(cfg.ProcRoot, "1/cgroup"))
+	if err != nil || bytes.Contains(b, []byte(":/..")) {
 		return false
 	}
 	for _, name := range []string{"cgroup.controllers", "cpuacct/cpuacct.usage"} {

@@ -216,7 +216,8 @@ func (f *netFeed) read(dst []Network, buf []byte, keep bool) ([]Network, error) 
 			}
 		}
 	}
-	shown := slices.DeleteFunc(dst[start:], func(n Network) bool { return n.Name == "" }) // gone, and not chosen anew yet
+	// One that is shown may be gone, and the list not be made anew yet.
+	shown := slices.DeleteFunc(dst[start:], func(n Network) bool { return n.Name == "" })
 	return dst[:start+len(shown)], nil
 }
 

@@ -22,7 +22,7 @@ type rareNumbers struct {
 	at  time.Time // of the last one
 
 	memoryLimit, memoryFailures, pidsLimit uint64
-	periods                                uint64 // v1: none as long as the container's CPU time has no limit
+	periods                                uint64 // v1: none while CPU time has no limit
 
 	// What was read when the container had used this much CPU time and memory. As long as it uses
 	// no more of either, it has not run, and only the kernel can have changed memory.stat (writing
@@ -311,7 +311,10 @@ func (f *cgroupFeed) readV1(c *Counters) error {
 }
 
 func (f *cgroupFeed) readPids(c *Counters) error {
-	err := errors.Join(f.value(filePids, &c.Pids.Current), f.rarely(filePidsLimit, &f.rare.pidsLimit))
+	err := errors.Join(
+		f.value(filePids, &c.Pids.Current),
+		f.rarely(filePidsLimit, &f.rare.pidsLimit),
+	)
 	c.Pids.Limit = f.rare.pidsLimit
 	return err
 }
@@ -326,10 +329,14 @@ func (f *cgroupFeed) readV2(c *Counters) error {
 		return f.wrong(fileCPUStat, err)
 	}
 	if f.memory {
-		if err := errors.Join(f.value(fileMemoryUsage, &c.Memory.Usage), f.rarely(fileMemoryLimit, &f.rare.memoryLimit)); err != nil {
+		if err := errors.Join(
+			f.value(fileMemoryUsage, &c.Memory.Usage),
+			f.rarely(fileMemoryLimit, &f.rare.memoryLimit),
+		); err != nil {
 			return err
 		}
-		if err := f.memoryStat(&c.Memory, f.rare.idle(&c.CPU), memoryKeysV2, memoryIndexV2); err != nil {
+		idle := f.rare.idle(&c.CPU)
+		if err := f.memoryStat(&c.Memory, idle, memoryKeysV2, memoryIndexV2); err != nil {
 			return err
 		}
 		if often := f.rare.failing(&c.Memory); often || f.rare.due {

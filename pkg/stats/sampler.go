@@ -476,7 +476,8 @@ func (s *Sampler) short(err error) {
 	s.cfg.Budget.Exhausted()
 	s.shorts++
 	if now := time.Now(); s.told.IsZero() || now.Sub(s.told) >= time.Minute {
-		s.cfg.Log.Warn("no file descriptor free: statistics are late", zap.Int("samples", s.shorts), zap.Error(err))
+		s.cfg.Log.Warn("no file descriptor free: statistics are late",
+			zap.Int("samples", s.shorts), zap.Error(err))
 		s.told, s.shorts = now, 0
 	}
 }
