@@ -15,7 +15,8 @@ import (
 
 const nodeImage = "metad-test-node:latest"
 
-// importNode makes an image with node and OpenTelemetry's detector, which scripts/clients/fetch gets.
+// importNode makes an image with node and OpenTelemetry's detector, which scripts/clients/fetch
+// gets.
 func importNode(t *testing.T, h *testdocker.Host) {
 	t.Helper()
 	if os.Getenv("METAD_TEST_BIN") == "" {
@@ -26,8 +27,8 @@ func importNode(t *testing.T, h *testdocker.Host) {
 	h.ImageFromTree(t, nodeImage, "../../.cache/clients/node")
 }
 
-// clientHost is a plain Docker host without an ECS agent. run creates a container by the docker command
-// through metad's proxy, and returns its id and output: nothing about metad is set by hand.
+// clientHost is a plain Docker host without an ECS agent. run creates a container by the docker
+// command through metad's proxy, and returns its id and output: nothing about metad is set by hand.
 func clientHost(t *testing.T) (h *testdocker.Host, run func(args ...string) (id, out string)) {
 	h = testdocker.Shared(t)
 	socket := filepath.Join(t.TempDir(), "docker.sock")
@@ -46,7 +47,8 @@ func clientHost(t *testing.T) (h *testdocker.Host, run func(args ...string) (id,
 	}
 }
 
-// A Go program finds itself and its task by the variables, with a library that knows nothing of metad.
+// A Go program finds itself and its task by the variables, with a library that knows nothing of
+// metad.
 func TestRootClientGo(t *testing.T) {
 	h, run := clientHost(t)
 	importProbe(t, h)
@@ -77,7 +79,8 @@ func TestRootClientGo(t *testing.T) {
 	}
 }
 
-// OpenTelemetry's detector takes the container for one of ECS and finds every attribute that it looks for.
+// OpenTelemetry's detector takes the container for one of ECS and finds every attribute that it
+// looks for.
 func TestRootClientOpenTelemetry(t *testing.T) {
 	h, run := clientHost(t)
 	importNode(t, h)
@@ -132,8 +135,8 @@ echo "statistics of $(wget -qO- "$URI/stats" | field id)"`
 	}
 }
 
-// Every container of a Compose project sees itself at /v4, its project at /v4/task and its siblings by
-// name, and another project's container by that one's id only.
+// Every container of a Compose project sees itself at /v4, its project at /v4/task and its siblings
+// by name, and another project's container by that one's id only.
 func TestRootComposeV4(t *testing.T) {
 	h := testdocker.Shared(t)
 	socket := filepath.Join(t.TempDir(), "docker.sock")

@@ -62,8 +62,8 @@ func (p *project) containers(service string) []string {
 	return ids
 }
 
-// check asks from every container of the project: each sees the project as it is now, its own statistics, and
-// nothing of anybody else's.
+// check asks from every container of the project: each sees the project as it is now, its own
+// statistics, and nothing of anybody else's.
 func (p *project) check(want int, others ...string) {
 	p.t.Helper()
 	ids := p.containers("")
@@ -98,8 +98,8 @@ func (p *project) check(want int, others ...string) {
 	}
 }
 
-// Real Compose brings a project up, scales it and replaces a container while another project runs beside it: every
-// container sees its own project as it is.
+// Real Compose brings a project up, scales it and replaces a container while another project runs
+// beside it: every container sees its own project as it is.
 func TestRootCompose(t *testing.T) {
 	h := testdocker.Shared(t)
 	startMetad(t, h)

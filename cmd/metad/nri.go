@@ -56,12 +56,12 @@ func (d *daemon) newPlugin() *plugin {
 	return p
 }
 
-// pluginTime is how long a takeover waits until the Engine asks the successor. The Engine finishes the
-// creations that it has begun first.
+// pluginTime is how long a takeover waits until the Engine asks the successor. The Engine finishes
+// the creations that it has begun first.
 const pluginTime = 3 * time.Second
 
-// startPlugin has the Docker Engine ask this process what to put into new containers. In a takeover it
-// waits a moment until the Engine does: the predecessor is asked until then.
+// startPlugin has the Docker Engine ask this process what to put into new containers. In a takeover
+// it waits a moment until the Engine does: the predecessor is asked until then.
 func (d *daemon) startPlugin(ctx context.Context, parts *parts) {
 	p := d.plugin
 	if p == nil {
@@ -75,13 +75,13 @@ func (d *daemon) startPlugin(ctx context.Context, parts *parts) {
 	select {
 	case <-p.Ready():
 	case <-time.After(pluginTime):
-		d.log.Warn("the Docker Engine does not ask this process by NRI yet: taking over all the same")
+		d.log.Warn("the Docker Engine does not ask by NRI yet: taking over all the same")
 	case <-ctx.Done():
 	}
 }
 
-// keep asks the Engine what the plugin cannot ask while a creation waits, and removes files whose container was
-// not created after all.
+// keep asks the Engine what the plugin cannot ask while a creation waits, and removes files whose
+// container was not created after all.
 func (p *plugin) keep(ctx context.Context) {
 	const every, patience = 30 * time.Second, 10 * time.Second
 	tick := time.NewTicker(every)
@@ -93,7 +93,8 @@ func (p *plugin) keep(ctx context.Context) {
 	for ctx.Err() == nil {
 		if p.Connected() {
 			ask, cancel := context.WithTimeout(ctx, patience)
-			_ = errors.Join(p.askSELinux(ask), p.sweep(ask)) // the follower says what is wrong with the Engine
+			// The follower says what is wrong with the Engine.
+			_ = errors.Join(p.askSELinux(ask), p.sweep(ask))
 			cancel()
 		}
 		select {

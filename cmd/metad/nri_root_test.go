@@ -64,8 +64,8 @@ func given(t testing.TB, h *testdocker.Host, id string) (endpoint, file string) 
 	return v4, file
 }
 
-// Every container gets the endpoint's address and its file, whoever creates it and with no DOCKER_HOST anywhere; what
-// it says itself wins.
+// Every container gets the endpoint's address and its file, whoever creates it and with no
+// DOCKER_HOST anywhere; what it says itself wins.
 func TestRootNRI(t *testing.T) {
 	h := testdocker.Shared(t)
 	startNRI(t, h, "--container-metadata", "--metadata-uris")
@@ -212,9 +212,9 @@ func times(all []creation) string {
 // span is a time in which something was so.
 type span struct{ begin, end time.Time }
 
-// asked returns the times in which the Engine asked the process, by its log. What is in flight when the
-// guard hangs up is lost, and the log may be late with it: a second before that does not count. ended is
-// when the process was ended, if it was not by itself.
+// asked returns the times in which the Engine asked the process, by its log. What is in flight when
+// the guard hangs up is lost, and the log may be late with it: a second before that does not count.
+// ended is when the process was ended, if it was not by itself.
 func (d *process) asked(ended time.Time) (spans []span) {
 	var begin time.Time
 	end := func(t time.Time) {
@@ -255,8 +255,9 @@ func joined(spans []span) (out []span) {
 	return out
 }
 
-// Containers are created 20 at a time while metad is killed, stopped and taken over: all come about, every
-// one that was created while the Engine asked metad has its address, and a takeover has no gap.
+// Containers are created 20 at a time while metad is killed, stopped and taken over: all come
+// about, every one that was created while the Engine asked metad has its address, and a takeover
+// has no gap.
 func TestRootNRIWithoutMetad(t *testing.T) {
 	const n, width = 200, 20
 	h := testdocker.Start(t) // its creations are timed

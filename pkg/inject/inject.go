@@ -1,6 +1,6 @@
-// Package inject decides what metad puts into a container that is being created: the endpoint's address as two
-// environment variables, and the metadata file as a variable and a read-only mount. It is the same whichever way metad
-// gets to the creation: the Docker API proxy, or NRI.
+// Package inject decides what metad puts into a container that is being created: the endpoint's
+// address as two environment variables, and the metadata file as a variable and a read-only mount.
+// It is the same whichever way metad gets to the creation: the Docker API proxy, or NRI.
 package inject
 
 import (
@@ -14,8 +14,8 @@ import (
 	"metad/pkg/task"
 )
 
-// The labels that turn either on or off for one container: "true" or "false", or what else strconv.ParseBool takes.
-// They win over Config.
+// The labels that turn either on or off for one container: "true" or "false", or what else
+// strconv.ParseBool takes. They win over Config.
 const (
 	LabelFile = "metad.container-metadata"
 	LabelURIs = "metad.metadata-uris"
@@ -24,8 +24,8 @@ const (
 // ErrClaimed is why a container gets no file: it has something of its own where the file would be.
 var ErrClaimed = errors.New("the container's own")
 
-// internalPrefix begins the names of the containers that the ECS agent adds to a task: pause, empty volume, relay. The
-// agent gives them nothing.
+// internalPrefix begins the names of the containers that the ECS agent adds to a task: pause, empty
+// volume, relay. The agent gives them nothing.
 const internalPrefix = "~internal~ecs"
 
 // Config says what containers without a label get.
@@ -33,9 +33,10 @@ type Config struct {
 	File bool
 	URIs bool
 
-	// Identify returns the task of a container that is about to be created, from its labels and name (without slash; ""
-	// if the Engine is to choose one), and the container with the name it has in the task. A nil task or function: the
-	// container is a task of its own. The labels of the ECS agent need no Identify.
+	// Identify returns the task of a container that is about to be created, from its labels and
+	// name (without slash; "" if the Engine is to choose one), and the container with the name it
+	// has in the task. A nil task or function: the container is a task of its own. The labels of
+	// the ECS agent need no Identify.
 	Identify func(labels map[string]string, name string) (*task.Task, *task.Container)
 }
 
@@ -47,8 +48,8 @@ type Container struct {
 	Labels map[string]string
 	Env    []string // KEY=value, or KEY to unset it
 
-	// Mounts returns what is mounted into it, other containers' volumes included. It is called only for a container that
-	// is to have a file. Nil: nobody knows.
+	// Mounts returns what is mounted into it, other containers' volumes included. It is called only
+	// for a container that is to have a file. Nil: nobody knows.
 	Mounts func() []Mount
 }
 
@@ -58,12 +59,12 @@ type Mount struct {
 	Target string // in the container, a clean path
 }
 
-// Plan is what a container gets. What it holds of an earlier creation (Injector.Own, Injector.OwnMount) is to be
-// taken out.
+// Plan is what a container gets. What it holds of an earlier creation (Injector.Own,
+// Injector.OwnMount) is to be taken out.
 type Plan struct {
 	URIs  []string      // KEY=value, both or none
 	Entry *mdfile.Entry // the file's directory, reserved; nil: no file
-	Err   error         // why a container that should have a file gets none; ErrClaimed: because it has its own
+	Err   error         // why there is no file where there should be one
 }
 
 // Env returns all variables, as KEY=value.
@@ -119,8 +120,8 @@ func (i *Injector) URIs(c Container) []string {
 	return []string{EnvURI + "=" + uriV3 + id, EnvURIV4 + "=" + uriV4 + id}
 }
 
-// File reserves the directory of c's file, at form's place in the container. The error is ErrClaimed or the disk's. A
-// container that is to have none gets nil and nil.
+// File reserves the directory of c's file, at form's place in the container. The error is
+// ErrClaimed or the disk's. A container that is to have none gets nil and nil.
 func (i *Injector) File(c Container, form mdfile.Form) (*mdfile.Entry, error) {
 	if on, _ := i.Wants(c.Labels); !on {
 		return nil, nil

@@ -27,7 +27,8 @@ func newInjector(t *testing.T, cfg Config) *Injector {
 	return New(cfg, w)
 }
 
-// The label wins over the switch, for each of the two alone; the agent's own containers get nothing.
+// The label wins over the switch, for each of the two alone; the agent's own containers get
+// nothing.
 func TestWants(t *testing.T) {
 	f := func(cfg Config, labels map[string]string, wantFile, wantURIs bool) {
 		t.Helper()
@@ -70,8 +71,9 @@ func TestURIs(t *testing.T) {
 	}
 }
 
-// A variable that the user or the agent has set is left alone, and then the other is not added either; what an
-// earlier creation put in is replaced; what another metad has just put into this very container is not.
+// A variable that the user or the agent has set is left alone, and then the other is not added
+// either; what an earlier creation put in is replaced; what another metad has just put into this
+// very container is not.
 func TestURIsAlreadyThere(t *testing.T) {
 	i := newInjector(t, Config{URIs: true})
 	f := func(what string, env []string, wantAdded bool) {
@@ -93,7 +95,8 @@ func TestURIsAlreadyThere(t *testing.T) {
 	f("this container's", i.URIs(Container{ID: testID}), false)
 }
 
-// The container's own variable or mount is in the way of the file; what metad put in at an earlier creation is not.
+// The container's own variable or mount is in the way of the file; what metad put in at an earlier
+// creation is not.
 func TestFileClaimed(t *testing.T) {
 	i := newInjector(t, Config{File: true})
 	root := i.files.Layout().Root() + "/default/1/app"

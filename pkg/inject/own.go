@@ -21,9 +21,10 @@ const (
 	uriV4 = "http://169.254.170.2/v4/"
 )
 
-// A token is 32 hexadecimal digits, as the ids of ECS tasks are. It is random; where the container's id is known, the
-// last digits are made of that and of the random ones. So a metad can tell what another one has just put into a
-// container from what the container's configuration was copied with.
+// A token is 32 hexadecimal digits, as the ids of ECS tasks are. It is random; where the
+// container's id is known, the last digits are made of that and of the random ones. So a metad can
+// tell what another one has just put into a container from what the container's configuration was
+// copied with.
 const (
 	tokenLen  = 32
 	randomLen = 20
@@ -48,8 +49,8 @@ func isToken(s string) bool {
 	return len(s) == tokenLen && strings.Trim(s, "0123456789abcdef") == ""
 }
 
-// tokenOf returns the token in the value of one of the variables, "" if there is none: the last part of an address, or
-// the directory of a file.
+// tokenOf returns the token in the value of one of the variables, "" if there is none: the last
+// part of an address, or the directory of a file.
 func tokenOf(value string) string {
 	last := path.Base(value)
 	if last == mdfile.FileName || last == mdfile.AgentFileName {
@@ -69,26 +70,34 @@ func madeFor(value, containerID string) bool {
 	return t != "" && containerID != "" && t[randomLen:] == check(containerID, t[:randomLen])
 }
 
-// ownURI reports whether the value is an address as metad makes them. The agent's ids are UUIDs, or a task's id and a
-// decimal number.
+// ownURI reports whether the value is an address as metad makes them. The agent's ids are UUIDs, or
+// a task's id and a decimal number.
 func ownURI(value string) bool {
-	return (strings.HasPrefix(value, uriV3) || strings.HasPrefix(value, uriV4)) && strings.Count(value, "/") == 4 && tokenOf(value) != ""
+	if !strings.HasPrefix(value, uriV3) && !strings.HasPrefix(value, uriV4) {
+		return false
+	}
+	return strings.Count(value, "/") == strings.Count(uriV4, "/") && tokenOf(value) != ""
 }
 
-// Own reports whether e is a variable that metad has put into the container that this one's configuration was copied
-// from, and that one of keys replaces. mounts are those that were copied with it.
+// Own reports whether e is a variable that metad has put into the container that this one's
+// configuration was copied from, and that one of keys replaces. mounts are those that were copied
+// with it.
 func (i *Injector) Own(e string, mounts []Mount, keys []string) bool {
 	key, value, _ := strings.Cut(e, "=")
 	for _, k := range keys {
-		if name, _, _ := strings.Cut(k, "="); name == key {
-			return key != mdfile.EnvVar && ownURI(value) || key == mdfile.EnvVar && i.ownFile(value, mounts)
+		if name, _, _ := strings.Cut(k, "="); name != key {
+			continue
 		}
+		if key == mdfile.EnvVar {
+			return i.ownFile(value, mounts)
+		}
+		return ownURI(value)
 	}
 	return false
 }
 
-// OwnMount reports whether m is a mount of a metadata file that metad has made. The ECS agent's may lie beneath the
-// same directory of the host; their names in the container are UUIDs.
+// OwnMount reports whether m is a mount of a metadata file that metad has made. The ECS agent's may
+// lie beneath the same directory of the host; their names in the container are UUIDs.
 func (i *Injector) OwnMount(m Mount) bool {
 	l := i.files.Layout()
 	if !within(path.Clean(m.Source), l.Root()) {
@@ -102,8 +111,8 @@ func (i *Injector) OwnMount(m Mount) bool {
 	return path.Clean(parent) == path.Join(l.In(mdfile.FormProposal).Base(), "metadata")
 }
 
-// ownFile reports whether the value names a file in one of the mounts that are metad's own; where the mounts are not
-// known, whether only metad would name it so.
+// ownFile reports whether the value names a file in one of the mounts that are metad's own; where
+// the mounts are not known, whether only metad would name it so.
 func (i *Injector) ownFile(value string, mounts []Mount) bool {
 	dir := path.Dir(value)
 	for _, m := range mounts {
@@ -153,7 +162,8 @@ func (i *Injector) fileWay(value string, volumes []task.Volume) string {
 }
 
 // agentID is an endpoint id as the agent makes them.
-var agentID = regexp.MustCompile(`^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}-[0-9]+)$`)
+var agentID = regexp.MustCompile(
+	`^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}-[0-9]+)$`)
 
 func uriWay(value, containerID string) string {
 	switch id := path.Base(value); {

@@ -19,9 +19,10 @@ const (
 	metadFD  = 4
 )
 
-// Guard relays between the Engine and metad until either hangs up, and hangs up itself if metad leaves the Engine
-// without an answer for answerTime: a metad that is stopped or hangs cannot do that for itself. It is the main
-// function of a process of its own, whose descriptors 3 and 4 are the two connections.
+// Guard relays between the Engine and metad until either hangs up, and hangs up itself if metad
+// leaves the Engine without an answer for answerTime: a metad that is stopped or hangs cannot do
+// that for itself. It is the main function of a process of its own, whose descriptors 3 and 4 are
+// the two connections.
 func Guard() error {
 	var conns [2]net.Conn
 	for i, fd := range []uintptr{engineFD, metadFD} {
@@ -39,8 +40,8 @@ func Guard() error {
 // errNoAnswer is the end of a relay whose metad did not answer.
 var errNoAnswer = errors.New("no answer in time")
 
-// relay copies both ways until one side ends, and then ends the other. Whatever the engine sends (it has one request
-// out at a time) must be followed by something of metad's within limit.
+// relay copies both ways until one side ends, and then ends the other. Whatever the engine sends
+// (it has one request out at a time) must be followed by something of metad's within limit.
 func relay(engine, metad net.Conn, limit time.Duration) error {
 	hangUp := func() {
 		engine.Close()
@@ -87,7 +88,8 @@ func forward(to, from net.Conn, seen func()) error {
 	}
 }
 
-// startGuard starts a guard for the engine's connection and returns metad's end. The guard ends with either.
+// startGuard starts a guard for the engine's connection and returns metad's end. The guard ends
+// with either.
 func (p *Plugin) startGuard(engine *net.UnixConn) (net.Conn, *exec.Cmd, error) {
 	file, err := engine.File()
 	if err != nil {

@@ -1,9 +1,10 @@
-// Package nri makes metad a plugin of the Docker Engine: by NRI, the Node Resource Interface, the Engine asks it at
-// every creation of a container what to put in, whoever creates the container.
+// Package nri makes metad a plugin of the Docker Engine: by NRI, the Node Resource Interface, the
+// Engine asks it at every creation of a container what to put in, whoever creates the container.
 //
-// The Engine waits for the answer, up to two seconds, and no other container is created meanwhile. So the answer is
-// given in time without the file if the disk is slow; and what talks to the Engine is a process of its own, the guard
-// (see Guard), which hangs up if metad as a whole does not answer. The Engine then goes on without.
+// The Engine waits for the answer, up to two seconds, and no other container is created meanwhile.
+// So the answer is given in time without the file if the disk is slow; and what talks to the Engine
+// is a process of its own, the guard (see Guard), which hangs up if metad as a whole does not
+// answer. The Engine then goes on without.
 package nri
 
 import (
@@ -37,8 +38,9 @@ const (
 	// maxReserving bounds the files that a hung disk holds up.
 	maxReserving = 16
 
-	// staleEvery is the time between two looks whether the socket is still the one that metad is connected to. An Engine
-	// that is told to reload its configuration listens anew and forgets its plugins, without hanging up.
+	// staleEvery is the time between two looks whether the socket is still the one that metad is
+	// connected to. An Engine that is told to reload its configuration listens anew and forgets its
+	// plugins, without hanging up.
 	staleEvery = 2 * time.Second
 
 	retryFirst, retryLast = 50 * time.Millisecond, 5 * time.Second
@@ -52,7 +54,8 @@ type Config struct {
 	Socket   string   // of NRI; "": DefaultSocket
 	Guard    []string // command that runs Guard with the descriptors that it wants
 	Expected bool     // it is worth a warning if the Engine is not there
-	// NoFiles: no metadata files, because containers could not read them. NRI cannot relabel a mount for SELinux.
+	// NoFiles: no metadata files, because containers could not read them. NRI cannot relabel a
+	// mount for SELinux.
 	NoFiles func() bool
 	Log     *zap.Logger
 }
@@ -72,7 +75,12 @@ func New(cfg Config, i *inject.Injector) *Plugin {
 	if cfg.Socket == "" {
 		cfg.Socket = DefaultSocket
 	}
-	return &Plugin{cfg: cfg, inject: i, ready: make(chan struct{}), reserving: make(chan struct{}, maxReserving)}
+	return &Plugin{
+		cfg:       cfg,
+		inject:    i,
+		ready:     make(chan struct{}),
+		reserving: make(chan struct{}, maxReserving),
+	}
 }
 
 // Socket returns the path of NRI's socket.
@@ -119,13 +127,15 @@ func (p *Plugin) explain(held bool, err error, said *string) {
 	case held:
 		p.cfg.Log.Info("no longer asked by the Docker Engine: connecting again", zap.Error(err))
 	case p.cfg.Expected:
-		p.cfg.Log.Warn("no NRI: containers get nothing by it", zap.String("socket", p.cfg.Socket), zap.Error(err))
+		p.cfg.Log.Warn("no NRI: containers get nothing by it",
+			zap.String("socket", p.cfg.Socket), zap.Error(err))
 	case !errors.Is(err, fs.ErrNotExist):
 		p.cfg.Log.Info("no NRI", zap.String("socket", p.cfg.Socket), zap.Error(err))
 	}
 }
 
-// session connects and is the plugin until the connection ends. held reports whether it came to that.
+// session connects and is the plugin until the connection ends. held reports whether it came to
+// that.
 func (p *Plugin) session(ctx context.Context) (held bool, err error) {
 	socket, err := os.Stat(p.cfg.Socket)
 	if err != nil {
@@ -144,8 +154,12 @@ func (p *Plugin) session(ctx context.Context) (held bool, err error) {
 	defer conn.Close()
 	h := &handler{plugin: p}
 	ended := make(chan struct{})
-	s, err := stub.New(h, stub.WithPluginName("metad"), stub.WithPluginIdx("90"), stub.WithConnection(conn),
-		stub.WithOnClose(sync.OnceFunc(func() { close(ended) })), stub.WithLogger(logger{p.cfg.Log.Sugar()}))
+	s, err := stub.New(h,
+		stub.WithPluginName("metad"),
+		stub.WithPluginIdx("90"),
+		stub.WithConnection(conn),
+		stub.WithOnClose(sync.OnceFunc(func() { close(ended) })),
+		stub.WithLogger(logger{p.cfg.Log.Sugar()}))
 	if err != nil {
 		return false, err
 	}
@@ -187,9 +201,10 @@ func (h *handler) Configure(_ context.Context, _, runtime, version string) (api.
 	return 0, nil
 }
 
-// Synchronize implements stub.SynchronizeInterface. It is the last that the Engine wants before it asks the plugin at
-// every creation, and it lets no creation begin in between.
-func (h *handler) Synchronize(context.Context, []*api.PodSandbox, []*api.Container) ([]*api.ContainerUpdate, error) {
+// Synchronize implements stub.SynchronizeInterface. It is the last that the Engine wants before it
+// asks the plugin at every creation, and it lets no creation begin in between.
+func (h *handler) Synchronize(context.Context, []*api.PodSandbox, []*api.Container) (
+	[]*api.ContainerUpdate, error) {
 	p := h.plugin
 	p.connected.Store(true)
 	p.first.Do(func() { close(p.ready) })
@@ -197,8 +212,10 @@ func (h *handler) Synchronize(context.Context, []*api.PodSandbox, []*api.Contain
 	return nil, nil
 }
 
-// CreateContainer implements stub.CreateContainerInterface. An error would fail the creation: there is none.
-func (h *handler) CreateContainer(ctx context.Context, _ *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+// CreateContainer implements stub.CreateContainerInterface. An error would fail the creation: there
+// is none.
+func (h *handler) CreateContainer(ctx context.Context, _ *api.PodSandbox, c *api.Container) (
+	*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
 	return h.plugin.adjust(ctx, inject.Container{
 		ID:     c.GetId(),
 		Name:   strings.TrimPrefix(c.GetName(), "/"),
@@ -225,7 +242,8 @@ func (p *Plugin) adjust(ctx context.Context, c inject.Container) *api.ContainerA
 		a.AddEnv(key, value)
 	}
 	if e := plan.Entry; e != nil {
-		a.AddMount(&api.Mount{Type: "bind", Source: e.HostDir, Destination: e.ContainerDir, Options: []string{"ro"}})
+		a.AddMount(&api.Mount{Type: "bind", Source: e.HostDir, Destination: e.ContainerDir,
+			Options: []string{"ro"}})
 	}
 	return &a
 }
@@ -251,7 +269,8 @@ func (p *Plugin) reserve(ctx context.Context, c inject.Container) (*mdfile.Entry
 			case <-late:
 				entry.Abandon()
 			default:
-				// The Engine tells nobody whether the creation came about. The set of tasks will, or the sweep.
+				// The Engine tells nobody whether the creation came about. The set of tasks will,
+				// or the sweep.
 				err = entry.Created(c.ID)
 			}
 		}
@@ -270,10 +289,10 @@ func (p *Plugin) reserve(ctx context.Context, c inject.Container) (*mdfile.Entry
 // logger is the library's, which says everything as if it were news.
 type logger struct{ log *zap.SugaredLogger }
 
-func (l logger) Debugf(_ context.Context, format string, args ...any) { l.log.Debugf(format, args...) }
-func (l logger) Infof(_ context.Context, format string, args ...any)  { l.log.Debugf(format, args...) }
-func (l logger) Warnf(_ context.Context, format string, args ...any)  { l.log.Debugf(format, args...) }
-func (l logger) Errorf(_ context.Context, format string, args ...any) { l.log.Debugf(format, args...) }
+func (l logger) Debugf(_ context.Context, f string, args ...any) { l.log.Debugf(f, args...) }
+func (l logger) Infof(_ context.Context, f string, args ...any)  { l.log.Debugf(f, args...) }
+func (l logger) Warnf(_ context.Context, f string, args ...any)  { l.log.Debugf(f, args...) }
+func (l logger) Errorf(_ context.Context, f string, args ...any) { l.log.Debugf(f, args...) }
 
 // Listens reports whether there is a socket at path.
 func Listens(path string) bool {

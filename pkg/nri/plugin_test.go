@@ -150,7 +150,8 @@ func TestAdjust(t *testing.T) {
 	}
 }
 
-// While one metad takes over from another the Engine asks both: one puts in, the creation does not fail.
+// While one metad takes over from another the Engine asks both: one puts in, the creation does not
+// fail.
 func TestTwoPlugins(t *testing.T) {
 	g := newGround(t, "docker", inject.Config{File: true, URIs: true})
 	other := g.startPlugin(inject.Config{File: true, URIs: true})
@@ -169,8 +170,8 @@ func TestTwoPlugins(t *testing.T) {
 	}
 }
 
-// A metad that hangs holds up one creation for less than the Engine's own two seconds, and no more than that one; when
-// it goes on it is the plugin again.
+// A metad that hangs holds up one creation for less than the Engine's own two seconds, and no more
+// than that one; when it goes on it is the plugin again.
 func TestHung(t *testing.T) {
 	hang := make(chan struct{})
 	var hung bool
@@ -228,7 +229,8 @@ func TestNotDocker(t *testing.T) {
 	}
 }
 
-// The guard passes on what is answered, hangs up on whom does not answer, and ends with either side.
+// The guard passes on what is answered, hangs up on whom does not answer, and ends with either
+// side.
 func TestRelay(t *testing.T) {
 	f := func(limit time.Duration, talk func(engine, metad net.Conn), want error) {
 		t.Helper()
