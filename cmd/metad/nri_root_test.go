@@ -274,25 +274,27 @@ func TestRootNRIWithoutMetad(t *testing.T) {
 		all = createCrowd(t, h, n, width)
 	}()
 	var asked, stopped []span
+	troubles := map[string][]span{} // what was done to metad, until the Engine asked it again
 	kills, takeovers, late := 0, 0, 0
 	for round := 0; ; round++ {
 		select {
 		case <-created:
 		default:
-			switch round % 3 {
-			case 0:
+			began := time.Now()
+			kind := []string{"kill", "stop", "takeover"}[round%3]
+			switch kind {
+			case "kill":
 				killed := time.Now()
 				d.kill()
 				asked = append(asked, d.asked(killed)...)
 				d.start(args...)
 				kills++
-			case 1:
-				begin := time.Now()
+			case "stop":
 				_ = d.cmd.Process.Signal(syscall.SIGSTOP)
 				time.Sleep(300 * time.Millisecond) // the state under test
 				_ = d.cmd.Process.Signal(syscall.SIGCONT)
-				stopped = append(stopped, span{begin, time.Now().Add(time.Second)})
-			case 2:
+				stopped = append(stopped, span{began, time.Now().Add(time.Second)})
+			case "takeover":
 				old := *d
 				d.start(args...)
 				<-old.done
@@ -307,6 +309,7 @@ func TestRootNRIWithoutMetad(t *testing.T) {
 			}
 			d.waitReady()
 			d.waitAsked()
+			troubles[kind] = append(troubles[kind], span{began, time.Now()})
 			continue
 		}
 		break
@@ -317,6 +320,17 @@ func TestRootNRIWithoutMetad(t *testing.T) {
 	}
 	touches := func(c creation, spans []span) bool {
 		return slices.ContainsFunc(spans, func(s span) bool { return c.begin.Before(s.end) && c.end.After(s.begin) })
+	}
+	for kind, spans := range troubles {
+		var met []creation
+		for _, c := range all {
+			if touches(c, spans) {
+				met = append(met, c)
+			}
+		}
+		if len(met) > 0 {
+			t.Logf("%d of them met a %s: %s", len(met), kind, times(met))
+		}
 	}
 	var with, excused, missing int
 	for _, c := range all {

@@ -35,8 +35,6 @@ const (
 	answerTime = 80 * time.Millisecond
 	// fileTime is how long an answer waits for the directory of the metadata file.
 	fileTime = 40 * time.Millisecond
-	// maxReserving bounds the files that a hung disk holds up.
-	maxReserving = 16
 
 	// staleEvery is the time between two looks whether the socket is still the one that metad is
 	// connected to. An Engine that is told to reload its configuration listens anew and forgets its
@@ -67,7 +65,7 @@ type Plugin struct {
 	connected atomic.Bool
 	first     sync.Once
 	ready     chan struct{} // closed by first
-	reserving chan struct{} // holds a token for each Reserve in flight
+	late      atomic.Int32  // directories that are still in the making after fileTime
 }
 
 // New returns a plugin that puts in what i decides.
@@ -76,10 +74,9 @@ func New(cfg Config, i *inject.Injector) *Plugin {
 		cfg.Socket = DefaultSocket
 	}
 	return &Plugin{
-		cfg:       cfg,
-		inject:    i,
-		ready:     make(chan struct{}),
-		reserving: make(chan struct{}, maxReserving),
+		cfg:    cfg,
+		inject: i,
+		ready:  make(chan struct{}),
 	}
 }
 
@@ -248,11 +245,11 @@ func (p *Plugin) adjust(ctx context.Context, c inject.Container) *api.ContainerA
 	return &a
 }
 
-// reserve makes the directory of c's file within fileTime. What comes too late is left to be swept.
+// reserve makes the directory of c's file within fileTime. While one that took longer is still in
+// the making, there is none for anyone: the Engine asks for one container after the other, and all
+// would wait.
 func (p *Plugin) reserve(ctx context.Context, c inject.Container) (*mdfile.Entry, error) {
-	select {
-	case p.reserving <- struct{}{}:
-	default:
+	if p.late.Load() > 0 {
 		return nil, errors.New("the data directory hangs")
 	}
 	type result struct {
@@ -260,19 +257,12 @@ func (p *Plugin) reserve(ctx context.Context, c inject.Container) (*mdfile.Entry
 		err   error
 	}
 	done := make(chan result, 1)
-	late := make(chan struct{})
 	go func() {
-		defer func() { <-p.reserving }()
 		entry, err := p.inject.File(c, mdfile.FormPrivate)
-		if err == nil && entry != nil {
-			select {
-			case <-late:
-				entry.Abandon()
-			default:
-				// The Engine tells nobody whether the creation came about. The set of tasks will,
-				// or the sweep.
-				err = entry.Created(c.ID)
-			}
+		if entry != nil {
+			// The Engine tells nobody whether the creation came about. The set of tasks will, or
+			// the sweep.
+			err = entry.Created(c.ID)
 		}
 		done <- result{entry, err}
 	}()
@@ -282,7 +272,13 @@ func (p *Plugin) reserve(ctx context.Context, c inject.Container) (*mdfile.Entry
 	case <-time.After(fileTime):
 	case <-ctx.Done():
 	}
-	close(late)
+	p.late.Add(1)
+	go func() {
+		if r := <-done; r.entry != nil {
+			r.entry.Abandon()
+		}
+		p.late.Add(-1)
+	}()
 	return nil, errors.New("the data directory is slow")
 }
 

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -203,6 +204,33 @@ func TestHung(t *testing.T) {
 	mu.Unlock()
 	close(hang)
 	g.until("an answer again", something)
+}
+
+// A data directory that hangs costs its file, and the next container's without another wait. Here
+// it is what comes before the directory that hangs.
+func TestSlowFile(t *testing.T) {
+	hang := make(chan struct{})
+	var hung atomic.Bool
+	identify := func(map[string]string, string) (*task.Task, *task.Container) {
+		if hung.Load() {
+			<-hang
+		}
+		return nil, nil
+	}
+	g := newGround(t, "docker", inject.Config{File: true, Identify: identify})
+	g.until("a file", something)
+	hung.Store(true)
+	for range 3 {
+		if env, mounts := g.create(nil); env != nil || mounts != nil {
+			t.Errorf("got %q and %q of a data directory that hangs", env, mounts)
+		}
+	}
+	if n := g.plugin.late.Load(); n != 1 || !g.plugin.Connected() {
+		t.Errorf("%d creations waited, connected: %v; want 1, and still the plugin", n, g.plugin.Connected())
+	}
+	hung.Store(false)
+	close(hang)
+	g.until("a file again", something)
 }
 
 // The Engine's end and start: metad is its plugin again.
