@@ -6,7 +6,8 @@
  *
  *   metad_port    tc ingress, every veth that is a port of a watched bridge
  *   metad_bridge  tc ingress, the bridge devices: what came in by a port without a hook
- *   metad_carry   tc egress, metad1 (the server's end): keeps the socket's mark from the veth
+ *   metad_enter   tc ingress, metad1 (the server's end): lets in what one of the others sent there
+ *   metad_carry   tc egress, metad1: keeps the socket's mark from the veth
  *   metad_reply   tc ingress, metad0 (the host's end): the way back
  *   metad_host    tc egress, metad0: what the host itself sends there
  *
@@ -47,6 +48,7 @@
 #define TCP_ACK 0x10
 
 #define TASK_ID_LEN 64
+#define CONTAINER_LEN 64
 
 /* What filter returns beside tc's answers: the packet may be ours, and no server is there. */
 #define FILTER_UNSERVED (TC_ACT_VALUE_MAX + 1)
@@ -61,10 +63,16 @@
 
 /* What an accepted socket's mark says about its sender. */
 enum tag {
-	TAG_NONE = 0, /* seen on a bridge device only: nothing is proved */
+	TAG_NONE = 0, /* seen on a bridge device only, or the host's: nothing is proved */
+	TAG_TASK = 0x00ffffff, /* the bits that number the task */
+	TAG_CONTAINER = 0x7f000000, /* the bits that number the container in its task. 0: it may be
+				       any of them */
 	TAG_PORT = 0x80000000, /* the bit: no task yet, the rest is the ifindex of the port it came
 				  in on */
-}; /* all else: the task_value's tag */
+};
+
+/* The mark of a packet with TAG_NONE on its way to metad_enter, which drops what has no mark. */
+#define MARK_UNPROVED TAG_PORT
 
 /* An IPv4 address as a map's key: a __be32, in the way that bpftool shows it octet by octet. */
 struct addr {
@@ -75,8 +83,16 @@ struct task_value {
 	__u32 tag;
 	__u32 ifindex; /* host end of the task's veth */
 	__u8 mac[ETH_ALEN];
-	__u16 flags; /* none yet: 0 */
+	__u8 levels[2]; /* how far below the root its containers' cgroups are; 0: not looked at */
 	char task_id[TASK_ID_LEN]; /* text, NUL padded, cut if longer */
+};
+
+/* A container, by its cgroup. */
+struct container_value {
+	__u32 tag; /* its task's and its own bits */
+	__u32 pad;
+	char task_id[TASK_ID_LEN]; /* text, as in task_value */
+	char container[CONTAINER_LEN]; /* text: its name, NUL padded, cut if longer */
 };
 
 /* Where an address was last seen that no task holds. */
@@ -120,7 +136,8 @@ enum verdict {
 	VERDICT_UNARMED_DROP, /* dropped for the same reason, --on-exit=drop */
 	VERDICT_UNARMED_HANDSHAKE, /* to the server all the same, which had its SYN a moment ago */
 
-	VERDICT_PORT_TASK, /* to the server, with the task's tag */
+	VERDICT_PORT_TASK, /* to the server, with the task's tag: the container is not known */
+	VERDICT_PORT_CONTAINER, /* to the server, with the container's tag */
 	VERDICT_PORT_UNKNOWN, /* to the server, with the port's tag: no task has the address */
 	VERDICT_PORT_WRONG_PORT, /* dropped: the address is a task's behind another port */
 	VERDICT_PORT_WRONG_MAC, /* dropped: the task's address and port, not its MAC */
@@ -137,9 +154,12 @@ enum verdict {
 	VERDICT_BRIDGE_AGENT, /* left alone: of a connection that the ECS agent has */
 
 	VERDICT_HOST, /* metad_host: to the server, from a process of the host, without a tag */
+	VERDICT_HOST_CONTAINER, /* to the server, with the tag of a container in the host's network */
 	VERDICT_HOST_REFUSED, /* reset: TCP for the endpoint, not from a process of the host */
 	VERDICT_HOST_NOT_OURS, /* dropped: not TCP for the endpoint */
 
+	VERDICT_ENTERED, /* metad_enter: into the server's namespace */
+	VERDICT_ENTER_UNMARKED, /* dropped: none of the other programs sent it */
 	VERDICT_CARRIED, /* metad_carry: on to metad_reply */
 	VERDICT_REPLY_TASK, /* by the port of the task that has the address */
 	VERDICT_REPLY_PORT, /* by the port the unknown address was seen on */
@@ -178,11 +198,13 @@ enum slot {
 };
 
 /* Set before load. */
-volatile const __u32 layout_version = 2; /* of the pinned maps; a part of their pins' names */
+volatile const __u32 layout_version = 3; /* of the pinned maps; a part of their pins' names */
 volatile const __u32 metad0_ifindex;
 volatile const __u8 trust_bridge; /* address and MAC are enough for a tag at a bridge device */
 volatile const __u8 exit_drop; /* what metad leaves behind drops what it would have taken */
 volatile const __be32 host_addr; /* metad0's: the host's processes ask from it, and nobody else */
+/* As task_value's, of containers in the host's network. */
+volatile const __u8 host_levels[2] = {2, 3};
 volatile const __u32 server_netns; /* the host's id for the server's namespace */
 volatile const __be32 agent_addr; /* where the ECS agent's rule sends what is for the endpoint */
 volatile const __be16 agent_dport; /* 0: there is no agent */
@@ -196,6 +218,27 @@ struct {
 	__type(value, struct task_value);
 	__uint(max_entries, 16384);
 } ip_task SEC(".maps");
+
+/* Containers by the id of their cgroup (v2), which is the inode of its directory. Only user space
+ * writes, and never the root's id: every socket has that one where v2 says nothing. Sized for a few
+ * containers in each task of ip_task; full: the next container is named by its task only. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, struct container_value);
+	__uint(max_entries, 65536);
+} container_cgroup SEC(".maps");
+
+/* The same for containers in the host's network. A map of its own, because no address says which
+ * task they can belong to. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, struct container_value);
+	__uint(max_entries, 4096);
+} host_cgroup SEC(".maps");
 
 /* Senders that no task is known for, for the way back. Anyone can fill it with made-up addresses;
  * the least recently used goes, and is learned again from its next packet. Tasks do not need it. */
@@ -449,8 +492,8 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct sender *s
 		h->ifindex = skb->ifindex;
 		h->begun_ns = bpf_ktime_get_ns();
 	}
-	skb->mark = tag;
-	/* The frame is addressed to the bridge: for the stack it would be somebody else's. */
+	skb->mark = tag ? tag : MARK_UNPROVED;
+	/* The frame is addressed to the bridge: for the stack it would be another host's. */
 	bpf_skb_change_type(skb, PACKET_HOST);
 	return conclude(v, bpf_redirect_peer(metad0_ifindex, 0));
 }
@@ -507,6 +550,28 @@ static __always_inline int learn(struct __sk_buff *skb, const struct sender *s, 
 	return 0;
 }
 
+/* container_at returns the tag of the container in whose cgroup, that many levels below the root, the
+ * packet's socket was made; also below it, where a container may make cgroups of its own. 0: there is
+ * none, or the packet has no socket because it was forwarded. */
+static __always_inline __u32 container_at(struct __sk_buff *skb, void *map, __u8 level)
+{
+	__u64 id = level ? bpf_skb_ancestor_cgroup_id(skb, level) : 0;
+	struct container_value *c = id ? bpf_map_lookup_elem(map, &id) : NULL;
+
+	return c ? c->tag : 0;
+}
+
+/* tag_of returns the tag of the container that sent the packet, if it is one of the task's, else the
+ * task's. Two levels and no loop: not every kernel that metad runs on loads a loop here. */
+static __always_inline __u32 tag_of(struct __sk_buff *skb, const struct task_value *t)
+{
+	__u32 tag = container_at(skb, &container_cgroup, t->levels[0]);
+
+	if (!tag)
+		tag = container_at(skb, &container_cgroup, t->levels[1]);
+	return (tag & ~TAG_CONTAINER) == t->tag ? tag : t->tag;
+}
+
 SEC("tc")
 int from_port(struct __sk_buff *skb)
 {
@@ -528,7 +593,9 @@ int from_port(struct __sk_buff *skb)
 		if (is_agents(skb, &s))
 			return conclude(VERDICT_PORT_AGENT, TC_ACT_UNSPEC);
 		count(skb, &s);
-		return deliver(skb, &s, t->tag, VERDICT_PORT_TASK);
+		tag = tag_of(skb, t);
+		return deliver(skb, &s, tag,
+			       tag == t->tag ? VERDICT_PORT_TASK : VERDICT_PORT_CONTAINER);
 	}
 	if (is_agents(skb, &s))
 		return conclude(VERDICT_PORT_AGENT, TC_ACT_UNSPEC);
@@ -622,6 +689,14 @@ static __always_inline int set_tcp_port(struct __sk_buff *skb, int tcp, int offs
 	return bpf_skb_store_bytes(skb, tcp + offset, &to, sizeof(to), 0);
 }
 
+/* to_server sends a packet of the host's route to the server's namespace. The veth would take its mark
+ * off: by metad0's ingress and from there by bpf_redirect_peer, in metad_reply, the mark stays. */
+static __always_inline int to_server(struct __sk_buff *skb, __u32 tag, enum verdict v)
+{
+	skb->mark = tag ? tag : MARK_UNPROVED;
+	return conclude(v, bpf_redirect(metad0_ifindex, BPF_F_INGRESS));
+}
+
 /* The host's route to the endpoint leads here. It is for the host's own processes: what the host forwards
  * (a container on a bridge that is not watched, another host) has no proof. It is refused, so that its
  * client fails at once: the server's namespace resets what is sent to a TCP port that is closed there. */
@@ -631,19 +706,35 @@ int metad_host(struct __sk_buff *skb)
 	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
 	struct iphdr *ip = data + sizeof(struct ethhdr);
 	struct tcphdr *tcp = (void *)(ip + 1);
+	__u32 tag;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || (void *)(ip + 1) > data_end ||
 	    ip->daddr != META_ADDR || ip->protocol != IPPROTO_TCP)
 		return conclude(VERDICT_HOST_NOT_OURS, TC_ACT_SHOT);
-	skb->mark = TAG_NONE;
-	if (ip->saddr == host_addr && !skb->ingress_ifindex)
-		return conclude(VERDICT_HOST, TC_ACT_UNSPEC);
+	if (ip->saddr == host_addr && !skb->ingress_ifindex) {
+		tag = container_at(skb, &host_cgroup, host_levels[0]);
+		if (!tag)
+			tag = container_at(skb, &host_cgroup, host_levels[1]);
+		return to_server(skb, tag, tag ? VERDICT_HOST_CONTAINER : VERDICT_HOST);
+	}
 	if (ip->ihl != 5 || ip->frag_off & bpf_htons(IP_MF | IP_OFFSET) ||
 	    (void *)(tcp + 1) > data_end || tcp->dest != META_DPORT ||
 	    set_tcp_port(skb, sizeof(struct ethhdr) + sizeof(*ip), offsetof(struct tcphdr, dest),
 			 META_DPORT, REFUSE_DPORT))
 		return conclude(VERDICT_HOST_NOT_OURS, TC_ACT_SHOT);
-	return conclude(VERDICT_HOST_REFUSED, TC_ACT_UNSPEC);
+	return to_server(skb, TAG_NONE, VERDICT_HOST_REFUSED);
+}
+
+/* What was proved comes with a mark. A packet that a process puts on metad0 past its egress hook
+ * (AF_PACKET with PACKET_QDISC_BYPASS) comes without one: the veth takes it off. */
+SEC("tc")
+int metad_enter(struct __sk_buff *skb)
+{
+	if (!skb->mark)
+		return conclude(VERDICT_ENTER_UNMARKED, TC_ACT_SHOT);
+	if (skb->mark == MARK_UNPROVED)
+		skb->mark = TAG_NONE;
+	return conclude(VERDICT_ENTERED, TC_ACT_UNSPEC);
 }
 
 /* The frame from metad1 to metad0 needs no destination MAC (there is one receiver, and metad_reply
@@ -686,7 +777,14 @@ int metad_reply(struct __sk_buff *skb)
 	__be32 dst;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || (void *)(ip + 1) > data_end ||
-	    ip->saddr != META_ADDR || ip->protocol != IPPROTO_TCP)
+	    ip->protocol != IPPROTO_TCP)
+		return conclude(VERDICT_REPLY_NOT_OURS, TC_ACT_SHOT);
+	/* From metad_host, which has counted it. What comes from the server has no mark. */
+	if (skb->mark && ip->daddr == META_ADDR) {
+		bpf_skb_change_type(skb, PACKET_HOST);
+		return bpf_redirect_peer(metad0_ifindex, 0);
+	}
+	if (ip->saddr != META_ADDR)
 		return conclude(VERDICT_REPLY_NOT_OURS, TC_ACT_SHOT);
 	tag = bpf_ntohl(((struct carrier *)eth->h_dest)->tag);
 	dst = ip->daddr;
@@ -707,7 +805,8 @@ int metad_reply(struct __sk_buff *skb)
 	 * another's by then. */
 	t = bpf_map_lookup_elem(&ip_task, &dst);
 	if (t) {
-		if (tag == TAG_NONE || tag == t->tag || tag == (TAG_PORT | t->ifindex))
+		if (tag == TAG_NONE || (tag & ~TAG_CONTAINER) == t->tag ||
+		    tag == (TAG_PORT | t->ifindex))
 			return leave(skb, t->ifindex, t->mac, VERDICT_REPLY_TASK);
 		return conclude(VERDICT_REPLY_NOT_THEIRS, TC_ACT_SHOT);
 	}

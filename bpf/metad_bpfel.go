@@ -18,6 +18,14 @@ type MetadAddr struct {
 	Octets [4]uint8
 }
 
+type MetadContainerValue struct {
+	_         structs.HostLayout
+	Tag       uint32
+	Pad       uint32
+	TaskId    [64]int8
+	Container [64]int8
+}
+
 type MetadEvent struct {
 	_        structs.HostLayout
 	TimeNs   uint64
@@ -71,8 +79,10 @@ const (
 type MetadTag uint32
 
 const (
-	MetadTagTAG_NONE MetadTag = 0
-	MetadTagTAG_PORT MetadTag = 2147483648
+	MetadTagTAG_NONE      MetadTag = 0
+	MetadTagTAG_TASK      MetadTag = 16777215
+	MetadTagTAG_CONTAINER MetadTag = 2130706432
+	MetadTagTAG_PORT      MetadTag = 2147483648
 )
 
 type MetadTaskCounters struct {
@@ -89,7 +99,7 @@ type MetadTaskValue struct {
 	Tag     uint32
 	Ifindex uint32
 	Mac     [6]uint8
-	Flags   uint16
+	Levels  [2]uint8
 	TaskId  [64]int8
 }
 
@@ -105,33 +115,37 @@ const (
 	MetadVerdictVERDICT_UNARMED_DROP      MetadVerdict = 6
 	MetadVerdictVERDICT_UNARMED_HANDSHAKE MetadVerdict = 7
 	MetadVerdictVERDICT_PORT_TASK         MetadVerdict = 8
-	MetadVerdictVERDICT_PORT_UNKNOWN      MetadVerdict = 9
-	MetadVerdictVERDICT_PORT_WRONG_PORT   MetadVerdict = 10
-	MetadVerdictVERDICT_PORT_WRONG_MAC    MetadVerdict = 11
-	MetadVerdictVERDICT_PORT_CLAIMED      MetadVerdict = 12
-	MetadVerdictVERDICT_PORT_HOST         MetadVerdict = 13
-	MetadVerdictVERDICT_PORT_AGENT        MetadVerdict = 14
-	MetadVerdictVERDICT_BRIDGE_TASK       MetadVerdict = 15
-	MetadVerdictVERDICT_BRIDGE_TRUSTED    MetadVerdict = 16
-	MetadVerdictVERDICT_BRIDGE_UNKNOWN    MetadVerdict = 17
-	MetadVerdictVERDICT_BRIDGE_WRONG_MAC  MetadVerdict = 18
-	MetadVerdictVERDICT_BRIDGE_CLAIMED    MetadVerdict = 19
-	MetadVerdictVERDICT_BRIDGE_HOST       MetadVerdict = 20
-	MetadVerdictVERDICT_BRIDGE_AGENT      MetadVerdict = 21
-	MetadVerdictVERDICT_HOST              MetadVerdict = 22
-	MetadVerdictVERDICT_HOST_REFUSED      MetadVerdict = 23
-	MetadVerdictVERDICT_HOST_NOT_OURS     MetadVerdict = 24
-	MetadVerdictVERDICT_CARRIED           MetadVerdict = 25
-	MetadVerdictVERDICT_REPLY_TASK        MetadVerdict = 26
-	MetadVerdictVERDICT_REPLY_PORT        MetadVerdict = 27
-	MetadVerdictVERDICT_REPLY_BRIDGE      MetadVerdict = 28
-	MetadVerdictVERDICT_REPLY_HOST        MetadVerdict = 29
-	MetadVerdictVERDICT_REPLY_REFUSED     MetadVerdict = 30
-	MetadVerdictVERDICT_REPLY_NOT_OURS    MetadVerdict = 31
-	MetadVerdictVERDICT_REPLY_NOWHERE     MetadVerdict = 32
-	MetadVerdictVERDICT_REPLY_NOT_THEIRS  MetadVerdict = 33
-	MetadVerdictVERDICT_COUNT             MetadVerdict = 34
-	MetadVerdictVERDICT_OPEN              MetadVerdict = 35
+	MetadVerdictVERDICT_PORT_CONTAINER    MetadVerdict = 9
+	MetadVerdictVERDICT_PORT_UNKNOWN      MetadVerdict = 10
+	MetadVerdictVERDICT_PORT_WRONG_PORT   MetadVerdict = 11
+	MetadVerdictVERDICT_PORT_WRONG_MAC    MetadVerdict = 12
+	MetadVerdictVERDICT_PORT_CLAIMED      MetadVerdict = 13
+	MetadVerdictVERDICT_PORT_HOST         MetadVerdict = 14
+	MetadVerdictVERDICT_PORT_AGENT        MetadVerdict = 15
+	MetadVerdictVERDICT_BRIDGE_TASK       MetadVerdict = 16
+	MetadVerdictVERDICT_BRIDGE_TRUSTED    MetadVerdict = 17
+	MetadVerdictVERDICT_BRIDGE_UNKNOWN    MetadVerdict = 18
+	MetadVerdictVERDICT_BRIDGE_WRONG_MAC  MetadVerdict = 19
+	MetadVerdictVERDICT_BRIDGE_CLAIMED    MetadVerdict = 20
+	MetadVerdictVERDICT_BRIDGE_HOST       MetadVerdict = 21
+	MetadVerdictVERDICT_BRIDGE_AGENT      MetadVerdict = 22
+	MetadVerdictVERDICT_HOST              MetadVerdict = 23
+	MetadVerdictVERDICT_HOST_CONTAINER    MetadVerdict = 24
+	MetadVerdictVERDICT_HOST_REFUSED      MetadVerdict = 25
+	MetadVerdictVERDICT_HOST_NOT_OURS     MetadVerdict = 26
+	MetadVerdictVERDICT_ENTERED           MetadVerdict = 27
+	MetadVerdictVERDICT_ENTER_UNMARKED    MetadVerdict = 28
+	MetadVerdictVERDICT_CARRIED           MetadVerdict = 29
+	MetadVerdictVERDICT_REPLY_TASK        MetadVerdict = 30
+	MetadVerdictVERDICT_REPLY_PORT        MetadVerdict = 31
+	MetadVerdictVERDICT_REPLY_BRIDGE      MetadVerdict = 32
+	MetadVerdictVERDICT_REPLY_HOST        MetadVerdict = 33
+	MetadVerdictVERDICT_REPLY_REFUSED     MetadVerdict = 34
+	MetadVerdictVERDICT_REPLY_NOT_OURS    MetadVerdict = 35
+	MetadVerdictVERDICT_REPLY_NOWHERE     MetadVerdict = 36
+	MetadVerdictVERDICT_REPLY_NOT_THEIRS  MetadVerdict = 37
+	MetadVerdictVERDICT_COUNT             MetadVerdict = 38
+	MetadVerdictVERDICT_OPEN              MetadVerdict = 39
 )
 
 type MetadVerdictCount struct {
@@ -143,29 +157,33 @@ type MetadVerdictCount struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	MetadMapCounters      = "counters"
-	MetadMapEventGates    = "event_gates"
-	MetadMapEvents        = "events"
-	MetadMapHandshakes    = "handshakes"
-	MetadMapIpTask        = "ip_task"
-	MetadMapNeighbours    = "neighbours"
-	MetadMapSlots         = "slots"
-	MetadMapVerdicts      = "verdicts"
-	MetadProgFromBridge   = "from_bridge"
-	MetadProgFromPort     = "from_port"
-	MetadProgMetadBridge  = "metad_bridge"
-	MetadProgMetadCarry   = "metad_carry"
-	MetadProgMetadHost    = "metad_host"
-	MetadProgMetadPort    = "metad_port"
-	MetadProgMetadReply   = "metad_reply"
-	MetadVarAgentAddr     = "agent_addr"
-	MetadVarAgentDport    = "agent_dport"
-	MetadVarExitDrop      = "exit_drop"
-	MetadVarHostAddr      = "host_addr"
-	MetadVarLayoutVersion = "layout_version"
-	MetadVarMetad0Ifindex = "metad0_ifindex"
-	MetadVarServerNetns   = "server_netns"
-	MetadVarTrustBridge   = "trust_bridge"
+	MetadMapContainerCgroup = "container_cgroup"
+	MetadMapCounters        = "counters"
+	MetadMapEventGates      = "event_gates"
+	MetadMapEvents          = "events"
+	MetadMapHandshakes      = "handshakes"
+	MetadMapHostCgroup      = "host_cgroup"
+	MetadMapIpTask          = "ip_task"
+	MetadMapNeighbours      = "neighbours"
+	MetadMapSlots           = "slots"
+	MetadMapVerdicts        = "verdicts"
+	MetadProgFromBridge     = "from_bridge"
+	MetadProgFromPort       = "from_port"
+	MetadProgMetadBridge    = "metad_bridge"
+	MetadProgMetadCarry     = "metad_carry"
+	MetadProgMetadEnter     = "metad_enter"
+	MetadProgMetadHost      = "metad_host"
+	MetadProgMetadPort      = "metad_port"
+	MetadProgMetadReply     = "metad_reply"
+	MetadVarAgentAddr       = "agent_addr"
+	MetadVarAgentDport      = "agent_dport"
+	MetadVarExitDrop        = "exit_drop"
+	MetadVarHostAddr        = "host_addr"
+	MetadVarHostLevels      = "host_levels"
+	MetadVarLayoutVersion   = "layout_version"
+	MetadVarMetad0Ifindex   = "metad0_ifindex"
+	MetadVarServerNetns     = "server_netns"
+	MetadVarTrustBridge     = "trust_bridge"
 )
 
 // LoadMetad returns the embedded CollectionSpec for Metad.
@@ -214,6 +232,7 @@ type MetadProgramSpecs struct {
 	FromPort    *ebpf.ProgramSpec `ebpf:"from_port"`
 	MetadBridge *ebpf.ProgramSpec `ebpf:"metad_bridge"`
 	MetadCarry  *ebpf.ProgramSpec `ebpf:"metad_carry"`
+	MetadEnter  *ebpf.ProgramSpec `ebpf:"metad_enter"`
 	MetadHost   *ebpf.ProgramSpec `ebpf:"metad_host"`
 	MetadPort   *ebpf.ProgramSpec `ebpf:"metad_port"`
 	MetadReply  *ebpf.ProgramSpec `ebpf:"metad_reply"`
@@ -223,14 +242,16 @@ type MetadProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type MetadMapSpecs struct {
-	Counters   *ebpf.MapSpec `ebpf:"counters"`
-	EventGates *ebpf.MapSpec `ebpf:"event_gates"`
-	Events     *ebpf.MapSpec `ebpf:"events"`
-	Handshakes *ebpf.MapSpec `ebpf:"handshakes"`
-	IpTask     *ebpf.MapSpec `ebpf:"ip_task"`
-	Neighbours *ebpf.MapSpec `ebpf:"neighbours"`
-	Slots      *ebpf.MapSpec `ebpf:"slots"`
-	Verdicts   *ebpf.MapSpec `ebpf:"verdicts"`
+	ContainerCgroup *ebpf.MapSpec `ebpf:"container_cgroup"`
+	Counters        *ebpf.MapSpec `ebpf:"counters"`
+	EventGates      *ebpf.MapSpec `ebpf:"event_gates"`
+	Events          *ebpf.MapSpec `ebpf:"events"`
+	Handshakes      *ebpf.MapSpec `ebpf:"handshakes"`
+	HostCgroup      *ebpf.MapSpec `ebpf:"host_cgroup"`
+	IpTask          *ebpf.MapSpec `ebpf:"ip_task"`
+	Neighbours      *ebpf.MapSpec `ebpf:"neighbours"`
+	Slots           *ebpf.MapSpec `ebpf:"slots"`
+	Verdicts        *ebpf.MapSpec `ebpf:"verdicts"`
 }
 
 // MetadVariableSpecs contains global variables before they are loaded into the kernel.
@@ -241,6 +262,7 @@ type MetadVariableSpecs struct {
 	AgentDport    *ebpf.VariableSpec `ebpf:"agent_dport"`
 	ExitDrop      *ebpf.VariableSpec `ebpf:"exit_drop"`
 	HostAddr      *ebpf.VariableSpec `ebpf:"host_addr"`
+	HostLevels    *ebpf.VariableSpec `ebpf:"host_levels"`
 	LayoutVersion *ebpf.VariableSpec `ebpf:"layout_version"`
 	Metad0Ifindex *ebpf.VariableSpec `ebpf:"metad0_ifindex"`
 	ServerNetns   *ebpf.VariableSpec `ebpf:"server_netns"`
@@ -267,22 +289,26 @@ func (o *MetadObjects) Close() error {
 //
 // It can be passed to LoadMetadObjects or ebpf.CollectionSpec.LoadAndAssign.
 type MetadMaps struct {
-	Counters   *ebpf.Map `ebpf:"counters"`
-	EventGates *ebpf.Map `ebpf:"event_gates"`
-	Events     *ebpf.Map `ebpf:"events"`
-	Handshakes *ebpf.Map `ebpf:"handshakes"`
-	IpTask     *ebpf.Map `ebpf:"ip_task"`
-	Neighbours *ebpf.Map `ebpf:"neighbours"`
-	Slots      *ebpf.Map `ebpf:"slots"`
-	Verdicts   *ebpf.Map `ebpf:"verdicts"`
+	ContainerCgroup *ebpf.Map `ebpf:"container_cgroup"`
+	Counters        *ebpf.Map `ebpf:"counters"`
+	EventGates      *ebpf.Map `ebpf:"event_gates"`
+	Events          *ebpf.Map `ebpf:"events"`
+	Handshakes      *ebpf.Map `ebpf:"handshakes"`
+	HostCgroup      *ebpf.Map `ebpf:"host_cgroup"`
+	IpTask          *ebpf.Map `ebpf:"ip_task"`
+	Neighbours      *ebpf.Map `ebpf:"neighbours"`
+	Slots           *ebpf.Map `ebpf:"slots"`
+	Verdicts        *ebpf.Map `ebpf:"verdicts"`
 }
 
 func (m *MetadMaps) Close() error {
 	return _MetadClose(
+		m.ContainerCgroup,
 		m.Counters,
 		m.EventGates,
 		m.Events,
 		m.Handshakes,
+		m.HostCgroup,
 		m.IpTask,
 		m.Neighbours,
 		m.Slots,
@@ -298,6 +324,7 @@ type MetadVariables struct {
 	AgentDport    *ebpf.Variable `ebpf:"agent_dport"`
 	ExitDrop      *ebpf.Variable `ebpf:"exit_drop"`
 	HostAddr      *ebpf.Variable `ebpf:"host_addr"`
+	HostLevels    *ebpf.Variable `ebpf:"host_levels"`
 	LayoutVersion *ebpf.Variable `ebpf:"layout_version"`
 	Metad0Ifindex *ebpf.Variable `ebpf:"metad0_ifindex"`
 	ServerNetns   *ebpf.Variable `ebpf:"server_netns"`
@@ -312,6 +339,7 @@ type MetadPrograms struct {
 	FromPort    *ebpf.Program `ebpf:"from_port"`
 	MetadBridge *ebpf.Program `ebpf:"metad_bridge"`
 	MetadCarry  *ebpf.Program `ebpf:"metad_carry"`
+	MetadEnter  *ebpf.Program `ebpf:"metad_enter"`
 	MetadHost   *ebpf.Program `ebpf:"metad_host"`
 	MetadPort   *ebpf.Program `ebpf:"metad_port"`
 	MetadReply  *ebpf.Program `ebpf:"metad_reply"`
@@ -323,6 +351,7 @@ func (p *MetadPrograms) Close() error {
 		p.FromPort,
 		p.MetadBridge,
 		p.MetadCarry,
+		p.MetadEnter,
 		p.MetadHost,
 		p.MetadPort,
 		p.MetadReply,

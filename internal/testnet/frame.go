@@ -160,6 +160,14 @@ func NewRaw(t testing.TB, ns netns.NsHandle, device string) *Raw {
 	return r
 }
 
+// BypassQdisc sends past the device's queue, and with it past the programs on its egress hook (packet(7)).
+func (r *Raw) BypassQdisc() {
+	r.t.Helper()
+	if err := unix.SetsockoptInt(r.fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1); err != nil {
+		r.t.Fatalf("bypass the queue: %v", err)
+	}
+}
+
 // Send sends frames as they are.
 func (r *Raw) Send(frames ...[]byte) {
 	r.t.Helper()

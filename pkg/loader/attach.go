@@ -24,7 +24,7 @@ const (
 // filterNames are our programs' names, by which a filter is known to be ours.
 var filterNames = map[string]bool{
 	bpf.MetadProgMetadPort: true, bpf.MetadProgMetadBridge: true, bpf.MetadProgMetadReply: true,
-	bpf.MetadProgMetadCarry: true, bpf.MetadProgMetadHost: true,
+	bpf.MetadProgMetadEnter: true, bpf.MetadProgMetadCarry: true, bpf.MetadProgMetadHost: true,
 }
 
 // tcAttacher attaches by tc: with TCX links or clsact filters.
@@ -90,6 +90,7 @@ type pairHook struct {
 func (a *tcAttacher) pairHooks(e *endpoint) []pairHook {
 	return []pairHook{
 		{e.server, e.metad1, a.progs.MetadCarry, bpf.MetadProgMetadCarry, ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS},
+		{e.server, e.metad1, a.progs.MetadEnter, bpf.MetadProgMetadEnter, ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS},
 		{a.host, e.metad0, a.progs.MetadReply, bpf.MetadProgMetadReply, ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS},
 		{a.host, e.metad0, a.progs.MetadHost, bpf.MetadProgMetadHost, ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS},
 	}

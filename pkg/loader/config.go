@@ -89,6 +89,9 @@ type Config struct {
 	OnExit OnExit
 	// Netns is the host's network namespace; 0 or netns.None(): the calling thread's. It stays the caller's.
 	Netns netns.NsHandle
+	// HostLevels are how far below the root the cgroups of containers in the host's network are; zero: 2 and 3,
+	// Docker's and the ECS agent's.
+	HostLevels [2]uint8
 	// MaxEntries is the number of addresses that can have a task; 0: what the C says (16384).
 	MaxEntries int
 	// Log receives changes of state; nil: none.
@@ -153,6 +156,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.MaxEntries < 0 || c.MaxEntries > 1<<20 {
 		return c, fmt.Errorf("MaxEntries: %d is not between 0 and %d", c.MaxEntries, 1<<20)
+	}
+	if c.HostLevels == ([2]uint8{}) {
+		c.HostLevels = [2]uint8{2, 3}
 	}
 	if c.Log == nil {
 		c.Log = zap.NewNop()

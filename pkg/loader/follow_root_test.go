@@ -304,6 +304,8 @@ func TestRootDetach(t *testing.T) {
 			}
 		}
 		p.kill()
+		// A metad that runs makes its own device anew; it goes with the process, when the kernel gets to it.
+		testnet.Until(t, "metad0 is gone", func() bool { return !slices.Contains(h.LinkNames(), hostVeth) })
 	})
 }
 

@@ -19,7 +19,10 @@ import (
 
 // pinned are the maps that outlive the process. The program array is not one of them, ever: emptying
 // it at the process's death is what opens the ports again.
-var pinned = []string{bpf.MetadMapIpTask, bpf.MetadMapNeighbours, bpf.MetadMapCounters, bpf.MetadMapVerdicts}
+var pinned = []string{
+	bpf.MetadMapIpTask, bpf.MetadMapContainerCgroup, bpf.MetadMapHostCgroup,
+	bpf.MetadMapNeighbours, bpf.MetadMapCounters, bpf.MetadMapVerdicts,
+}
 
 func pinName(name string, layout uint32) string {
 	return name + "_v" + strconv.FormatUint(uint64(layout), 10)

@@ -128,6 +128,7 @@ func TestRootVerdicts(t *testing.T) {
 	agents := func(f *testnet.Frame) { f.SrcPort, f.Flags = agentPort, testnet.ACK }
 	portTag := func(ifindex int) uint32 { return bpf.TagPort | uint32(ifindex) }
 	fragments := own.Fragments(8)
+	const unproved = bpf.TagPort // MARK_UNPROVED in C: TAG_NONE on its way to metad_enter
 
 	type programs = bpf.Programs
 	metadPort := func(p *programs) *ebpf.Program { return p.MetadPort }
@@ -163,8 +164,8 @@ func TestRootVerdicts(t *testing.T) {
 		{"agent's connection, unknown", l, metadPort, with(stranger, agents), unknown.Ifindex, actUnspec, 0, "port_agent"},
 		{"the host's address", l, metadPort, with(own, func(f *testnet.Frame) { f.Src = HostAddr }), port, actShot, 0, "port_host"},
 		{"bridge: the host's address", l, metadBridge, with(own, func(f *testnet.Frame) { f.Src = HostAddr }), bridge, actShot, 0, "bridge_host"},
-		{"host", l, metadHost, ofHost.Bytes(), l.end.metad0, actUnspec, 0, "host"},
-		{"host, a container's address", l, metadHost, own.Bytes(), l.end.metad0, actUnspec, 0, "host_refused"},
+		{"host", l, metadHost, ofHost.Bytes(), l.end.metad0, actRedirect, unproved, "host"},
+		{"host, a container's address", l, metadHost, own.Bytes(), l.end.metad0, actRedirect, unproved, "host_refused"},
 		{"host, a container's address, cut", l, metadHost, with(own, func(f *testnet.Frame) { f.Cut = 14 + 20 + 13 }), l.end.metad0, actShot, 0, "host_not_ours"},
 		{"host, a container's address, other TCP port", l, metadHost, with(own, func(f *testnet.Frame) { f.DstPort = 81 }), l.end.metad0, actShot, 0, "host_not_ours"},
 		{"host, a container's address, fragment", l, metadHost, fragments[1], l.end.metad0, actShot, 0, "host_not_ours"},
@@ -183,11 +184,11 @@ func TestRootVerdicts(t *testing.T) {
 		{"bridge: agent's connection, unknown", l, metadBridge, with(stranger, agents), bridge, actUnspec, 0, "bridge_agent"},
 		{"bridge: agent's connection", l, metadBridge, with(own, agents), bridge, actUnspec, 0, "bridge_agent"},
 
-		{"bridge: task", l, metadBridge, own.Bytes(), bridge, actRedirect, 0, "bridge_task"},
+		{"bridge: task", l, metadBridge, own.Bytes(), bridge, actRedirect, unproved, "bridge_task"},
 		{"bridge: task, trusted", trusting, metadBridge, own.Bytes(), 1, actRedirect, 7, "bridge_trusted"},
 		{"bridge: another mac", l, metadBridge, wrongMAC, bridge, actShot, 0, "bridge_wrong_mac"},
 		{"bridge: another mac, trusting", trusting, metadBridge, wrongMAC, 1, actShot, 0, "bridge_wrong_mac"},
-		{"bridge: unknown", l, metadBridge, with(stranger, func(f *testnet.Frame) { f.Src = netip.MustParseAddr("169.254.173.1") }), bridge, actRedirect, 0, "bridge_unknown"},
+		{"bridge: unknown", l, metadBridge, with(stranger, func(f *testnet.Frame) { f.Src = netip.MustParseAddr("169.254.173.1") }), bridge, actRedirect, unproved, "bridge_unknown"},
 		{"bridge: unknown, another mac", l, metadBridge, with(stranger, func(f *testnet.Frame) {
 			f.Src, f.SrcMAC = netip.MustParseAddr("169.254.173.1"), other.MAC
 		}), bridge, actShot, 0, "bridge_claimed"},
@@ -242,7 +243,7 @@ func TestRootVerdicts(t *testing.T) {
 		}{
 			{"its handshake", l.progs.MetadPort, from(halfOpen, testnet.ACK), port, actRedirect, 7, "unarmed_handshake", 0},
 			{"and once more", l.progs.MetadPort, from(halfOpen, testnet.ACK), port, actRedirect, 7, "unarmed_handshake", 0},
-			{"bridge: its handshake", l.progs.MetadBridge, from(bridgeOpen, testnet.ACK), bridge, actRedirect, 0, "unarmed_handshake", 0},
+			{"bridge: its handshake", l.progs.MetadBridge, from(bridgeOpen, testnet.ACK), bridge, actRedirect, unproved, "unarmed_handshake", 0},
 			{"another port's", l.progs.MetadPort, from(halfOpen, testnet.ACK), other.Ifindex, actUnspec, 0, "unarmed", 0},
 			{"bridge: a port's", l.progs.MetadBridge, from(halfOpen, testnet.ACK), bridge, actUnspec, 0, "unarmed", 0},
 			{"another connection", l.progs.MetadPort, from(halfOpen+100, testnet.ACK), port, actUnspec, 0, "unarmed", 0},
@@ -263,6 +264,30 @@ func TestRootVerdicts(t *testing.T) {
 			}
 		}
 	})
+
+	for _, c := range []struct {
+		name    string
+		mark    uint32
+		ret     uint32
+		want    uint32
+		verdict string
+	}{
+		{"a task's", 7, actUnspec, 7, "entered"},
+		{"a port's", portTag(port), actUnspec, portTag(port), "entered"},
+		{"without proof", unproved, actUnspec, bpf.TagNone, "entered"},
+		{"past the hooks", 0, actShot, 0, "enter_unmarked"},
+	} {
+		t.Run("enter: "+c.name, func(t *testing.T) {
+			before := verdictsOf(t, l)
+			ret, _, mark := run(t, h, l.progs.MetadEnter, own.Bytes(), 1, c.mark)
+			if ret != c.ret || mark != c.want {
+				t.Errorf("got %#x and mark %#x, want %#x and mark %#x", ret, mark, c.ret, c.want)
+			}
+			if got := moved(t, l, before); !slices.Equal(got, []string{c.verdict}) {
+				t.Errorf("counters that moved: got %v, want %s alone", got, c.verdict)
+			}
+		})
+	}
 
 	// The way back. unknown was seen on its port, 169.254.173.2 will be at the bridge, 169.254.173.9 nowhere.
 	if err := l.Arm(); err != nil {
@@ -294,6 +319,8 @@ func TestRootVerdicts(t *testing.T) {
 		{"task", known.Addr, 7, nil, actRedirect, known.MAC, "reply_task"},
 		{"task, port's tag", known.Addr, portTag(port), nil, actRedirect, known.MAC, "reply_task"},
 		{"task, no tag", known.Addr, 0, nil, actRedirect, known.MAC, "reply_task"},
+		{"task, a container's tag", known.Addr, bpf.ContainerTag(7, 3), nil, actRedirect, known.MAC, "reply_task"},
+		{"task, another task's container's tag", known.Addr, bpf.ContainerTag(8, 3), nil, actShot, [6]byte{}, "reply_not_theirs"},
 		{"task, another task's tag", known.Addr, 8, nil, actShot, [6]byte{}, "reply_not_theirs"},
 		{"task, another port's tag", known.Addr, portTag(other.Ifindex), nil, actShot, [6]byte{}, "reply_not_theirs"},
 		{"port", unknown.Addr, portTag(unknown.Ifindex), nil, actRedirect, other.MAC, "reply_port"},
@@ -338,7 +365,7 @@ func TestRootVerdicts(t *testing.T) {
 	}
 
 	// A verdict that nothing above has seen is an exit without a test.
-	seen := map[string]bool{}
+	seen := map[string]bool{"port_container": true, "host_container": true} // TestRootContainers
 	for _, x := range []*Loader{l, trusting, dropping} {
 		for name, n := range verdictsOf(t, x) {
 			seen[name] = seen[name] || n != 0

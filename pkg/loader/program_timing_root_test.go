@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 
+	"metad/bpf"
 	"metad/internal/testnet"
 )
 
@@ -60,6 +61,7 @@ func BenchmarkProgramOurs(b *testing.B) {
 	syn := frame
 	syn.SrcPort, syn.Flags, syn.Payload = benchPort+1, testnet.SYN, nil
 	b.Run("syn", func(b *testing.B) { benchmarkProgram(b, h, l.progs.MetadPort, syn.Bytes(), actRedirect) })
+	b.Run("enter", func(b *testing.B) { benchmarkProgram(b, h, l.progs.MetadEnter, frame.Bytes(), actShot) }) // without a mark: no less work
 	b.Run("carry", func(b *testing.B) { benchmarkProgram(b, h, l.progs.MetadCarry, answer.Bytes(), actUnspec) })
 	b.Run("reply", func(b *testing.B) { benchmarkProgram(b, h, l.progs.MetadReply, answer.Bytes(), actRedirect) })
 }
@@ -101,4 +103,27 @@ func emptyProgram(b *testing.B) *ebpf.Program {
 	}
 	b.Cleanup(func() { p.Close() })
 	return p
+}
+
+// What naming the container costs, over a task alone: a test run's packet has a socket of this process's cgroup. The
+// limit is 60 ns over "task".
+func BenchmarkProgramContainer(b *testing.B) {
+	h, l, k, br := benchHost(b)
+	c := newCgroups(b)
+	dir, id := c.add("x")
+	putContainers(b, l, map[uint64]uint32{id: bpf.ContainerTag(1, 1)})
+	for i := range uint64(1000) { // others
+		putContainers(b, l, map[uint64]uint32{1<<40 + i: bpf.ContainerTag(1, 2)})
+	}
+	frame := testnet.Frame{SrcMAC: k.MAC, DstMAC: br.MAC, Src: k.Addr, SrcPort: benchPort, Flags: testnet.ACK, Payload: make([]byte, 100)}
+	c.enter(dir)
+	for _, s := range []struct {
+		name   string
+		levels [2]uint8
+	}{{"task", [2]uint8{}}, {"first level", [2]uint8{2}}, {"second level", [2]uint8{3, 2}}} {
+		b.Run(s.name, func(b *testing.B) {
+			putLevels(b, l, k, 1, s.levels)
+			benchmarkProgram(b, h, l.progs.MetadPort, frame.Bytes(), actRedirect)
+		})
+	}
 }

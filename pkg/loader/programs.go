@@ -101,6 +101,7 @@ func setVariables(spec *ebpf.CollectionSpec, cfg *Config, e *endpoint) error {
 		bpf.MetadVarAgentDport:    be16(agent.Port()),
 		bpf.MetadVarMetad0Ifindex: uint32(e.metad0),
 		bpf.MetadVarTrustBridge:   uint8(boolToInt(cfg.TrustBridge)),
+		bpf.MetadVarHostLevels:    cfg.HostLevels,
 		bpf.MetadVarExitDrop:      uint8(boolToInt(cfg.OnExit == OnExitDrop)),
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
@@ -139,9 +140,11 @@ func (p *programs) maps() (names []string, ms []*ebpf.Map) {
 	return []string{
 			bpf.MetadMapIpTask, bpf.MetadMapNeighbours, bpf.MetadMapCounters, bpf.MetadMapVerdicts,
 			bpf.MetadMapEvents, bpf.MetadMapEventGates, bpf.MetadMapSlots, bpf.MetadMapHandshakes,
+			bpf.MetadMapContainerCgroup, bpf.MetadMapHostCgroup,
 		}, []*ebpf.Map{
 			p.IpTask, p.Neighbours, p.Counters, p.Verdicts,
 			p.Events, p.EventGates, p.Slots, p.Handshakes,
+			p.ContainerCgroup, p.HostCgroup,
 		}
 }
 

@@ -1,0 +1,298 @@
+//go:build root
+
+package loader
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"metad/bpf"
+	"metad/internal/testnet"
+)
+
+// cgroups is the host's cgroup v2, mounted nowhere. Tests move their own process, and it goes back at their end.
+type cgroups struct {
+	t    testing.TB
+	root string // a path by a descriptor
+	name string // of the test's own directory below it
+}
+
+func newCgroups(t testing.TB) *cgroups {
+	t.Helper()
+	fs, err := unix.Fsopen("cgroup2", unix.FSOPEN_CLOEXEC)
+	if err == nil {
+		err = unix.FsconfigCreate(fs)
+	}
+	if err != nil {
+		t.Fatalf("cgroup v2: %v", err)
+	}
+	defer unix.Close(fs)
+	root, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		t.Fatalf("cgroup v2: %v", err)
+	}
+	c := &cgroups{t, fmt.Sprintf("/proc/self/fd/%d", root), fmt.Sprintf("metad-test-%d", os.Getpid())}
+	t.Cleanup(func() {
+		c.enter(c.root)
+		var dirs []string
+		_ = filepath.Walk(filepath.Join(c.root, c.name), func(path string, i os.FileInfo, err error) error {
+			if err == nil && i.IsDir() {
+				dirs = append(dirs, path)
+			}
+			return nil
+		})
+		for i := range dirs {
+			if err := os.Remove(dirs[len(dirs)-1-i]); err != nil {
+				t.Errorf("remove cgroup: %v", err)
+			}
+		}
+		unix.Close(root)
+	})
+	return c
+}
+
+// add makes a cgroup below the test's own, at level 2 and deeper, and returns its directory and id.
+func (c *cgroups) add(name string) (dir string, id uint64) {
+	c.t.Helper()
+	dir = filepath.Join(c.root, c.name, name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		c.t.Fatal(err)
+	}
+	var i syscall.Stat_t
+	if err := syscall.Stat(dir, &i); err != nil {
+		c.t.Fatal(err)
+	}
+	return dir, i.Ino
+}
+
+// enter moves the test's process: the sockets that it makes from then on are made in dir.
+func (c *cgroups) enter(dir string) {
+	c.t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func putLevels(t testing.TB, l *Loader, k *testnet.Task, tag uint32, levels [2]uint8) {
+	t.Helper()
+	v := &bpf.TaskValue{Tag: tag, Ifindex: uint32(k.Ifindex), Mac: k.MAC, Levels: levels}
+	if err := l.Put(k.Addr, v); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func putContainers(t testing.TB, l *Loader, tags map[uint64]uint32) {
+	t.Helper()
+	for id, tag := range tags {
+		if err := l.PutContainer(id, &bpf.ContainerValue{Tag: tag}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A connection names the container whose cgroup its socket was made in, and only a container of the task that has the
+// address: two containers in one network namespace are told apart, a cgroup that a container made is the container's,
+// a process of neither is the task's, and a container of another task is not believed.
+func TestRootContainers(t *testing.T) {
+	bothModes(t, func(t *testing.T, mode AttachMode) {
+		h := testnet.NewHost(t)
+		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+		one, two := b.AddTask(""), b.AddTask("")
+		h.NoLeak()
+		l := open(t, h, Config{Attach: mode, HostRoute: true})
+		c := newCgroups(t)
+		putLevels(t, l, one, 1, [2]uint8{2})
+		putLevels(t, l, two, 2, [2]uint8{3, 2})
+		x, idX := c.add("x")
+		y, idY := c.add("y")
+		inY, _ := c.add("y/inner/leaf")
+		other, _ := c.add("other")
+		deep, idDeep := c.add("ecs/deep")
+		onHost, idHost := c.add("host")
+		putContainers(t, l, map[uint64]uint32{idX: bpf.ContainerTag(1, 1), idY: bpf.ContainerTag(1, 2), idDeep: bpf.ContainerTag(2, 127)})
+		if err := l.PutHostContainer(idHost, &bpf.ContainerValue{Tag: bpf.ContainerTag(3, 1)}); err != nil {
+			t.Fatal(err)
+		}
+		serve(t, l)
+		for _, want := range []struct {
+			dir     string
+			k       *testnet.Task
+			answer  string
+			verdict string
+		}{
+			{x, one, "metad 0x1000001", "port_container"},
+			{y, one, "metad 0x2000001", "port_container"},
+			{inY, one, "metad 0x2000001", "port_container"},
+			{other, one, "metad 0x1", "port_task"},
+			{onHost, one, "metad 0x1", "port_task"},
+			{deep, two, "metad 0x7f000002", "port_container"},
+			{x, two, "metad 0x2", "port_task"}, // not its container
+		} {
+			c.enter(want.dir)
+			before := verdictsOf(t, l)[want.verdict]
+			wantAnswer(t, want.k, want.answer)
+			if verdictsOf(t, l)[want.verdict] == before {
+				t.Errorf("%s: %s did not move", filepath.Base(want.dir), want.verdict)
+			}
+		}
+		for dir, want := range map[string]string{onHost: "metad 0x1000003", x: "metad 0x0", other: "metad 0x0"} {
+			c.enter(dir)
+			wantHostAnswer(t, h, want)
+		}
+		if verdictsOf(t, l)["host_container"] == 0 {
+			t.Error("host_container did not move")
+		}
+
+		// The socket's maker counts, not the process that uses it.
+		c.enter(x)
+		conn, err := one.Dial(timeout)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		c.enter(y)
+		if _, body, err := testnet.GetOn(conn, "/", timeout); err != nil || body != "metad 0x1000001" {
+			t.Errorf("a socket that has moved: got %q, %v, want its maker's", body, err)
+		}
+		for _, id := range []uint64{idX, idX, idHost} { // twice: no error
+			if err := l.DeleteContainer(id); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.enter(x)
+		wantAnswer(t, one, "metad 0x1")
+		c.enter(onHost)
+		wantHostAnswer(t, h, "metad 0x0")
+		own, host, err := l.Containers()
+		if err != nil || len(own) != 2 || own[idY].Tag != bpf.ContainerTag(1, 2) || len(host) != 0 {
+			t.Errorf("containers: got %v, %v, %v", own, host, err)
+		}
+		putLevels(t, l, one, 1, [2]uint8{})
+		c.enter(y)
+		wantAnswer(t, one, "metad 0x1") // not looked at
+	})
+}
+
+// Containers stay known over a restart and a takeover.
+func TestRootContainersStay(t *testing.T) {
+	h := testnet.NewHost(t)
+	k := h.AddBridge("ecs-bridge", "169.254.172.1/22").AddTask("")
+	c := newCgroups(t)
+	x, id := c.add("x")
+	c.enter(x)
+	dir := testnet.PinDir(t)
+	first := open(t, h, Config{PinDir: dir})
+	putLevels(t, first, k, 1, [2]uint8{2})
+	putContainers(t, first, map[uint64]uint32{id: bpf.ContainerTag(1, 1)})
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l := open(t, h, Config{PinDir: dir})
+	serve(t, l)
+	wantAnswer(t, k, "metad 0x1000001")
+	files, meta, err := l.OfferTakeover()
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, ln, err := TakeOver(Config{Netns: h.NS, PinDir: dir}, files, meta)
+	if err != nil {
+		t.Fatalf("%+v", err)
+	}
+	defer func() {
+		if err := next.FinishTakeover(); err != nil {
+			t.Error(err)
+		}
+	}()
+	go answerAll(ln)
+	defer ln.Close()
+	wantAnswer(t, k, "metad 0x1000001")
+	if err := next.DeleteContainer(id); err != nil {
+		t.Fatal(err)
+	}
+	wantAnswer(t, k, "metad 0x1")
+	if err := l.CancelTakeover(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A packet that a process of the host puts on metad's device past its hooks gets nowhere, whatever address it has.
+func TestRootPastTheHooks(t *testing.T) {
+	h := testnet.NewHost(t)
+	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+	k := b.AddTask("")
+	l := open(t, h, Config{HostRoute: true})
+	put(t, l, k, 1)
+	serve(t, l)
+	raw := testnet.NewRaw(t, h.NS, hostVeth)
+	raw.BypassQdisc()
+	atTask := testnet.NewRaw(t, k.NS, "eth0")
+	metad1 := macOf(t, l)
+	for i, src := range []testnet.Frame{{SrcMAC: k.MAC, Src: k.Addr}, {Src: HostAddr}} {
+		src.DstMAC, src.SrcPort = metad1, uint16(43000+i)
+		before := verdictsOf(t, l)["enter_unmarked"]
+		raw.Send(src.Bytes())
+		testnet.Until(t, "it is dropped", func() bool { return verdictsOf(t, l)["enter_unmarked"] == before+1 })
+		for _, r := range []*testnet.Raw{raw, atTask} {
+			if s, ok := r.Answer(src.SrcPort, 60*time.Millisecond); ok {
+				t.Errorf("from %s: got an answer: %+v", src.Src, s)
+			}
+		}
+	}
+	wantAnswer(t, k, "metad 0x1")
+	wantHostAnswer(t, h, "metad 0x0")
+}
+
+// macOf returns metad1's address.
+func macOf(t testing.TB, l *Loader) (mac [6]byte) {
+	t.Helper()
+	err := testnet.In(l.end.server, func() error {
+		i, err := net.InterfaceByName(serverVeth)
+		if err == nil {
+			copy(mac[:], i.HardwareAddr)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mac
+}
+
+// bpftool shows the task and the container of a cgroup as text.
+func TestRootBpftoolContainers(t *testing.T) {
+	testnet.RequireTool(t, "bpftool")
+	h := testnet.NewHost(t)
+	l := open(t, h, Config{})
+	v := &bpf.ContainerValue{Tag: bpf.ContainerTag(1, 2)}
+	text(v.TaskId[:], "158d1c8083dd49d6b527399fd6414f5c")
+	text(v.Container[:], "web-1")
+	if err := l.PutContainer(77, v); err != nil {
+		t.Fatal(err)
+	}
+	pin := filepath.Join(l.cfg.PinDir, pinName(bpf.MetadMapContainerCgroup, l.progs.layout))
+	out, err := exec.Command("bpftool", "map", "dump", "pinned", pin).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	t.Logf("%s", out)
+	for _, want := range []string{`"key": 77`, `"tag": 33554433`, `"task_id": "158d1c8083dd49d6b527399fd6414f5c"`, `"container": "web-1"`} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("no %s in %s", want, out)
+		}
+	}
+}
+
+func text(dst []int8, s string) {
+	for i := range s {
+		dst[i] = int8(s[i])
+	}
+}
