@@ -24,9 +24,9 @@ import (
 // KernelMap is the kernel's address → task map; the loader has it. Deleting what is not there is no
 // error.
 type KernelMap interface {
-	Put(netip.Addr, *bpf.MetadTaskValue) error
+	Put(netip.Addr, *bpf.TaskValue) error
 	Delete(netip.Addr) error
-	Entries() (map[netip.Addr]bpf.MetadTaskValue, error)
+	Entries() (map[netip.Addr]bpf.TaskValue, error)
 }
 
 // Limits of Await. A container that is not known yet waits with a few connections; more than that is
@@ -62,14 +62,14 @@ type Table struct {
 
 	mu      sync.Mutex // guards what follows: the writers' state
 	tasks   []*task.Task
-	tags    map[string]uint32                 // task ARN → tag
-	nextTag uint32                            // the next to try
-	written map[netip.Addr]bpf.MetadTaskValue // what the kernel holds; nil: not read yet
-	gone    map[int]bool                      // ifindexes that no longer exist: their endpoints claim nothing
-	refused map[netip.Addr]bool               // claimed twice, and told so
-	copied  map[string]bool                   // endpoint ids held twice, and told so
-	joined  bool                              // a container uses the network of another task's
-	failed  bool                              // the last publish left something undone
+	tags    map[string]uint32            // task ARN → tag
+	nextTag uint32                       // the next to try
+	written map[netip.Addr]bpf.TaskValue // what the kernel holds; nil: not read yet
+	gone    map[int]bool                 // ifindexes that no longer exist: their endpoints claim nothing
+	refused map[netip.Addr]bool          // claimed twice, and told so
+	copied  map[string]bool              // endpoint ids held twice, and told so
+	joined  bool                         // a container uses the network of another task's
+	failed  bool                         // the last publish left something undone
 
 	wmu     sync.Mutex // guards what follows; taken after mu
 	waits   map[waitKey]*wait
@@ -121,17 +121,16 @@ func (t *Table) TurnedAway() uint64 { return t.turned.Load() }
 // whoever asked, and a handshake completes nowhere else.
 func (t *Table) Resolve(tag uint32, addr netip.Addr) *View {
 	s := t.snap.Load()
-	const port = uint32(bpf.MetadTagTAG_PORT)
 	switch {
-	case tag == uint32(bpf.MetadTagTAG_NONE):
+	case tag == bpf.TagNone:
 		return s.byAddr[addr].view
-	case tag&port != 0:
-		if e, ok := s.byAddr[addr]; ok && uint32(e.ep.Ifindex) == tag&^port {
+	case tag&bpf.TagPort != 0:
+		if e, ok := s.byAddr[addr]; ok && uint32(e.ep.Ifindex) == tag&^bpf.TagPort {
 			return e.view
 		}
 		return nil
 	default:
-		return s.byTag[tag]
+		return s.byTag[tag&bpf.TagTask] // the tag may name a container of the task too
 	}
 }
 
@@ -428,7 +427,7 @@ func (t *Table) readKernel() error {
 		return err
 	}
 	if entries == nil {
-		entries = map[netip.Addr]bpf.MetadTaskValue{}
+		entries = map[netip.Addr]bpf.TaskValue{}
 	}
 	t.written = entries
 	for _, w := range entries {
@@ -452,7 +451,7 @@ func (t *Table) newTag(used map[uint32]bool) uint32 {
 	for {
 		tag := t.nextTag
 		t.nextTag++
-		if tag == uint32(bpf.MetadTagTAG_NONE) || tag&uint32(bpf.MetadTagTAG_PORT) != 0 {
+		if tag == bpf.TagNone || tag > bpf.TagTask {
 			t.nextTag = 1
 			continue
 		}
@@ -462,12 +461,12 @@ func (t *Table) newTag(used map[uint32]bool) uint32 {
 	}
 }
 
-func isAt(w *bpf.MetadTaskValue, ep task.Endpoint) bool {
+func isAt(w *bpf.TaskValue, ep task.Endpoint) bool {
 	return w.Ifindex == uint32(ep.Ifindex) && w.Mac == ep.MAC
 }
 
-func value(e entry) bpf.MetadTaskValue {
-	return bpf.MetadTaskValue{
+func value(e entry) bpf.TaskValue {
+	return bpf.TaskValue{
 		Tag:     e.view.Tag,
 		Ifindex: uint32(e.ep.Ifindex),
 		Mac:     e.ep.MAC,
@@ -476,7 +475,7 @@ func value(e entry) bpf.MetadTaskValue {
 }
 
 // taskID is the id as the kernel map shows it: cut if need be, and always ended by a NUL.
-func taskID(id string) (text [len(bpf.MetadTaskValue{}.TaskId)]int8) {
+func taskID(id string) (text [len(bpf.TaskValue{}.TaskId)]int8) {
 	for i := 0; i < len(id) && i < len(text)-1; i++ {
 		text[i] = int8(id[i])
 	}

@@ -23,16 +23,16 @@ var errFull = errors.New("full")
 
 // fakeKernel is a map with room for max entries, 0: any number. refuse makes Put fail.
 type fakeKernel struct {
-	m      map[netip.Addr]bpf.MetadTaskValue
+	m      map[netip.Addr]bpf.TaskValue
 	max    int
 	refuse func(netip.Addr) error
 	reads  int
 	onPut  func(netip.Addr)
 }
 
-func newFakeKernel() *fakeKernel { return &fakeKernel{m: map[netip.Addr]bpf.MetadTaskValue{}} }
+func newFakeKernel() *fakeKernel { return &fakeKernel{m: map[netip.Addr]bpf.TaskValue{}} }
 
-func (k *fakeKernel) Put(a netip.Addr, v *bpf.MetadTaskValue) error {
+func (k *fakeKernel) Put(a netip.Addr, v *bpf.TaskValue) error {
 	if k.onPut != nil {
 		k.onPut(a)
 	}
@@ -50,7 +50,7 @@ func (k *fakeKernel) Put(a netip.Addr, v *bpf.MetadTaskValue) error {
 
 func (k *fakeKernel) Delete(a netip.Addr) error { delete(k.m, a); return nil }
 
-func (k *fakeKernel) Entries() (map[netip.Addr]bpf.MetadTaskValue, error) {
+func (k *fakeKernel) Entries() (map[netip.Addr]bpf.TaskValue, error) {
 	k.reads++
 	return maps.Clone(k.m), nil
 }
@@ -65,7 +65,7 @@ func newTask(name string, eps ...task.Endpoint) *task.Task {
 	return &task.Task{ID: name, ARN: "arn:aws:ecs:eu-west-1:1:task/c/" + name, Endpoints: eps}
 }
 
-func portTag(ifindex int) uint32 { return uint32(bpf.MetadTagTAG_PORT) | uint32(ifindex) }
+func portTag(ifindex int) uint32 { return bpf.TagPort | uint32(ifindex) }
 
 func apply(t *testing.T, table *Table, tasks ...*task.Task) {
 	t.Helper()
@@ -91,6 +91,7 @@ func TestResolve(t *testing.T) {
 	f(tagB, addr(3), b)
 	f(tagB, addr(4), b)
 	f(tagA, addr(99), a) // the tag is proof, the address was checked with it
+	f(bpf.ContainerTag(tagA, 5), addr(2), a) // of one of its containers
 	f(tagA+tagB+1, addr(2), nil)
 	f(portTag(12), addr(2), a)
 	f(portTag(13), addr(2), nil) // a's address on b's port
@@ -135,10 +136,10 @@ func TestTagsAreNotReused(t *testing.T) {
 		}
 		seen[tag] = name
 	}
-	table.nextTag = uint32(bpf.MetadTagTAG_PORT) - 1
+	table.nextTag = bpf.TagTask
 	for i := range 4 {
 		apply(t, table, newTask(fmt.Sprint("w", i), endpoint(2, 12+i)))
-		if tag := k.m[addr(2)].Tag; tag == 0 || tag&uint32(bpf.MetadTagTAG_PORT) != 0 {
+		if tag := k.m[addr(2)].Tag; tag == 0 || tag > bpf.TagTask {
 			t.Errorf("got tag %#x", tag)
 		}
 	}

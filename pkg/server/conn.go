@@ -143,7 +143,7 @@ const minSweep = 64
 // nanoseconds, on the clock that the buckets go by.
 func (cs *conns) add(c *conn, now int64) bool {
 	c.src = source{tag: c.tag}
-	if c.tag == uint32(bpf.MetadTagTAG_NONE) {
+	if c.tag == bpf.TagNone {
 		c.src.addr = c.remote.Addr()
 	}
 	cs.mu.Lock()

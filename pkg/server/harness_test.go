@@ -30,14 +30,14 @@ import (
 // fakeKernel is a kernel map in user space.
 type fakeKernel struct {
 	mu sync.Mutex
-	m  map[netip.Addr]bpf.MetadTaskValue
+	m  map[netip.Addr]bpf.TaskValue
 }
 
-func (k *fakeKernel) Put(a netip.Addr, v *bpf.MetadTaskValue) error {
+func (k *fakeKernel) Put(a netip.Addr, v *bpf.TaskValue) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.m == nil {
-		k.m = map[netip.Addr]bpf.MetadTaskValue{}
+		k.m = map[netip.Addr]bpf.TaskValue{}
 	}
 	k.m[a] = *v
 	return nil
@@ -50,7 +50,7 @@ func (k *fakeKernel) Delete(a netip.Addr) error {
 	return nil
 }
 
-func (k *fakeKernel) Entries() (map[netip.Addr]bpf.MetadTaskValue, error) {
+func (k *fakeKernel) Entries() (map[netip.Addr]bpf.TaskValue, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return maps.Clone(k.m), nil

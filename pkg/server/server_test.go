@@ -87,9 +87,9 @@ func TestTagOncePerConnection(t *testing.T) {
 		tag.Store(v.Tag) // whatever the address: the kernel saw it
 		ask(addrU, 200, v.Task.ARN)
 	}
-	tag.Store(uint32(bpf.MetadTagTAG_PORT) | 12)
+	tag.Store(bpf.TagPort | 12)
 	ask(addrT, 200, arnT)
-	tag.Store(uint32(bpf.MetadTagTAG_PORT) | 13) // B's port, T's address
+	tag.Store(bpf.TagPort | 13) // B's port, T's address
 	ask(addrT, 400, "unable to associate")
 	tag.Store(12345) // nobody's
 	ask(addrT, 400, "unable to associate")

@@ -107,7 +107,7 @@ func Parse(b []byte) ([]lookup.Saved, error) {
 }
 
 func (s *saved) parse() (*task.Task, error) {
-	if s.Tag == 0 || s.Tag&uint32(bpf.MetadTagTAG_PORT) != 0 {
+	if s.Tag == 0 || s.Tag > bpf.TagTask {
 		return nil, errors.New("the tag is not a task's")
 	}
 	t := new(task.Task)

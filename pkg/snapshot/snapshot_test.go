@@ -23,12 +23,12 @@ import (
 )
 
 // kernel is a kernel map as a pin would have kept it.
-type kernel map[netip.Addr]bpf.MetadTaskValue
+type kernel map[netip.Addr]bpf.TaskValue
 
-func (k kernel) Put(a netip.Addr, v *bpf.MetadTaskValue) error { k[a] = *v; return nil }
-func (k kernel) Delete(a netip.Addr) error                     { delete(k, a); return nil }
-func (k kernel) Entries() (map[netip.Addr]bpf.MetadTaskValue, error) {
-	c := map[netip.Addr]bpf.MetadTaskValue{}
+func (k kernel) Put(a netip.Addr, v *bpf.TaskValue) error { k[a] = *v; return nil }
+func (k kernel) Delete(a netip.Addr) error                { delete(k, a); return nil }
+func (k kernel) Entries() (map[netip.Addr]bpf.TaskValue, error) {
+	c := map[netip.Addr]bpf.TaskValue{}
 	for a, v := range k {
 		c[a] = v
 	}
@@ -422,7 +422,7 @@ func FuzzParse(f *testing.F) {
 		k := kernel{}
 		for _, s := range all {
 			for _, ep := range s.Task.Endpoints {
-				k[ep.Addr] = bpf.MetadTaskValue{Tag: s.Tag, Ifindex: uint32(ep.Ifindex), Mac: ep.MAC}
+				k[ep.Addr] = bpf.TaskValue{Tag: s.Tag, Ifindex: uint32(ep.Ifindex), Mac: ep.MAC}
 			}
 		}
 		table := lookup.New(k, zap.NewNop())
