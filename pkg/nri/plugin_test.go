@@ -294,6 +294,7 @@ func TestRelay(t *testing.T) {
 	f(time.Hour, func(engine, metad net.Conn) { exchange(engine, metad); metad.Close() }, nil)
 	f(10*time.Millisecond, func(engine, _ net.Conn) {
 		fmt.Fprint(engine, "ask")
+		_ = engine.SetDeadline(time.Now().Add(20 * time.Second))
 		if b, err := io.ReadAll(engine); err != nil || len(b) > 0 {
 			t.Errorf("the engine got %q, %v, want an end", b, err)
 		}
