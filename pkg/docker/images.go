@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 
@@ -13,7 +14,10 @@ import (
 // Labels with these beginnings say which task a container belongs to.
 var groupingFamilies = []string{"com.amazonaws.ecs.", "com.docker.compose."}
 
-// images knows the grouping labels that images carry. What an id stands for never changes, so that
+// rightsFamily begins the labels that ask metad for something, for example to see the whole host.
+const rightsFamily = "metad."
+
+// images knows those labels that images carry and must not decide by. What an id stands for never changes, so that
 // each image is asked for once. Safe for concurrent use.
 type images struct {
 	engine Engine
@@ -29,9 +33,10 @@ type images struct {
 // Whether a label was set to the very value that the image has cannot be seen. But the ECS agent
 // and Compose set several labels of their family, and an image cannot have all of them right: it
 // has no task's ARN, and no hash of a configuration that names it. So a family counts if one label
-// of it is not the image's.
+// of it is not the image's. Labels that begin with "metad." count one by one: who gives a container
+// a right must say so at its creation, in a value that its image does not have.
 func (im *images) withoutInherited(ctx context.Context, image string, labels map[string]string) (map[string]string, error) {
-	if len(family(labels, groupingFamilies...)) == 0 {
+	if len(family(labels, groupingFamilies...))+len(family(labels, rightsFamily)) == 0 {
 		return labels, nil
 	}
 	inherited, err := im.of(ctx, image)
@@ -48,10 +53,28 @@ func (im *images) withoutInherited(ctx context.Context, image string, labels map
 		labels = maps.Clone(labels)
 		maps.DeleteFunc(labels, func(k, _ string) bool { return strings.HasPrefix(k, prefix) })
 	}
+	if rights := family(inherited, rightsFamily); len(rights) > 0 {
+		labels = maps.Clone(labels)
+		maps.DeleteFunc(labels, func(k, v string) bool { was, ok := rights[k]; return ok && was == v })
+	}
 	return labels, nil
 }
 
-// of returns the grouping labels of an image. The Engine removes no image of a container that runs;
+// shownLabels returns a container's labels as its documents show them: all of them, except the rights
+// that its image asks for. own is what withoutInherited has left.
+func shownLabels(all, own map[string]string) map[string]string {
+	if len(all) == len(own) {
+		return all
+	}
+	all = maps.Clone(all)
+	maps.DeleteFunc(all, func(k, _ string) bool {
+		_, ok := own[k]
+		return !ok && strings.HasPrefix(k, rightsFamily)
+	})
+	return all
+}
+
+// of returns the labels of an image that must not decide. The Engine removes no image of a container that runs;
 // one that is gone has none.
 func (im *images) of(ctx context.Context, id string) (map[string]string, error) {
 	im.mu.Lock()
@@ -69,7 +92,7 @@ func (im *images) of(ctx context.Context, id string) (map[string]string, error) 
 	}
 	labels = map[string]string{}
 	if image.Config != nil {
-		labels = family(image.Config.Labels, groupingFamilies...)
+		labels = family(image.Config.Labels, append(slices.Clip(groupingFamilies), rightsFamily)...)
 	}
 	im.mu.Lock()
 	defer im.mu.Unlock()

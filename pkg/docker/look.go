@@ -49,15 +49,16 @@ func (f *Follower) inspect(ctx context.Context, id string, before *description) 
 		return describe(&inspect, f.state.names, health, f.now())
 	}
 	all := inspect.Config.Labels
-	inspect.Config.Labels, err = f.images.withoutInherited(ctx, inspect.Image, all)
+	own, err := f.images.withoutInherited(ctx, inspect.Image, all)
 	if err != nil {
 		return nil, err
 	}
+	inspect.Config.Labels = own
 	d, err := describe(&inspect, f.state.names, health, f.now())
 	if err != nil {
 		return nil, err
 	}
-	d.container.Labels = all
+	d.container.Labels = shownLabels(all, own)
 	return d, nil
 }
 

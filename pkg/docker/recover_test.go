@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -208,6 +209,34 @@ func TestImageLabels(t *testing.T) {
 			asked := slices.DeleteFunc(slices.Clone(e.asked), func(p string) bool { return !strings.Contains(p, "/images/") })
 			if len(asked) > 2 || slices.ContainsFunc(asked, func(p string) bool { return strings.Contains(p, "sha256:2") }) {
 				t.Errorf("asked for %v, want the one image whose labels count", asked)
+			}
+		})
+	}
+}
+
+// TestImageGivesNoRight: a label metad.host-tasks that a container has from its image is not the
+// container's; one that its creation has set to another value is, and all other labels are shown.
+func TestImageGivesNoRight(t *testing.T) {
+	const right = "metad.host-tasks"
+	for _, tt := range []struct {
+		name         string
+		image, inner map[string]string
+		want         map[string]string
+	}{
+		{"from the image", map[string]string{right: "true", "team": "a"}, map[string]string{right: "true", "team": "a"}, map[string]string{"team": "a"}},
+		{"from the image, of a Compose service", map[string]string{right: "true"}, map[string]string{right: "true", labelComposeProject: "shop", labelComposeService: "web"},
+			map[string]string{labelComposeProject: "shop", labelComposeService: "web"}},
+		{"from the creation", map[string]string{"team": "a"}, map[string]string{right: "true", "team": "a"}, map[string]string{right: "true", "team": "a"}},
+		{"from the creation, against the image", map[string]string{right: "false"}, map[string]string{right: "true"}, map[string]string{right: "true"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := startEngine(t)
+			e.images = map[string]map[string]string{"sha256:1": tt.image}
+			id := e.run(func(c *container.InspectResponse) { c.Image, c.Config.Labels = "sha256:1", tt.inner })
+			w := watch(t, e)
+			w.until(t, "the container", up2(id))
+			if _, c := find(w.current(), id); !maps.Equal(c.Labels, tt.want) {
+				t.Errorf("got %v, want %v", c.Labels, tt.want)
 			}
 		})
 	}
