@@ -150,13 +150,14 @@ func (d *agentDocuments) note(state string, away bool) {
 	if away {
 		d.retry = now.Add(retryEvery)
 	}
-	if state == d.told || now.Sub(d.toldAt) < tellEvery {
-		return
-	}
-	if d.told != "" || state != agentAnswers { // that it answers is no news at the beginning
+	switch {
+	case state == d.told || now.Sub(d.toldAt) < tellEvery:
+	case d.told == "" && state == agentAnswers: // no news at the beginning
+		d.told = state
+	default:
 		d.log.Info("asked the ECS agent for a document", zap.String("agent", state))
+		d.told, d.toldAt = state, now
 	}
-	d.told, d.toldAt = state, now
 }
 
 // count counts a document of metad's own in place of the agent's, and why.
