@@ -222,9 +222,9 @@ func status(t testing.TB, h *testdocker.Host, container, path string) string {
 	return code
 }
 
-// agent is a stand-in for the ECS agent at 127.0.0.1:51679 of the host. It answers everything
-// with its name and what was asked.
-func startAgent(t testing.TB, h *testdocker.Host, handler http.Handler) {
+// startAgent starts a stand-in for the ECS agent at 127.0.0.1:51679 of the host. kill ends it and cuts
+// its connections.
+func startAgent(t testing.TB, h *testdocker.Host, handler http.Handler) (kill func()) {
 	t.Helper()
 	var ln net.Listener
 	if err := h.Do(func() (err error) {
@@ -235,7 +235,9 @@ func startAgent(t testing.TB, h *testdocker.Host, handler http.Handler) {
 	}
 	s := &http.Server{Handler: handler}
 	go s.Serve(ln)
-	t.Cleanup(func() { s.Close() })
+	kill = func() { s.Close() }
+	t.Cleanup(kill)
+	return kill
 }
 
 // syncBuffer is a bytes.Buffer for a process to write to while the test reads.
