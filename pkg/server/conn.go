@@ -49,6 +49,9 @@ type source struct {
 type peer struct {
 	conns  int // guarded by conns.mu
 	bucket bucket
+
+	ahead   bucket       // requests that it sends before it has its answers
+	delayed atomic.Int64 // of those, how many wait
 }
 
 // conn is an accepted connection that knows who is at its other end.
@@ -64,6 +67,9 @@ type conn struct {
 	arn      string // the client's task when it was last answered as that
 	question        // the one in hand
 
+	ahead bool  // what was sent before the last answer may not be all read; by who reads, or the handler
+	sent  int64 // bytes since the last request; by who writes, or the handler
+
 	all *conns
 
 	mu     sync.Mutex // guards what follows
@@ -76,6 +82,21 @@ type question struct {
 	target    target
 	view      *lookup.View
 	container *lookup.ContainerView // of view; nil if the request is not about one, or nothing tells which
+}
+
+// Read notes whether there may be more than p has room for: a client that waits for its answers never
+// has that much to say.
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.ahead = n == len(p)
+	return n, err
+}
+
+// Write counts the bytes.
+func (c *conn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.sent += int64(n)
+	return n, err
 }
 
 // Close closes the connection and whatever it was given with onClose. Safe to call more than once.
@@ -158,7 +179,7 @@ func (cs *conns) add(c *conn, now int64) bool {
 		// connection for each request would be a way around the limit.
 		if len(cs.peers) >= cs.sweep {
 			for src, p := range cs.peers {
-				if p.conns == 0 && p.bucket.full(now) {
+				if p.conns == 0 && p.bucket.full(now) && p.ahead.full(now) {
 					delete(cs.peers, src)
 				}
 			}
@@ -178,7 +199,7 @@ func (cs *conns) remove(c *conn) {
 	defer cs.mu.Unlock()
 	delete(cs.open, c)
 	c.peer.conns--
-	if c.peer.conns == 0 && cs.rate == (RateLimit{}) {
+	if c.peer.conns == 0 && cs.rate == (RateLimit{}) && c.peer.ahead.fullAt.Load() == 0 {
 		delete(cs.peers, c.src)
 	}
 	cs.leave()

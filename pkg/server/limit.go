@@ -23,5 +23,17 @@ func (b *bucket) take(now int64, limit RateLimit) (wait int64) {
 	}
 }
 
+// reserve takes cost (ns) whether it is there or not, and returns how long (ns) until it is, at time now
+// (ns) and with room for burst (ns); not positive: at once.
+func (b *bucket) reserve(now, cost, burst int64) (wait int64) {
+	for {
+		old := b.fullAt.Load()
+		next := max(old, now) + cost
+		if b.fullAt.CompareAndSwap(old, next) {
+			return next - now - burst
+		}
+	}
+}
+
 // full reports whether the bucket is as good as new at time now (ns).
 func (b *bucket) full(now int64) bool { return b.fullAt.Load() <= now }

@@ -52,6 +52,7 @@ type Server struct {
 	conns     *conns
 	forwards  *shares // exchanges with the agent
 	streams   *shares
+	turns     turns
 	rateLimit []byte // what X-Rate-Limit-Limit says
 
 	waiting atomic.Int64
@@ -89,6 +90,7 @@ func New(cfg Config, tasks Tasks) (*Server, error) {
 		conns:     newConns(&cfg),
 		forwards:  newShares(cfg.MaxForwards),
 		streams:   newShares(cfg.MaxStreams),
+		turns:     turns{pause: time.Sleep},
 		rateLimit: strconv.AppendFloat(nil, float64(shown.PerSecond), 'f', 2, 64),
 		stopped:   make(chan struct{}),
 	}
@@ -191,6 +193,7 @@ type Counters struct {
 	Open    int    // connections
 	Refused uint64 // connections over MaxConns or MaxConnsPerTask
 	Waiting int    // requests from unknown sources
+	Delayed uint64 // requests that were sent before their turn
 	Panics  uint64 // requests answered 500
 	// Documents that metad answered with its own although the id is of the agent's form: the agent
 	// was away, or does not know the id.
@@ -205,6 +208,7 @@ func (s *Server) Counters() Counters {
 		Open:    s.conns.count(),
 		Refused: s.conns.refused.Load(),
 		Waiting: int(s.waiting.Load()),
+		Delayed: s.turns.delayed.Load(),
 		Panics:  s.panics.Load(),
 	}
 }
