@@ -2,6 +2,7 @@ package nri
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -269,7 +270,7 @@ func TestRelay(t *testing.T) {
 		talk(engine, metad)
 		select {
 		case err := <-done:
-			if err != want {
+			if !errors.Is(err, want) {
 				t.Errorf("got %v, want %v", err, want)
 			}
 		case <-time.After(20 * time.Second):
