@@ -90,7 +90,7 @@ func TestResolve(t *testing.T) {
 	f(tagA, addr(2), a)
 	f(tagB, addr(3), b)
 	f(tagB, addr(4), b)
-	f(tagA, addr(99), a) // the tag is proof, the address was checked with it
+	f(tagA, addr(99), a)                     // the tag is proof, the address was checked with it
 	f(bpf.ContainerTag(tagA, 5), addr(2), a) // of one of its containers
 	f(tagA+tagB+1, addr(2), nil)
 	f(portTag(12), addr(2), a)

@@ -137,4 +137,3 @@ func TestDelayedNeighbour(t *testing.T) {
 	close(release)
 	eventually(t, "the delayed connection closed", func() bool { return h.Counters().Open == 0 })
 }
-
