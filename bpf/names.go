@@ -12,8 +12,8 @@ type (
 	Programs       = MetadPrograms
 )
 
-// Tags, as an accepted socket's SO_MARK has them. A tag without TagPort numbers a task by its TagTask bits and, if
-// any of its TagContainer bits is set, a container of that task.
+// Tags, as an accepted socket's SO_MARK has them. A tag without TagPort numbers a task by its
+// TagTask bits and, if any of its TagContainer bits is set, a container of that task.
 const (
 	TagTask      = uint32(MetadTagTAG_TASK)
 	TagContainer = uint32(MetadTagTAG_CONTAINER)
@@ -21,7 +21,8 @@ const (
 	TagPort      = uint32(MetadTagTAG_PORT) // the bit: no task yet, the other bits are the port's ifindex
 )
 
-// The program array's slots, in the order in which the kernel empties them, and the number of verdicts.
+// The program array's slots, in the order in which the kernel empties them, and the number of
+// verdicts.
 const (
 	SlotBridge   = uint32(MetadSlotSLOT_BRIDGE)
 	SlotPort     = uint32(MetadSlotSLOT_PORT)

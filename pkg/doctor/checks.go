@@ -276,8 +276,8 @@ func checkBridge(bridge netlink.Link, links []netlink.Link, running bool, h *hos
 	return append([]Check{summary}, checks...)
 }
 
-// isPort reports whether l is a port of the bridge that metad would attach to: a veth whose other end is not in use
-// here, but in another network namespace or on its way there.
+// isPort reports whether l is a port of the bridge that metad would attach to: a veth whose other
+// end is not in use here, but in another network namespace or on its way there.
 func isPort(l, bridge netlink.Link, links []netlink.Link) bool {
 	a := l.Attrs()
 	if a.MasterIndex != bridge.Attrs().Index || l.Type() != "veth" {
@@ -326,10 +326,11 @@ func nameOf(links []netlink.Link, ifindex int) string {
 	return fmt.Sprintf("device %d", ifindex)
 }
 
-// checkCrowd compares the number of ports with what the host keeps for them: a broadcast (ARP for the gateway) is one
-// packet for each port of its bridge in the backlog of one CPU (net.core.netdev_max_backlog), and each container that
-// the host speaks to is an entry of the neighbour table (gc_thresh3). What does not fit is lost, and its sender waits a
-// second for the next try.
+// checkCrowd compares the number of ports with what the host keeps for them: a broadcast (ARP for
+// the gateway) is one packet for each port of its bridge in the backlog of one CPU
+// (net.core.netdev_max_backlog), and each container that the host speaks to is an entry of the
+// neighbour table (gc_thresh3). What does not fit is lost, and its sender waits a second for the
+// next try.
 func checkCrowd(_ context.Context, _ Config, h *host) []Check {
 	links, err := h.links()
 	if err != nil {

@@ -36,9 +36,9 @@ type tcAttacher struct {
 	progs *bpf.Programs
 }
 
-// programFor returns what belongs on a bridge or a port, its name, and which end of the reserved descriptors its
-// link gets. Bridge devices are let go of before their ports: what a port lets pass must not be caught at its
-// bridge.
+// programFor returns what belongs on a bridge or a port, its name, and which end of the reserved
+// descriptors its link gets. Bridge devices are let go of before their ports: what a port lets pass
+// must not be caught at its bridge.
 func (a *tcAttacher) programFor(bridge bool) (*ebpf.Program, string, where) {
 	if bridge {
 		return a.progs.MetadBridge, bpf.MetadProgMetadBridge, highest
@@ -96,8 +96,8 @@ func (a *tcAttacher) pairHooks(e *endpoint) []pairHook {
 	}
 }
 
-// attachPair attaches to metad's own devices, which decides how to attach to all others. The links are those made
-// also with an error; filters go with the devices.
+// attachPair attaches to metad's own devices, which decides how to attach to all others. The links
+// are those made also with an error; filters go with the devices.
 func (a *tcAttacher) attachPair(e *endpoint) (links []*fdLink, err error) {
 	for _, d := range a.pairHooks(e) {
 		if a.mode != AttachClsact {

@@ -24,8 +24,9 @@ import (
 	"metad/internal/testnet"
 )
 
-// metad's own device, deleted or set down by another program: the agent answers at once, the state says what is
-// wrong, and metad answers again once it has rebuilt the device. Nothing is lost over and over.
+// metad's own device, deleted or set down by another program: the agent answers at once, the state
+// says what is wrong, and metad answers again once it has rebuilt the device. Nothing is lost over
+// and over.
 func TestRootOwnDevice(t *testing.T) {
 	bothModes(t, func(t *testing.T, mode AttachMode) {
 		h, b := hostWithAgent(t)
@@ -74,7 +75,8 @@ func TestRootOwnDevice(t *testing.T) {
 	})
 }
 
-// While metad's own device cannot be rebuilt (its name is taken) packets are left alone: the agent answers.
+// While metad's own device cannot be rebuilt (its name is taken) packets are left alone: the agent
+// answers.
 func TestRootOwnDeviceTaken(t *testing.T) {
 	h, b := hostWithAgent(t)
 	k := b.AddTask("")
@@ -103,8 +105,8 @@ func TestRootOwnDeviceTaken(t *testing.T) {
 	untilAnswer(t, k, "metad 0x1")
 }
 
-// A second metad in the network namespace is refused by name, whatever its directories are called, and the first one
-// is not touched. A process that could not be a metad keeps no metad away.
+// A second metad in the network namespace is refused by name, whatever its directories are called,
+// and the first one is not touched. A process that could not be a metad keeps no metad away.
 func TestRootOnePerNamespace(t *testing.T) {
 	h := testnet.NewHost(t)
 	k := h.AddBridge("ecs-bridge", "169.254.172.1/22").AddTask("")
@@ -183,8 +185,8 @@ func TestRootTakeoverAfterAPortWent(t *testing.T) {
 	})
 }
 
-// After a takeover that fails in its middle the running metad's own programs are back: what the other one was told to
-// trust is not trusted.
+// After a takeover that fails in its middle the running metad's own programs are back: what the
+// other one was told to trust is not trusted.
 func TestRootTakeoverFailsLate(t *testing.T) {
 	bothModes(t, func(t *testing.T, mode AttachMode) {
 		h := testnet.NewHost(t)
@@ -224,7 +226,8 @@ func TestRootTakeoverFailsLate(t *testing.T) {
 	})
 }
 
-// A bridge whose name no pattern matches is watched once it is named, and let go when it no longer is.
+// A bridge whose name no pattern matches is watched once it is named, and let go when it no longer
+// is.
 func TestRootSetBridges(t *testing.T) {
 	h := testnet.NewHost(t)
 	b := h.AddBridge("mine", "10.9.0.1/16")
@@ -244,8 +247,8 @@ func TestRootSetBridges(t *testing.T) {
 	}
 }
 
-// A task on a bridge that is not watched is refused at once instead of hanging, counted and told of. Where the agent
-// has its rule the agent answers.
+// A task on a bridge that is not watched is refused at once instead of hanging, counted and told
+// of. Where the agent has its rule the agent answers.
 func TestRootUnwatched(t *testing.T) {
 	bothModes(t, func(t *testing.T, mode AttachMode) {
 		h := testnet.NewHost(t)
@@ -276,7 +279,8 @@ func TestRootUnwatched(t *testing.T) {
 	})
 }
 
-// A port that ties two bridges of the host together has no program: behind it the agent answers as without metad.
+// A port that ties two bridges of the host together has no program: behind it the agent answers as
+// without metad.
 func TestRootTiedBridges(t *testing.T) {
 	h, b := hostWithAgent(t)
 	h.AddBridge("plain0", "10.9.0.1/16")
@@ -324,7 +328,8 @@ func TestRootPinDirOwner(t *testing.T) {
 	}
 }
 
-// Clients that acknowledge and read nothing are forgotten by the kernel a few seconds after the server has closed them.
+// Clients that acknowledge and read nothing are forgotten by the kernel a few seconds after the
+// server has closed them.
 func TestRootSlowReaders(t *testing.T) {
 	h := testnet.NewHost(t)
 	k := h.AddBridge("ecs-bridge", "169.254.172.1/22").AddTask("")
@@ -338,7 +343,8 @@ func TestRootSlowReaders(t *testing.T) {
 	if err := l.Arm(); err != nil {
 		t.Fatal(err)
 	}
-	// Every probe of a closed window is acknowledged: by default Linux answers one in half a second.
+	// Every probe of a closed window is acknowledged: by default Linux answers one in half a
+	// second.
 	if err := testnet.In(k.NS, func() error {
 		return os.WriteFile("/proc/sys/net/ipv4/tcp_invalid_ratelimit", []byte("0"), 0)
 	}); err != nil {
@@ -438,7 +444,8 @@ func squatter(t *testing.T, h *testnet.Host) {
 	}
 }
 
-// The first thread's capabilities are what /proc shows of a process, and init runs in the first thread.
+// The first thread's capabilities are what /proc shows of a process, and init runs in the first
+// thread.
 func init() {
 	if os.Getenv(childEnv) != squatChild {
 		return

@@ -17,8 +17,8 @@ import (
 // AttachMode is how programs are attached to network devices.
 type AttachMode string
 
-// Attach modes. TCX links (Linux 6.6) go with the process that holds them. A clsact filter stays when the
-// process dies, but leaves every packet alone from then on.
+// Attach modes. TCX links (Linux 6.6) go with the process that holds them. A clsact filter stays
+// when the process dies, but leaves every packet alone from then on.
 const (
 	AttachAuto   AttachMode = "auto" // TCX if the kernel has it, else clsact
 	AttachTCX    AttachMode = "tcx"
@@ -28,9 +28,9 @@ const (
 // OnExit is what becomes of packets for the endpoint when metad is gone.
 type OnExit string
 
-// OnExitOpen lets them go where they would have gone without metad. OnExitDrop drops them at the ports and
-// bridges that metad was attached to, until the next start or Detach; a port made later is open. It needs
-// clsact, because nothing of a TCX link stays to drop with.
+// OnExitOpen lets them go where they would have gone without metad. OnExitDrop drops them at the
+// ports and bridges that metad was attached to, until the next start or Detach; a port made later
+// is open. It needs clsact, because nothing of a TCX link stays to drop with.
 const (
 	OnExitOpen OnExit = "open"
 	OnExitDrop OnExit = "drop"
@@ -39,8 +39,8 @@ const (
 // DefaultPinDir is where the maps are pinned if Config does not say.
 const DefaultPinDir = "/sys/fs/bpf/metad"
 
-// DefaultBridges are the ECS agent's bridge, Docker's own, the one by which containers on overlay networks leave the
-// host, and those Docker makes for its networks.
+// DefaultBridges are the ECS agent's bridge, Docker's own, the one by which containers on overlay
+// networks leave the host, and those Docker makes for its networks.
 var DefaultBridges = []string{"ecs-bridge", "docker0", "docker_gwbridge", "br-*"}
 
 // RequiredCaps are the capabilities that Open needs, in the order error messages name them.
@@ -77,7 +77,8 @@ var (
 
 // Config is what Open needs to know. The zero value is usable.
 type Config struct {
-	// Bridges are patterns (path.Match) of the names of the bridges to watch; nil: DefaultBridges.
+	// Bridges are patterns (path.Match) of the names of the bridges to watch; nil:
+	// DefaultBridges.
 	Bridges []string
 	// PinDir is a directory on a BPF file system, made if missing; empty: DefaultPinDir.
 	PinDir string
@@ -87,26 +88,30 @@ type Config struct {
 	TrustBridge bool
 	// OnExit says what happens to packets once metad is gone; empty: OnExitOpen.
 	OnExit OnExit
-	// Netns is the host's network namespace; 0 or netns.None(): the calling thread's. It stays the caller's.
+	// Netns is the host's network namespace; 0 or netns.None(): the calling thread's. It stays
+	// the caller's.
 	Netns netns.NsHandle
-	// HostLevels are how far below the root the cgroups of containers in the host's network are; zero: 2 and 3,
-	// Docker's and the ECS agent's.
+	// HostLevels are how far below the root the cgroups of containers in the host's network
+	// are; zero: 2 and 3, Docker's and the ECS agent's.
 	HostLevels [2]uint8
 	// MaxEntries is the number of addresses that can have a task; 0: what the C says (16384).
 	MaxEntries int
 	// Log receives changes of state; nil: none.
 	Log *zap.Logger
-	// HostRoute leads the host's own processes to the endpoint while metad is armed. They ask from HostAddr and
-	// are no task. The agent's OUTPUT rule, where there is one, comes before any route.
+	// HostRoute leads the host's own processes to the endpoint while metad is armed. They ask
+	// from HostAddr and are no task. The agent's OUTPUT rule, where there is one, comes before
+	// any route.
 	HostRoute bool
-	// AgentAddr is where the ECS agent's rule sends connections to the endpoint: one that the agent has
-	// accepted there, while metad was not running, stays the agent's. Zero: there is no agent.
+	// AgentAddr is where the ECS agent's rule sends connections to the endpoint: one that the
+	// agent has accepted there, while metad was not running, stays the agent's. Zero: there is
+	// no agent.
 	AgentAddr netip.AddrPort
-	// OnPort is called when a port has been hooked that was not there at Open or Adopt: a container
-	// starts. One call at a time, no lock held; nil: none.
+	// OnPort is called when a port has been hooked that was not there at Open or Adopt: a
+	// container starts. One call at a time, no lock held; nil: none.
 	OnPort func(ifindex int)
-	// OnPortGone is called when a device that carried task addresses or a hook no longer exists, after
-	// the addresses behind it have left the kernel. One call at a time, no lock held; nil: none.
+	// OnPortGone is called when a device that carried task addresses or a hook no longer
+	// exists, after the addresses behind it have left the kernel. One call at a time, no lock
+	// held; nil: none.
 	OnPortGone func(ifindex int)
 }
 

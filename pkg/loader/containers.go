@@ -16,20 +16,21 @@ var ErrContainer = errors.New("not a container's own cgroup or tag")
 // rootCgroup is the id of the root of cgroup v2, which every socket has where v2 says nothing.
 const rootCgroup = 1
 
-// PutContainer gives packets whose socket was made in the cgroup, or below it, the container's tag: v.Tag is
-// bpf.ContainerTag of the task's tag. The kernel gives it only to packets that come from an address of that very task
-// (Put) whose TaskValue.Levels has the cgroup's depth: 2 for /docker/<id> and /system.slice/docker-<id>.scope, 3 for
-// ECS. cgroup is the inode number of the cgroup's directory (v2), of a directory that is this container's alone.
+// PutContainer gives packets whose socket was made in the cgroup, or below it, the container's tag:
+// v.Tag is bpf.ContainerTag of the task's tag. The kernel gives it only to packets that come from
+// an address of that very task (Put) whose TaskValue.Levels has the cgroup's depth: 2 for
+// /docker/<id> and /system.slice/docker-<id>.scope, 3 for ECS. cgroup is the inode number of the
+// cgroup's directory (v2), of a directory that is this container's alone.
 //
-// A cgroup that is gone does no harm: its id is not given again before a reboot. The map is pinned; see Containers.
-// Errors: ErrContainer, ErrFull.
+// A cgroup that is gone does no harm: its id is not given again before a reboot. The map is pinned;
+// see Containers. Errors: ErrContainer, ErrFull.
 func (l *Loader) PutContainer(cgroup uint64, v *bpf.ContainerValue) error {
 	return putContainer(l.progs.ContainerCgroup, cgroup, v)
 }
 
-// PutHostContainer is PutContainer for a container in the host's network, which asks by the host's route. There is no
-// address to check it by: its task needs no Put, and has a tag of its own all the same. The depths looked at are
-// Config.HostLevels.
+// PutHostContainer is PutContainer for a container in the host's network, which asks by the host's
+// route. There is no address to check it by: its task needs no Put, and has a tag of its own all
+// the same. The depths looked at are Config.HostLevels.
 func (l *Loader) PutHostContainer(cgroup uint64, v *bpf.ContainerValue) error {
 	return putContainer(l.progs.HostCgroup, cgroup, v)
 }
@@ -45,8 +46,9 @@ func (l *Loader) DeleteContainer(cgroup uint64) error {
 	return errors.Join(errs...)
 }
 
-// Containers returns what both maps hold, by cgroup: containers with an address, and those in the host's network.
-// After a start they are an earlier process's: delete those whose container is gone.
+// Containers returns what both maps hold, by cgroup: containers with an address, and those in the
+// host's network. After a start they are an earlier process's: delete those whose container is
+// gone.
 func (l *Loader) Containers() (own, host map[uint64]bpf.ContainerValue, err error) {
 	own, err = readContainers(l.progs.ContainerCgroup)
 	if err != nil {

@@ -19,7 +19,8 @@ import (
 	"metad/internal/testnet"
 )
 
-// cgroups is the host's cgroup v2, mounted nowhere. Tests move their own process, and it goes back at their end.
+// cgroups is the host's cgroup v2, mounted nowhere. Tests move their own process, and it goes back
+// at their end.
 type cgroups struct {
 	t    testing.TB
 	root string // a path by a descriptor
@@ -99,9 +100,10 @@ func putContainers(t testing.TB, l *Loader, tags map[uint64]uint32) {
 	}
 }
 
-// A connection names the container whose cgroup its socket was made in, and only a container of the task that has the
-// address: two containers in one network namespace are told apart, a cgroup that a container made is the container's,
-// a process of neither is the task's, and a container of another task is not believed.
+// A connection names the container whose cgroup its socket was made in, and only a container of the
+// task that has the address: two containers in one network namespace are told apart, a cgroup that
+// a container made is the container's, a process of neither is the task's, and a container of
+// another task is not believed.
 func TestRootContainers(t *testing.T) {
 	bothModes(t, func(t *testing.T, mode AttachMode) {
 		h := testnet.NewHost(t)
@@ -224,7 +226,8 @@ func TestRootContainersStay(t *testing.T) {
 	}
 }
 
-// A packet that a process of the host puts on metad's device past its hooks gets nowhere, whatever address it has.
+// A packet that a process of the host puts on metad's device past its hooks gets nowhere, whatever
+// address it has.
 func TestRootPastTheHooks(t *testing.T) {
 	h := testnet.NewHost(t)
 	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")

@@ -51,8 +51,8 @@ func Detach(cfg Config) (err error) {
 	return errors.Join(errs...)
 }
 
-// detachTCX takes our programs off the ingress hook of a device in the thread's namespace, also those
-// whose links another process holds.
+// detachTCX takes our programs off the ingress hook of a device in the thread's namespace, also
+// those whose links another process holds.
 func detachTCX(ifindex int) error {
 	q, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: ebpf.AttachTCXIngress})
 	if err != nil {

@@ -32,8 +32,8 @@ const (
 // addrGenNone is IN6_ADDR_GEN_MODE_NONE (include/uapi/linux/if_link.h).
 const addrGenNone = 1
 
-// inNS runs f on a thread that is in ns. The thread ends with the goroutine, so that no other code can find
-// itself in the wrong namespace.
+// inNS runs f on a thread that is in ns. The thread ends with the goroutine, so that no other code
+// can find itself in the wrong namespace.
 func inNS(ns netns.NsHandle, f func() error) error {
 	done := make(chan error, 1)
 	go func() {
@@ -77,26 +77,29 @@ func serverSysctls() error {
 		{"ipv4/tcp_fwmark_accept", "1", true},
 		// What has no socket (a reset) is marked like what it answers.
 		{"ipv4/fwmark_reflect", "1", true},
-		// A socket that the server has closed must not keep the namespace, and with it metad0, for long: neither
-		// with data that its client does not acknowledge nor waiting for the client's FIN. A client that
-		// acknowledges and reads nothing is userTimeout's.
+		// A socket that the server has closed must not keep the namespace, and with it
+		// metad0, for long: neither with data that its client does not acknowledge nor
+		// waiting for the client's FIN. A client that acknowledges and reads nothing is
+		// userTimeout's.
 		{"ipv4/tcp_orphan_retries", "1", true},
 		{"ipv4/tcp_fin_timeout", "5", false},
-		// A client is on this host: a SYN-ACK that two repetitions do not bring there has no client, and the
-		// half-open connection can go after 7 s instead of a minute.
+		// A client is on this host: a SYN-ACK that two repetitions do not bring there has
+		// no client, and the half-open connection can go after 7 s instead of a minute.
 		{"ipv4/tcp_synack_retries", "2", false},
 		// No data before the handshake: the handshake proves where answers go.
 		{"ipv4/tcp_fastopen", "0", false},
-		// What a client that reads nothing can make the kernel hold: a document and more, not megabytes.
+		// What a client that reads nothing can make the kernel hold: a document and more,
+		// not megabytes.
 		{"ipv4/tcp_wmem", "4096 16384 131072", false},
-		// Requests are small; a request's body on its way to the agent is read as fast as the agent takes it.
+		// Requests are small; a request's body on its way to the agent is read as fast as
+		// the agent takes it.
 		{"ipv4/tcp_rmem", "4096 65536 262144", false},
 		{"ipv4/ip_unprivileged_port_start", "80", false},
 		// Sources are any container's; no route leads back to them but the default.
 		{"ipv4/conf/all/rp_filter", "0", true},
 		{"ipv4/conf/default/rp_filter", "0", true},
-		// A flood of SYNs ends in cookies, which keep the mark, and not in refused clients. A burst of a thousand
-		// tasks that start at once is no flood.
+		// A flood of SYNs ends in cookies, which keep the mark, and not in refused clients.
+		// A burst of a thousand tasks that start at once is no flood.
 		{"ipv4/tcp_syncookies", "1", false},
 		{"ipv4/tcp_max_syn_backlog", "4096", false},
 		{"core/somaxconn", "4096", false},
@@ -111,7 +114,8 @@ func serverSysctls() error {
 	return nil
 }
 
-// endpoint is metad's own namespace, the veth pair that leads there, the host's route and the listener.
+// endpoint is metad's own namespace, the veth pair that leads there, the host's route and the
+// listener.
 type endpoint struct {
 	host   *netlink.Handle // in the host's namespace
 	server netns.NsHandle  // metad's own
@@ -158,9 +162,9 @@ func (e *endpoint) netnsID() (int, error) {
 	return id, nil
 }
 
-// userTimeout is how long the kernel keeps what a client does not take, also after the server has closed the
-// connection. Without it the kernel asks a client that acknowledges and never reads for minutes. It is longer than
-// the server's own time to write an answer.
+// userTimeout is how long the kernel keeps what a client does not take, also after the server has
+// closed the connection. Without it the kernel asks a client that acknowledges and never reads for
+// minutes. It is longer than the server's own time to write an answer.
 const userTimeout = 6 * time.Second
 
 // listen makes the listener. Accepted sockets have its options.
@@ -288,8 +292,8 @@ func removeVeth(host *netlink.Handle) error {
 	return nil
 }
 
-// addRoute leads the host's own processes to the endpoint. A route or a rule for it that is there already stays:
-// the agent's OUTPUT rule readdresses a packet before any route is looked at again.
+// addRoute leads the host's own processes to the endpoint. A route or a rule for it that is there
+// already stays: the agent's OUTPUT rule readdresses a packet before any route is looked at again.
 func (e *endpoint) addRoute() error {
 	h, err := netlink.NewHandleAt(e.server, unix.NETLINK_ROUTE)
 	if err != nil {

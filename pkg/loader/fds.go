@@ -60,7 +60,8 @@ func reserveLowFDs() (*lowFDs, error) {
 	return f, nil
 }
 
-// fill takes the lower numbers that have become free since: what is opened from now on is released before the links.
+// fill takes the lower numbers that have become free since: what is opened from now on is released
+// before the links.
 func (f *lowFDs) fill() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

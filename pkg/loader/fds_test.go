@@ -52,7 +52,8 @@ func TestFDsPlace(t *testing.T) {
 	}
 }
 
-// After fill whatever is opened has a higher number than every link, also where lower ones were free.
+// After fill whatever is opened has a higher number than every link, also where lower ones were
+// free.
 func TestFDsFill(t *testing.T) {
 	before, err := os.Open(os.DevNull)
 	if err != nil {

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// follower listens to what the kernel says about devices and tells ports and tasks. Everything happens in one
-// goroutine, which calls onPort and onPortGone with no lock held.
+// follower listens to what the kernel says about devices and tells ports and tasks. Everything
+// happens in one goroutine, which calls onPort and onPortGone with no lock held.
 type follower struct {
 	host       netns.NsHandle
 	nl         *netlink.Handle // in host
@@ -66,7 +66,8 @@ func (f *follower) run(updates <-chan netlink.LinkUpdate, unsubscribe func()) {
 				return
 			default:
 			}
-			// The kernel had more to say than the socket holds, or the socket broke: start over.
+			// The kernel had more to say than the socket holds, or the socket broke:
+			// start over.
 			var err error
 			updates, unsubscribe, err = f.subscribe()
 			if err == nil {
@@ -114,7 +115,8 @@ func (f *follower) subscribe() (<-chan netlink.LinkUpdate, func(), error) {
 	}, nil
 }
 
-// process handles updates until the channel or done is closed, and between them the ports that wait for their turn.
+// process handles updates until the channel or done is closed, and between them the ports that wait
+// for their turn.
 func (f *follower) process(updates <-chan netlink.LinkUpdate) {
 	now := make(chan struct{})
 	close(now)
@@ -173,8 +175,8 @@ func deviceOf(l netlink.Link) device {
 	return d
 }
 
-// repairPause is how long after the last repair the next one comes: a program that sets the device down again and
-// again must not keep metad busy.
+// repairPause is how long after the last repair the next one comes: a program that sets the device
+// down again and again must not keep metad busy.
 const repairPause = time.Second
 
 // checkOwn looks at metad's own device, and sees to its repair if need be.

@@ -32,7 +32,8 @@ func portTag(k *testnet.Task) string {
 	return fmt.Sprintf("metad %#x", bpf.TagPort|uint32(k.Ifindex))
 }
 
-// untilAnswer waits until the task is answered want; a connection tried too early may be refused or lost.
+// untilAnswer waits until the task is answered want; a connection tried too early may be refused or
+// lost.
 func untilAnswer(t testing.TB, k *testnet.Task, want string) {
 	t.Helper()
 	testnet.Until(t, fmt.Sprintf("task %s is answered %q", k, want), func() bool {
@@ -304,7 +305,8 @@ func TestRootDetach(t *testing.T) {
 			}
 		}
 		p.kill()
-		// A metad that runs makes its own device anew; it goes with the process, when the kernel gets to it.
+		// A metad that runs makes its own device anew; it goes with the process, when the
+		// kernel gets to it.
 		testnet.Until(t, "metad0 is gone", func() bool { return !slices.Contains(h.LinkNames(), hostVeth) })
 	})
 }

@@ -35,7 +35,8 @@ func message(typ uint16, family uint8, d device) netlink.LinkUpdate {
 	return u
 }
 
-// A port that comes and goes is told of once each, and so is a device that has a task's address; others are not.
+// A port that comes and goes is told of once each, and so is a device that has a task's address;
+// others are not.
 func TestFollowTells(t *testing.T) {
 	f, tasks, told := newTestFollower(t, true)
 	veth8 := device{ifindex: 8, name: "veth8", kind: "veth", master: 2}

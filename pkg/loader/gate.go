@@ -8,8 +8,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// gate decides whether packets are taken, and keeps metad's own devices fit for them. Its methods are safe for
-// concurrent use.
+// gate decides whether packets are taken, and keeps metad's own devices fit for them. Its methods
+// are safe for concurrent use.
 type gate struct {
 	progs     *programs
 	end       *endpoint
@@ -64,11 +64,12 @@ func (g *gate) disarm() error {
 	return errors.Join(g.progs.disarm(), g.end.removeRoute())
 }
 
-// ErrEndpoint: metad's own network device was deleted or set down by another program, and is not rebuilt yet.
+// ErrEndpoint: metad's own network device was deleted or set down by another program, and is not
+// rebuilt yet.
 var ErrEndpoint = errors.New("metad's network device is gone or down")
 
-// check looks at metad's own devices and takes no packets while they are not there and up: where packets were taken
-// and led nowhere, clients would hang. It reports whether rebuild is needed.
+// check looks at metad's own devices and takes no packets while they are not there and up: where
+// packets were taken and led nowhere, clients would hang. It reports whether rebuild is needed.
 func (g *gate) check() (broken bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -86,8 +87,8 @@ func (g *gate) check() (broken bool) {
 	return true
 }
 
-// rebuild makes metad's own devices anew and takes packets again if they are wanted. After an error it may be called
-// again.
+// rebuild makes metad's own devices anew and takes packets again if they are wanted. After an error
+// it may be called again.
 func (g *gate) rebuild() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -133,7 +134,8 @@ func (g *gate) links() []*fdLink {
 	return g.pair
 }
 
-// relink puts the programs on links of metad's own devices that another process has made or changed.
+// relink puts the programs on links of metad's own devices that another process has made or
+// changed.
 func (g *gate) relink(take func(i int, p pairHook) (*fdLink, error), n int) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -155,8 +157,8 @@ func (g *gate) relink(take func(i int, p pairHook) (*fdLink, error), n int) erro
 	return nil
 }
 
-// restore puts this process's programs back where another process's may be: on metad's own devices and into the
-// program array, if packets were taken.
+// restore puts this process's programs back where another process's may be: on metad's own devices
+// and into the program array, if packets were taken.
 func (g *gate) restore() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -177,7 +179,8 @@ func (g *gate) restore() error {
 	return g.fill()
 }
 
-// close takes the programs off metad's own devices, or leaves them there if another process has them too.
+// close takes the programs off metad's own devices, or leaves them there if another process has
+// them too.
 func (g *gate) close() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()

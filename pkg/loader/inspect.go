@@ -126,7 +126,8 @@ type Event struct {
 }
 
 // Events calls f for every event until ctx ends: packets of unknown and refused sources. The kernel
-// makes one event per verdict and second at most. One call at a time; returns nil when ctx has ended.
+// makes one event per verdict and second at most. One call at a time; returns nil when ctx has
+// ended.
 func (l *Loader) Events(ctx context.Context, f func(Event)) error {
 	r, err := ringbuf.NewReader(l.progs.Events)
 	if err != nil {
@@ -158,7 +159,8 @@ func (l *Loader) Events(ctx context.Context, f func(Event)) error {
 	}
 }
 
-// Ports returns the hooked devices, and those that should be, by ifindex: bridge devices and their ports.
+// Ports returns the hooked devices, and those that should be, by ifindex: bridge devices and their
+// ports.
 func (l *Loader) Ports() []Port { return l.ports.list() }
 
 // Status is the loader's state in numbers.
@@ -185,8 +187,8 @@ func (l *Loader) Status() Status {
 	return s
 }
 
-// Unwatched is a task's address behind a device that is no port of a watched bridge: what it sends to the endpoint is
-// refused, or goes to the agent.
+// Unwatched is a task's address behind a device that is no port of a watched bridge: what it sends
+// to the endpoint is refused, or goes to the agent.
 type Unwatched struct {
 	Addr    netip.Addr
 	Ifindex int

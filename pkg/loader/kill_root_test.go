@@ -172,8 +172,9 @@ func childTasks(tasks ...*testnet.Task) (cs []childTask) {
 	return cs
 }
 
-// A killed process leaves no namespace and no veth, what its clients ask goes to the agent at once, and
-// nobody hangs. Most of the ports came after the start: with TCX their links are the newest files.
+// A killed process leaves no namespace and no veth, what its clients ask goes to the agent at once,
+// and nobody hangs. Most of the ports came after the start: with TCX their links are the newest
+// files.
 func TestRootKill(t *testing.T) {
 	bothModes(t, func(t *testing.T, mode AttachMode) {
 		h, b := hostWithAgent(t)

@@ -20,7 +20,8 @@ import (
 
 // Loader is metad's presence in the kernel. Its methods are safe for concurrent use.
 //
-// The order of a start is Open, Listen, Arm; of a stop Disarm, whatever the server needs to finish, Close.
+// The order of a start is Open, Listen, Arm; of a stop Disarm, whatever the server needs to finish,
+// Close.
 //
 // It only puts its parts together; each of them has a state and a lock of its own.
 type Loader struct {
@@ -47,8 +48,8 @@ type Loader struct {
 // ports from then on. No packet is taken before Arm. What an earlier process left behind is
 // replaced: metad0, filters; its pinned maps are taken over.
 //
-// Errors: ErrPermission, ErrKernel, ErrNoBPFFS, ErrPinDir, ErrBusy; a bridge that cannot be hooked is logged, not
-// returned. An *ebpf.VerifierError prints in full with %+v.
+// Errors: ErrPermission, ErrKernel, ErrNoBPFFS, ErrPinDir, ErrBusy; a bridge that cannot be hooked
+// is logged, not returned. An *ebpf.VerifierError prints in full with %+v.
 func Open(cfg Config) (_ *Loader, err error) {
 	l, err := newLoader(cfg)
 	if err != nil {
@@ -105,7 +106,8 @@ func newLoader(cfg Config) (*Loader, error) {
 	return &Loader{cfg: cfg, log: cfg.Log, fds: fds, host: netns.None()}, nil
 }
 
-// hostNS returns a descriptor of our own for ns, or for the calling thread's namespace if there is none.
+// hostNS returns a descriptor of our own for ns, or for the calling thread's namespace if there is
+// none.
 func hostNS(ns netns.NsHandle) (netns.NsHandle, error) {
 	if ns <= 0 {
 		h, err := netns.Get()
@@ -139,7 +141,8 @@ func (l *Loader) load(given map[string]*ebpf.Map) (err error) {
 	return nil
 }
 
-// exists reports whether the host has the device: as followed, or, if it is that new, as the kernel says.
+// exists reports whether the host has the device: as followed, or, if it is that new, as the kernel
+// says.
 func (l *Loader) exists(ifindex int) bool {
 	if l.ports.has(ifindex) {
 		return true
@@ -172,8 +175,9 @@ func (l *Loader) pause() {
 	}
 }
 
-// Listen returns the listener on Endpoint in the server's namespace. An accepted connection's SO_MARK
-// is a bpf.Tag… or a task's tag. Call it once, after Open and before Arm; the caller closes it.
+// Listen returns the listener on Endpoint in the server's namespace. An accepted connection's
+// SO_MARK is a bpf.Tag… or a task's tag. Call it once, after Open and before Arm; the caller closes
+// it.
 func (l *Loader) Listen() (net.Listener, error) {
 	if err := l.fds.fill(); err != nil {
 		return nil, err
@@ -192,16 +196,18 @@ func (l *Loader) Arm() error {
 	return nil
 }
 
-// Disarm stops taking packets, those of open connections included. Answers still find their way out.
+// Disarm stops taking packets, those of open connections included. Answers still find their way
+// out.
 func (l *Loader) Disarm() error {
 	return l.gate.disarm()
 }
 
-// Ready returns nil while packets for the endpoint are taken, or why they are not: not armed yet, disarmed, or
-// ErrEndpoint.
+// Ready returns nil while packets for the endpoint are taken, or why they are not: not armed yet,
+// disarmed, or ErrEndpoint.
 func (l *Loader) Ready() error { return l.gate.ready() }
 
-// SetBridges names bridges to watch beside those that Config.Bridges match. The names replace those of the last call.
+// SetBridges names bridges to watch beside those that Config.Bridges match. The names replace those
+// of the last call.
 func (l *Loader) SetBridges(names []string) { l.ports.setBridges(names) }
 
 // Close takes everything out of the kernel but the pinned maps, which the next start takes over
@@ -249,8 +255,8 @@ func (l *Loader) closeRest() error {
 	return errors.Join(errs...)
 }
 
-// Put gives addr to the task in v, or replaces the task that had it. Counters start anew with a new tag.
-// Errors: ErrFull; ErrNoPort if there is no device v.Ifindex.
+// Put gives addr to the task in v, or replaces the task that had it. Counters start anew with a new
+// tag. Errors: ErrFull; ErrNoPort if there is no device v.Ifindex.
 func (l *Loader) Put(addr netip.Addr, v *bpf.TaskValue) error {
 	had, known := l.tasks.tasks.get(addr)
 	if err := l.tasks.put(addr, v); err != nil {

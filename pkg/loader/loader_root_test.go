@@ -23,8 +23,8 @@ func bothModes(t *testing.T, f func(*testing.T, AttachMode)) {
 	t.Run("tcx", func(t *testing.T) { testnet.SkipBefore(t, "6.6"); f(t, AttachTCX) })
 }
 
-// hostWithAgent returns a host with a bridge on which the stand-in agent has the endpoint's address, as if
-// its rule had led there.
+// hostWithAgent returns a host with a bridge on which the stand-in agent has the endpoint's
+// address, as if its rule had led there.
 func hostWithAgent(t testing.TB) (*testnet.Host, *testnet.Bridge) {
 	t.Helper()
 	h := testnet.NewHost(t)

@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// Of several metads with one pin directory one has the lock; the next has it when that one has left.
+// Of several metads with one pin directory one has the lock; the next has it when that one has
+// left.
 func TestLockPinDir(t *testing.T) {
 	dir := t.TempDir() + "/metad"
 	first, err := LockPinDir(t.Context(), dir, 0)

@@ -12,21 +12,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrBusy: another metad serves the network namespace, whatever its directories are called. A second one would
-// take metad0 away from it.
+// ErrBusy: another metad serves the network namespace, whatever its directories are called. A
+// second one would take metad0 away from it.
 var ErrBusy = errors.New("another metad serves this network namespace")
 
 // lockWait is how long a metad that was killed may take to be gone.
 const lockWait = 2 * time.Second
 
-// netnsLock is what one metad in a network namespace has: an abstract unix socket. The kernel keeps such names for
-// each network namespace apart, and a name goes with its last descriptor.
+// netnsLock is what one metad in a network namespace has: an abstract unix socket. The kernel keeps
+// such names for each network namespace apart, and a name goes with its last descriptor.
 type netnsLock struct{ fd int }
 
 // Close unlocks, unless a process that has taken over has the lock too.
 func (l *netnsLock) Close() error { return unix.Close(l.fd) }
 
-// Busy returns ErrBusy if a metad serves the network namespace of cfg: whoever detaches takes its devices away.
+// Busy returns ErrBusy if a metad serves the network namespace of cfg: whoever detaches takes its
+// devices away.
 func Busy(cfg Config) error {
 	ns, err := hostNS(cfg.Netns)
 	if err != nil {
@@ -40,8 +41,8 @@ func Busy(cfg Config) error {
 	return lock.Close()
 }
 
-// netnsNames is how many names are tried: any process of the namespace may take one. One that could not have
-// metad's devices is passed by, and the next name is the lock.
+// netnsNames is how many names are tried: any process of the namespace may take one. One that could
+// not have metad's devices is passed by, and the next name is the lock.
 const netnsNames = 8
 
 // lockNetns makes the caller the only metad in ns. Errors: ErrBusy.

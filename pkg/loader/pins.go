@@ -17,8 +17,8 @@ import (
 	"metad/bpf"
 )
 
-// pinned are the maps that outlive the process. The program array is not one of them, ever: emptying
-// it at the process's death is what opens the ports again.
+// pinned are the maps that outlive the process. The program array is not one of them, ever:
+// emptying it at the process's death is what opens the ports again.
 var pinned = []string{
 	bpf.MetadMapIpTask, bpf.MetadMapContainerCgroup, bpf.MetadMapHostCgroup,
 	bpf.MetadMapNeighbours, bpf.MetadMapCounters, bpf.MetadMapVerdicts,
@@ -47,8 +47,9 @@ func makePinDir(dir string) error {
 	return nil
 }
 
-// checkOwner refuses a directory that another user made or may write to: that user could remove pins and hold the
-// lock. `mount -t bpf` makes a file system that every user may make directories in.
+// checkOwner refuses a directory that another user made or may write to: that user could remove
+// pins and hold the lock. `mount -t bpf` makes a file system that every user may make directories
+// in.
 func checkOwner(dir string, uid int) error {
 	var st unix.Stat_t
 	if err := unix.Lstat(dir, &st); err != nil {
@@ -120,8 +121,8 @@ func isPinOf(file, name string) bool {
 	return ok && err == nil
 }
 
-// PinnedTasks returns the addresses that the map of tasks pinned in dir holds, and the devices they are behind; none if
-// there is no such map.
+// PinnedTasks returns the addresses that the map of tasks pinned in dir holds, and the devices they
+// are behind; none if there is no such map.
 func PinnedTasks(dir string) (map[netip.Addr]int, error) {
 	layout, err := layoutVersion()
 	if err != nil {

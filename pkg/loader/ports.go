@@ -24,7 +24,8 @@ type device struct {
 	up      bool
 }
 
-// attacher puts a program on a device: a bridge's, or a port's. Closing what it returns takes the program off.
+// attacher puts a program on a device: a bridge's, or a port's. Closing what it returns takes the
+// program off.
 type attacher interface {
 	attach(ifindex int, bridge bool) (io.Closer, error)
 }
@@ -38,12 +39,13 @@ type hook struct {
 	err     error     // why it is not attached
 }
 
-// portsAtOnce is how many ports a start waits for. A TCX link takes an RCU grace period to attach (16 ms at 250
-// ticks a second); until a port's turn comes, what it sends is seen at its bridge.
+// portsAtOnce is how many ports a start waits for. A TCX link takes an RCU grace period to attach
+// (16 ms at 250 ticks a second); until a port's turn comes, what it sends is seen at its bridge.
 const portsAtOnce = 64
 
-// ports knows the host's devices and which of them have a program. One goroutine writes (the follower's, or the
-// one that starts it); attaching takes long and is done without the lock. Readers are any.
+// ports knows the host's devices and which of them have a program. One goroutine writes (the
+// follower's, or the one that starts it); attaching takes long and is done without the lock.
+// Readers are any.
 type ports struct {
 	attacher attacher
 	patterns []string // of the watched bridges' names
@@ -82,8 +84,9 @@ func (p *ports) adopt(h *hook) {
 	p.hooks[h.ifindex] = h
 }
 
-// replace makes all the devices there are, after a full reading. It returns those that are gone (of the ones
-// known, and of others that somebody else knew) and those to settle now, in order; what is left is pending.
+// replace makes all the devices there are, after a full reading. It returns those that are gone (of
+// the ones known, and of others that somebody else knew) and those to settle now, in order; what is
+// left is pending.
 func (p *ports) replace(all []device, others []int) (gone, todo []int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -178,8 +181,8 @@ func (p *ports) setBridges(names []string) {
 	}
 }
 
-// queueAll makes all devices pending that are to be attached to or detached from: bridges are let go of before their
-// ports, and attached to after them.
+// queueAll makes all devices pending that are to be attached to or detached from: bridges are let
+// go of before their ports, and attached to after them.
 func (p *ports) queueAll() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -209,8 +212,8 @@ func (p *ports) remove(ifindex int) *hook {
 	return h
 }
 
-// wants reports whether the device should have a program, and whose port it is if it is one. It is called with
-// mu held.
+// wants reports whether the device should have a program, and whose port it is if it is one. It is
+// called with mu held.
 func (p *ports) wants(ifindex int) (want bool, bridge int) {
 	d := p.devices[ifindex]
 	switch {
@@ -223,15 +226,17 @@ func (p *ports) wants(ifindex int) (want bool, bridge int) {
 	return false, 0
 }
 
-// leadsOut reports whether a veth's other end is in another namespace, or may be on its way there: container engines
-// make both ends in the host's namespace. An end that is up or a port there stays: it ties two bridges together, say,
-// and what metad sent to it would be lost. It is called with mu held.
+// leadsOut reports whether a veth's other end is in another namespace, or may be on its way there:
+// container engines make both ends in the host's namespace. An end that is up or a port there
+// stays: it ties two bridges together, say, and what metad sent to it would be lost. It is called
+// with mu held.
 func (p *ports) leadsOut(d device) bool {
 	peer := p.devices[d.peer]
 	return d.peer == 0 || !peer.up && peer.master == 0
 }
 
-// unwatched reports whether a device that is there is no port that should have a program, and its name.
+// unwatched reports whether a device that is there is no port that should have a program, and its
+// name.
 func (p *ports) unwatched(ifindex int) (name string, is bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -250,8 +255,8 @@ func matches(pattern, bridge string) bool {
 	return ok
 }
 
-// settle attaches to the device or detaches from it, as it should be, and reports whether a port has been attached
-// to. Only the writer calls it.
+// settle attaches to the device or detaches from it, as it should be, and reports whether a port
+// has been attached to. Only the writer calls it.
 func (p *ports) settle(ifindex int) (came bool) {
 	old, next := p.plan(ifindex)
 	switch {

@@ -96,8 +96,8 @@ var (
 	devices = []device{br, veth3, other, veth4, veth6, tap7}
 )
 
-// Of all devices only watched bridges and their veths get a program, and ports come before bridges: a packet that a
-// bridge device sees first has no proof.
+// Of all devices only watched bridges and their veths get a program, and ports come before bridges:
+// a packet that a bridge device sees first has no proof.
 func TestPortsOrder(t *testing.T) {
 	p, a, _ := newTestPorts("br-*")
 	replace(p, devices)
@@ -147,7 +147,8 @@ func TestPortsLeave(t *testing.T) {
 	wantLog(t, "returned", a.took(), "+3")
 }
 
-// A bridge that takes a watched name is hooked with its ports, and let go with them when it loses the name.
+// A bridge that takes a watched name is hooked with its ports, and let go with them when it loses
+// the name.
 func TestPortsRenamedBridge(t *testing.T) {
 	p, a, _ := newTestPorts("br-*")
 	replace(p, devices)
@@ -162,8 +163,9 @@ func TestPortsRenamedBridge(t *testing.T) {
 	wantLog(t, "renamed back", a.took(), "-6", "-b5")
 }
 
-// A port is hooked while its other end may still leave the host's namespace, and let go once that end is up or a port
-// here: it ties two bridges together, and a packet that metad answered into it would be lost.
+// A port is hooked while its other end may still leave the host's namespace, and let go once that
+// end is up or a port here: it ties two bridges together, and a packet that metad answered into it
+// would be lost.
 func TestPortsTie(t *testing.T) {
 	p, a, _ := newTestPorts("br-*")
 	tie := device{ifindex: 8, name: "tie8", kind: "veth", master: br.ifindex, peer: 9}
@@ -185,7 +187,8 @@ func TestPortsTie(t *testing.T) {
 	wantLog(t, "gone to a container", a.took(), "+8")
 }
 
-// Bridges named later are watched with their ports, ports first, and let go when they are not named any more.
+// Bridges named later are watched with their ports, ports first, and let go when they are not named
+// any more.
 func TestPortsSetBridges(t *testing.T) {
 	p, a, _ := newTestPorts("br-*")
 	replace(p, devices)
@@ -244,7 +247,8 @@ func TestPortsFailure(t *testing.T) {
 	}
 }
 
-// A device that goes while it is attached to is no error: the kernel's message about it is under way.
+// A device that goes while it is attached to is no error: the kernel's message about it is under
+// way.
 func TestPortsGoneMeanwhile(t *testing.T) {
 	p, a, logs := newTestPorts("br-*")
 	a.fail[3] = fmt.Errorf("attach: %w", unix.ENODEV)
@@ -256,7 +260,8 @@ func TestPortsGoneMeanwhile(t *testing.T) {
 	}
 }
 
-// A full reading finds what has gone: devices, hooks taken over from another process, and what others know of.
+// A full reading finds what has gone: devices, hooks taken over from another process, and what
+// others know of.
 func TestPortsReplaceFindsGone(t *testing.T) {
 	p, _, _ := newTestPorts("br-*")
 	replace(p, devices)

@@ -34,7 +34,8 @@ const (
 	skbIfindex = 40
 )
 
-// run runs the program on a frame that came in on the device, and returns its answer, the frame and the mark.
+// run runs the program on a frame that came in on the device, and returns its answer, the frame and
+// the mark.
 func run(t testing.TB, h *testnet.Host, p *ebpf.Program, frame []byte, ifindex int, mark uint32) (uint32, []byte, uint32) {
 	t.Helper()
 	ctx, ctxOut := make([]byte, skbSize), make([]byte, skbSize)
@@ -78,8 +79,8 @@ func moved(t testing.TB, l *Loader, before map[string]uint64) []string {
 	return names
 }
 
-// Every exit of every program: the answer, the mark and frame it leaves, and that its verdict's counter
-// moves and no other.
+// Every exit of every program: the answer, the mark and frame it leaves, and that its verdict's
+// counter moves and no other.
 func TestRootVerdicts(t *testing.T) {
 	h := testnet.NewHost(t)
 	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
@@ -289,7 +290,8 @@ func TestRootVerdicts(t *testing.T) {
 		})
 	}
 
-	// The way back. unknown was seen on its port, 169.254.173.2 will be at the bridge, 169.254.173.9 nowhere.
+	// The way back. unknown was seen on its port, 169.254.173.2 will be at the bridge,
+	// 169.254.173.9 nowhere.
 	if err := l.Arm(); err != nil {
 		t.Fatal(err)
 	}
@@ -378,7 +380,8 @@ func TestRootVerdicts(t *testing.T) {
 	}
 }
 
-// samePlace returns another address whose handshake from port has the same place in the map (handshake_of in C).
+// samePlace returns another address whose handshake from port has the same place in the map
+// (handshake_of in C).
 func samePlace(addr netip.Addr, port uint16) netip.Addr {
 	place := func(addr netip.Addr) uint32 {
 		key := (be32(addr) ^ uint32(be16(port))) * 0x9e3779b1

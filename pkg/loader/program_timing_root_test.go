@@ -84,8 +84,8 @@ func benchHost(b *testing.B) (*testnet.Host, *Loader, *testnet.Task, *testnet.Br
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { c.Close() })
-	// A run starts with what the last one left of the frame. With this MAC the answer that metad_reply has
-	// readdressed is again one that carries the task's tag.
+	// A run starts with what the last one left of the frame. With this MAC the answer that
+	// metad_reply has readdressed is again one that carries the task's tag.
 	k.MAC = [6]byte{0x02, 0, 0, 0, 0, 1}
 	k.Ifindex = 1 // lo, where a test run's packets come in
 	put(b, l, k, 1)
@@ -105,8 +105,8 @@ func emptyProgram(b *testing.B) *ebpf.Program {
 	return p
 }
 
-// What naming the container costs, over a task alone: a test run's packet has a socket of this process's cgroup. The
-// limit is 60 ns over "task".
+// What naming the container costs, over a task alone: a test run's packet has a socket of this
+// process's cgroup. The limit is 60 ns over "task".
 func BenchmarkProgramContainer(b *testing.B) {
 	h, l, k, br := benchHost(b)
 	c := newCgroups(b)

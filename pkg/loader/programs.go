@@ -20,10 +20,12 @@ type programs struct {
 	layout   uint32
 }
 
-// sized are the maps whose size Config.MaxEntries sets; a process that takes over works with the size they have.
+// sized are the maps whose size Config.MaxEntries sets; a process that takes over works with the
+// size they have.
 var sized = []string{bpf.MetadMapIpTask, bpf.MetadMapNeighbours, bpf.MetadMapCounters}
 
-// load loads the programs, with the maps that another process gave, or else with those pinned or new.
+// load loads the programs, with the maps that another process gave, or else with those pinned or
+// new.
 func load(cfg *Config, e *endpoint, given map[string]*ebpf.Map) (*programs, error) {
 	if err := rlimit.RemoveMemlock(); err != nil { // needed before Linux 5.11
 		return nil, fmt.Errorf("%w: raise RLIMIT_MEMLOCK: %w", ErrPermission, err)
@@ -186,7 +188,8 @@ func be16(dport uint16) uint16 {
 	return binary.NativeEndian.Uint16(b[:])
 }
 
-// addr4 reads an address as the kernel keeps it in a __be32, which the generated types show as uint32.
+// addr4 reads an address as the kernel keeps it in a __be32, which the generated types show as
+// uint32.
 func addr4(be uint32) netip.Addr {
 	var b [4]byte
 	binary.NativeEndian.PutUint32(b[:], be)

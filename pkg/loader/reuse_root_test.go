@@ -20,9 +20,10 @@ import (
 	"metad/pkg/task"
 )
 
-// Addresses go from container to container within a millisecond, under metad's own table of tasks, and
-// each client is told its own task's id: known before it asks, just then, or while its predecessor is
-// still believed in. The ports are there all the time, only the kernel's word that one went is made up.
+// Addresses go from container to container within a millisecond, under metad's own table of tasks,
+// and each client is told its own task's id: known before it asks, just then, or while its
+// predecessor is still believed in. The ports are there all the time, only the kernel's word that
+// one went is made up.
 func TestRootReuses(t *testing.T) {
 	const reuses, addrs, portsPerAddr = 5000, 4, 4
 	h := testnet.NewHost(t)

@@ -27,8 +27,8 @@ import (
 	"metad/pkg/task"
 )
 
-// wantDropped sends the frames from the task and wants all of them counted under the verdict, and no
-// answer to port, neither at the sender nor at the one it pretends to be.
+// wantDropped sends the frames from the task and wants all of them counted under the verdict, and
+// no answer to port, neither at the sender nor at the one it pretends to be.
 func wantDropped(t *testing.T, l *Loader, from, victim *testnet.Task, verdict string, port uint16, frames ...[]byte) {
 	t.Helper()
 	raw, atVictim := testnet.NewRaw(t, from.NS, "eth0"), testnet.NewRaw(t, victim.NS, "eth0")
@@ -55,7 +55,8 @@ func TestRootSpoof(t *testing.T) {
 		asVictim := testnet.Frame{SrcMAC: evil.MAC, DstMAC: b.MAC, Src: victim.Addr}
 		with := func(f testnet.Frame, change func(*testnet.Frame)) []byte { change(&f); return f.Bytes() }
 
-		// A neighbour's address; its MAC as well; and that after telling everybody that the address is here.
+		// A neighbour's address; its MAC as well; and that after telling everybody that the
+		// address is here.
 		wantDropped(t, l, evil, victim, "port_wrong_port", 41000, with(asVictim, func(f *testnet.Frame) { f.SrcPort = 41000 }))
 		both := with(asVictim, func(f *testnet.Frame) { f.SrcPort, f.SrcMAC = 41001, victim.MAC })
 		wantDropped(t, l, evil, victim, "port_wrong_port", 41001, both)
@@ -81,8 +82,8 @@ func TestRootSpoof(t *testing.T) {
 		}))
 		wantAnswer(t, newcomer, portTag(newcomer))
 
-		// A port that is not hooked: address and MAC of a known task, seen at the bridge. It gets in without
-		// a tag, and the answer goes to the task.
+		// A port that is not hooked: address and MAC of a known task, seen at the bridge.
+		// It gets in without a tag, and the answer goes to the task.
 		unhook(t, l, stranger.Ifindex)
 		wantDropped(t, l, stranger, victim, "bridge_wrong_mac", 41009, with(asVictim, func(f *testnet.Frame) { f.SrcPort, f.SrcMAC = 41009, stranger.MAC }))
 		atStranger, atVictim := testnet.NewRaw(t, stranger.NS, "eth0"), testnet.NewRaw(t, victim.NS, "eth0")
@@ -356,8 +357,8 @@ func hostRoutes(t testing.TB, h *testnet.Host, l *Loader) []netlink.Route {
 	return routes
 }
 
-// The host's firewall has no say: br_netfilter on, the agent's DNAT rule (row 2.3) in place, INPUT and
-// FORWARD closed. Needs iptables and br_netfilter.
+// The host's firewall has no say: br_netfilter on, the agent's DNAT rule (row 2.3) in place, INPUT
+// and FORWARD closed. Needs iptables and br_netfilter.
 func TestRootFirewall(t *testing.T) {
 	bothModes(t, func(t *testing.T, mode AttachMode) {
 		h := testnet.NewHost(t)
@@ -511,8 +512,8 @@ func TestRootThousandPorts(t *testing.T) {
 	})
 }
 
-// One address, one container after another, milliseconds apart: nobody is ever taken for the one before.
-// Here each brings a port of its own, which the kernel makes a dozen of in a second.
+// One address, one container after another, milliseconds apart: nobody is ever taken for the one
+// before. Here each brings a port of its own, which the kernel makes a dozen of in a second.
 func TestRootReuse(t *testing.T) {
 	const n = 40
 	h := testnet.NewHost(t)

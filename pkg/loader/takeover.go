@@ -20,11 +20,13 @@ import (
 //	OfferTakeover ── files, meta ───────▶ TakeOver
 //	FinishTakeover when that has succeeded, CancelTakeover when it has failed
 
-// ErrLayout: what the running metad offers is not what this version works with. Stop it first, then Open.
+// ErrLayout: what the running metad offers is not what this version works with. Stop it first, then
+// Open.
 var ErrLayout = errors.New("offered by an incompatible version")
 
-// takeover says what the files are. The order of files: the host's namespace, metad's, the lock of the host's
-// namespace, the listener, the maps by name, the links of metad's own devices, then those of Hooks that have one.
+// takeover says what the files are. The order of files: the host's namespace, metad's, the lock of
+// the host's namespace, the listener, the maps by name, the links of metad's own devices, then
+// those of Hooks that have one.
 type takeover struct {
 	Layout         uint32
 	Attach         AttachMode
@@ -48,9 +50,10 @@ type offer struct {
 	maps, pair, links            []*os.File
 }
 
-// OfferTakeover returns copies of all that keeps metad in the kernel (namespace, listener, maps, links), for
-// TakeOver in another process, and stops following devices. Then comes either FinishTakeover or CancelTakeover;
-// until then this process may go on serving. The caller closes the files.
+// OfferTakeover returns copies of all that keeps metad in the kernel (namespace, listener, maps,
+// links), for TakeOver in another process, and stops following devices. Then comes either
+// FinishTakeover or CancelTakeover; until then this process may go on serving. The caller closes
+// the files.
 func (l *Loader) OfferTakeover() (files []*os.File, meta []byte, err error) {
 	defer func() {
 		if err != nil {
@@ -109,14 +112,15 @@ func (l *Loader) OfferTakeover() (files []*os.File, meta []byte, err error) {
 	return files, meta, err
 }
 
-// FinishTakeover is Close after a takeover: it lets go of everything and takes nothing out of the kernel.
+// FinishTakeover is Close after a takeover: it lets go of everything and takes nothing out of the
+// kernel.
 func (l *Loader) FinishTakeover() error {
 	l.closeOnce.Do(func() { l.closeErr = l.letGo() })
 	return l.closeErr
 }
 
-// CancelTakeover goes on after an offer that no process took, with this process's programs wherever the other may
-// have put its own.
+// CancelTakeover goes on after an offer that no process took, with this process's programs wherever
+// the other may have put its own.
 func (l *Loader) CancelTakeover() error {
 	return errors.Join(l.restore(), l.follow())
 }
@@ -144,12 +148,13 @@ func (l *Loader) restore() error {
 // isGone reports whether an attachment failed because the device does not exist any more.
 func isGone(err error) bool { return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOLINK) }
 
-// TakeOver takes over what OfferTakeover returned in another process: its maps and where it is attached, with this
-// version's programs. Packets change over one program at a time and none is lost. The files are TakeOver's to
-// close. MaxEntries is what it was; PinDir and Netns must be the same.
+// TakeOver takes over what OfferTakeover returned in another process: its maps and where it is
+// attached, with this version's programs. Packets change over one program at a time and none is
+// lost. The files are TakeOver's to close. MaxEntries is what it was; PinDir and Netns must be the
+// same.
 //
-// Errors: ErrLayout; ErrNetns; those of Open. After an error the other process is as it was, except that it may
-// be running some of our programs until its CancelTakeover.
+// Errors: ErrLayout; ErrNetns; those of Open. After an error the other process is as it was, except
+// that it may be running some of our programs until its CancelTakeover.
 func TakeOver(cfg Config, files []*os.File, meta []byte) (_ *Loader, _ net.Listener, err error) {
 	defer closeAll(files)
 	l, err := newLoader(cfg)
@@ -180,7 +185,8 @@ func TakeOver(cfg Config, files []*os.File, meta []byte) (_ *Loader, _ net.Liste
 	if err := l.follow(); err != nil {
 		return nil, nil, errors.Join(err, l.end.listener.Close())
 	}
-	// The offer's files have numbers below the links'. A connection must not get one of them: see lowFDs.
+	// The offer's files have numbers below the links'. A connection must not get one of them:
+	// see lowFDs.
 	closeAll(files)
 	if err := l.fds.fill(); err != nil {
 		return nil, nil, errors.Join(err, l.end.listener.Close())
@@ -273,8 +279,8 @@ func (l *Loader) takeParts(o *offer) (err error) {
 	return nil
 }
 
-// relink puts this process's programs in the place of the other's. First those that answer, then those that ask: a
-// connection begun by the new programs ends well with them.
+// relink puts this process's programs in the place of the other's. First those that answer, then
+// those that ask: a connection begun by the new programs ends well with them.
 func (l *Loader) relink(o *offer) (err error) {
 	take := func(i int, p pairHook) (*fdLink, error) { return l.takeLink(o.pair[i], p.prog, lowest) }
 	if err := l.gate.relink(take, len(o.pair)); err != nil {

@@ -16,8 +16,8 @@ import (
 	"metad/internal/testnet"
 )
 
-// One process after another takes over; no request fails, new ports are hooked, and the last one's Close
-// leaves nothing.
+// One process after another takes over; no request fails, new ports are hooked, and the last one's
+// Close leaves nothing.
 func TestRootTakeover(t *testing.T) {
 	bothModes(t, func(t *testing.T, mode AttachMode) {
 		h := testnet.NewHost(t)
@@ -143,8 +143,8 @@ func TestRootTakeoverRefused(t *testing.T) {
 	untilAnswer(t, late, portTag(late))
 }
 
-// What the process opens after a takeover has a higher descriptor number than every link: when the process is
-// killed, the kernel closes connections before the links that bring their resets out.
+// What the process opens after a takeover has a higher descriptor number than every link: when the
+// process is killed, the kernel closes connections before the links that bring their resets out.
 func TestRootTakeoverNumbers(t *testing.T) {
 	h := testnet.NewHost(t)
 	h.AddBridge("ecs-bridge", "169.254.172.1/22").AddTask("")

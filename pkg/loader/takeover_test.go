@@ -85,7 +85,8 @@ func ownNetns(t *testing.T) *os.File {
 	return f
 }
 
-// A metad in another network namespace is not taken over from, whatever run directory the two share.
+// A metad in another network namespace is not taken over from, whatever run directory the two
+// share.
 func TestOfferOfAnotherNamespace(t *testing.T) {
 	elsewhere, err := os.Open("/proc/self/ns/mnt") // another namespace in that it is another inode
 	if err != nil {

@@ -22,8 +22,8 @@ type addrMap[V any] interface {
 	all() (map[netip.Addr]V, error)
 }
 
-// taskMap is which task has an address, and what the tasks' addresses have sent. Its methods are safe for
-// concurrent use.
+// taskMap is which task has an address, and what the tasks' addresses have sent. Its methods are
+// safe for concurrent use.
 type taskMap struct {
 	tasks      addrMap[bpf.TaskValue]
 	counters   addrMap[[]bpf.TaskCounters] // one for each CPU
@@ -168,7 +168,8 @@ func (t *taskMap) dropNeighbours(ifindex uint32) error {
 		if n.Ifindex != ifindex {
 			continue
 		}
-		// The address may just have been seen again, on another port: look once more, as late as possible.
+		// The address may just have been seen again, on another port: look once more, as
+		// late as possible.
 		if n, ok := t.neighbours.get(addr); ok && n.Ifindex == ifindex {
 			errs = append(errs, t.neighbours.delete(addr))
 		}
