@@ -178,6 +178,9 @@ type metadConfig struct {
 	Tasks  []*task.Task
 }
 
+// sampleJSON is as long as a real sample of v4 with one network (cgroup v1).
+var sampleJSON = `{"read":"` + strings.Repeat("x", 2389) + `"}`
+
 func metadRole() error {
 	var cfg metadConfig
 	if err := config(&cfg); err != nil {
@@ -186,6 +189,7 @@ func metadRole() error {
 	for _, t := range cfg.Tasks {
 		for _, c := range t.Containers {
 			c.Stats = &task.StatsCell{}
+			c.Stats.Store(&task.Sample{JSON: []byte(sampleJSON), V2: len(sampleJSON) - 1, Read: time.Now()})
 		}
 	}
 	var table *lookup.Table
@@ -232,10 +236,10 @@ func rss() (int, error) {
 	return pages * os.Getpagesize(), err
 }
 
-// floorConfig is what the floor answers to everything.
+// floorConfig is how long the floor's answers are, by path.
 type floorConfig struct {
-	Addr   string
-	Length int
+	Addr    string
+	Lengths map[string]int
 }
 
 // floorRole is the least that fasthttp can do: fixed bytes.
@@ -244,14 +248,17 @@ func floorRole() error {
 	if err := config(&cfg); err != nil {
 		return err
 	}
-	body := []byte(strings.Repeat("x", cfg.Length))
+	bodies := map[string][]byte{}
+	for path, n := range cfg.Lengths {
+		bodies[path] = []byte(strings.Repeat("x", n))
+	}
 	ln, err := net.Listen("tcp4", cfg.Addr)
 	if err != nil {
 		return err
 	}
 	go fasthttp.Serve(ln, func(ctx *fasthttp.RequestCtx) { //nolint:errcheck // ends with the process
 		ctx.Response.Header.SetContentType("application/json")
-		ctx.Response.SetBodyRaw(body)
+		ctx.Response.SetBodyRaw(bodies[string(ctx.Path())])
 	})
 	return commands(func(string) (any, error) { return "", nil })
 }
@@ -536,8 +543,12 @@ func TestBenchRequests(t *testing.T) {
 	const rounds, seconds = 7, 2
 	g := newGround(t)
 	whole, _ := task.Render(g.cfg.Tasks[0])
-	length := whole[task.V2].Len()
-	floor := start(t, "floor", hostOf(g.host), 0, floorConfig{Addr: "127.0.0.1:51679", Length: length})
+	lengths := map[string]int{"/v2/metadata": whole[task.V2].Len(), "/v4/task": whole[task.V4].Len()}
+	for _, c := range g.cfg.Tasks[0].Containers {
+		lengths["/v4/task/stats"] += len(`,"":`) + len(c.ID) + len(sampleJSON)
+	}
+	lengths["/v4/task/stats"]++ // two braces and a comma less
+	floor := start(t, "floor", hostOf(g.host), 0, floorConfig{Addr: "127.0.0.1:51679", Lengths: lengths})
 	rule := exec.Command("iptables", "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "-d", "169.254.170.2", "--dport", "80",
 		"-j", "DNAT", "--to-destination", "127.0.0.1:51679")
 	if err := testnet.In(g.host.NS, rule.Run); err != nil {
@@ -563,16 +574,19 @@ func TestBenchRequests(t *testing.T) {
 		n := time.Duration(l.Requests)
 		return result{float64(l.Requests) / l.Elapsed.Seconds(), (s.cpuTime() - cpu0) / n, (systemTime(t) - sys0) / n, l.P50}
 	}
-	fmt.Printf("\n%s, %d bytes, medians of %d interleaved runs of %d s; metad by redirect against fixed bytes by DNAT\n", "/v2/metadata", length, rounds, seconds)
-	fmt.Printf("%-44s %12s %12s %18s %18s %12s\n", "", "requests/s", "ratio", "system CPU ratio", "server CPU ratio", "p50 ratio")
+	fmt.Printf("\nmedians of %d interleaved runs of %d s; metad by redirect against as many fixed bytes by DNAT\n", rounds, seconds)
+	fmt.Printf("%-56s %12s %12s %18s %18s %12s\n", "", "requests/s", "ratio", "system CPU ratio", "server CPU ratio", "p50 ratio")
 	for _, l := range []load{
 		{Conns: 64, KeepAlive: true, Seconds: seconds, Path: "/v2/metadata"},
 		{Conns: 64, KeepAlive: false, Seconds: seconds, Path: "/v2/metadata"},
-		// Longer than the floor's answer by what v4 has more, or shorter.
 		{Conns: 64, KeepAlive: true, Seconds: seconds, Path: "/v4/task"},
 		{Conns: 64, KeepAlive: true, Seconds: seconds, Path: "/v4/task/stats"},
 	} {
 		var ours, theirs []result
+		g.set("arm")
+		if _, body, err := g.tasks[0].Get(l.Path, 5*time.Second); err != nil || len(body) != lengths[l.Path] {
+			t.Fatalf("%s: %d bytes, %v; the floor's answer has %d", l.Path, len(body), err, lengths[l.Path])
+		}
 		for range rounds {
 			g.set("arm")
 			ours = append(ours, measure(g.metad, l))
@@ -583,11 +597,9 @@ func TestBenchRequests(t *testing.T) {
 		if !l.KeepAlive {
 			name = "a connection per request"
 		}
-		if l.Path != "/v2/metadata" {
-			name += ", " + l.Path
-		}
+		name += fmt.Sprintf(", %s, %d B", l.Path, lengths[l.Path])
 		ratio := func(f func(result) float64) float64 { return median(ours, f) / median(theirs, f) }
-		fmt.Printf("%-44s %12.0f %12.2f %18.2f %18.2f %12.2f\n", name,
+		fmt.Printf("%-56s %12.0f %12.2f %18.2f %18.2f %12.2f\n", name,
 			median(ours, func(r result) float64 { return r.rps }),
 			ratio(func(r result) float64 { return r.rps }),
 			ratio(func(r result) float64 { return float64(r.system) }),
