@@ -102,6 +102,7 @@ func TestRootStreamTask(t *testing.T) {
 				return
 			}
 		}
+		t.Errorf("no event %s", action)
 	}
 	h.StartContainer(t, db)
 	until("RUNNING", events.ActionStart)
