@@ -38,6 +38,9 @@ func (p *ports) close() { p.closing.Do(func() { close(p.closed) }) }
 func (p *ports) came(ifindex int) {
 	select {
 	case <-p.connected:
+		if err := p.table.PortCame(ifindex); err != nil {
+			p.log.Error("addresses of a port that came back", zap.Int("ifindex", ifindex), zap.Error(err))
+		}
 		p.follower.PortChanged(ifindex)
 	default: // the first list is still to come
 	}

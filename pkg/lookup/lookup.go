@@ -252,6 +252,18 @@ func (t *Table) PortGone(ifindex int) error {
 	return t.publish()
 }
 
+// PortCame tells that a port with ifindex exists. A port that is gone may come back under its number:
+// what tasks claim behind it holds again. The kernel goes on comparing address and MAC.
+func (t *Table) PortCame(ifindex int) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.gone[ifindex] {
+		return nil
+	}
+	delete(t.gone, ifindex)
+	return t.publish()
+}
+
 func (t *Table) publish() error {
 	if err := t.readKernel(); err != nil {
 		t.failed = true

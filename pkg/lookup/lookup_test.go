@@ -199,6 +199,28 @@ func TestPortGone(t *testing.T) {
 	}
 }
 
+// A port that comes back under its number, before anybody has looked at its task again, is its task's
+// again.
+func TestPortCameBack(t *testing.T) {
+	k := newFakeKernel()
+	table := New(k, zap.NewNop())
+	a := newTask("a", endpoint(2, 12))
+	apply(t, table, a)
+	if err := errors.Join(table.PortGone(12), table.PortCame(13)); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := k.m[addr(2)]; ok {
+		t.Error("another port came: the address has a task")
+	}
+	if err := table.PortCame(12); err != nil {
+		t.Fatal(err)
+	}
+	apply(t, table, a)
+	if v := table.Resolve(portTag(12), addr(2)); v == nil || v.Task != a || k.m[addr(2)].Ifindex != 12 {
+		t.Errorf("after it came back: got %v, in the kernel %v", v, k.m[addr(2)])
+	}
+}
+
 // The kernel must never say that an address is the new task's while readers still say the old one's.
 func TestReadersLoseFirst(t *testing.T) {
 	k := newFakeKernel()
