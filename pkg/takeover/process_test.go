@@ -384,3 +384,36 @@ func TestCrash(t *testing.T) {
 		}
 	}
 }
+
+// TestHung: beside a predecessor that is stopped a start ends with an error. The predecessor goes on
+// when it is continued, and can be taken over from.
+func TestHung(t *testing.T) {
+	dir := shortDir(t)
+	old := start(t, dir, "old", "")
+	answers(t, dialer(t, dir), "old")
+	if err := old.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	stat := fmt.Sprintf("/proc/%d/stat", old.cmd.Process.Pid)
+	expect.Until(t, "the old one to be stopped", func() bool {
+		b, err := os.ReadFile(stat)
+		return err == nil && strings.Contains(string(b), ") T ")
+	})
+	cfg := Config{Dir: dir, Layout: 3, uid: os.Getuid(), Patience: 100 * time.Millisecond}
+	if _, _, err := Start(testContext(t), cfg); !errors.Is(err, ErrHung) {
+		t.Errorf("got %v, want %v", err, ErrHung)
+	}
+	if err := old.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	answers(t, dialer(t, dir), "old")
+	next := start(t, dir, "next", "")
+	answers(t, dialer(t, dir), "next")
+	if err := old.wait(t); err != nil {
+		t.Errorf("old: %v", err)
+	}
+	next.cmd.Process.Signal(syscall.SIGTERM)
+	if err := next.wait(t); err != nil {
+		t.Errorf("next: %v", err)
+	}
+}

@@ -43,6 +43,8 @@ const (
 	// helloWithin bounds how long a client that connects and says nothing keeps others waiting.
 	helloWithin   = 2 * time.Second
 	defaultWithin = 10 * time.Second
+	// defaultPatience has room for two other successors that come first and hang.
+	defaultPatience = 3 * defaultWithin
 )
 
 // Errors that a caller may want to tell apart.
@@ -53,6 +55,9 @@ var (
 	ErrInUse = errors.New("in use by another process")
 	// ErrRefused: the predecessor refuses a takeover by this process, and goes on. The text says why.
 	ErrRefused = errors.New("refused by the running metad")
+	// ErrHung: a process has the socket and says nothing, as one that is stopped. It is left alone: it
+	// still has all that is in the kernel.
+	ErrHung = errors.New("the running metad does not answer")
 	// ErrAborted: the predecessor ended the takeover, and goes on. The successor stops serving and
 	// leaves the kernel's state alone.
 	ErrAborted = errors.New("taken back by the running metad")
@@ -64,7 +69,10 @@ type Config struct {
 	Layout uint32        // version of what State means; a predecessor with another one refuses
 	Build  string        // of this process, for messages
 	Within time.Duration // how long a successor may take from hello to serving; zero: 10s
-	Log    *zap.Logger   // nil: none
+	// Patience is how long Take waits for a predecessor's state; zero: 30s. Others that start at the
+	// same time may be served first.
+	Patience time.Duration
+	Log      *zap.Logger // nil: none
 
 	uid int               // may take part beside root; a test's own
 	at  func(step string) // called at every step; a test dies there
@@ -73,6 +81,9 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	if c.Within == 0 {
 		c.Within = defaultWithin
+	}
+	if c.Patience == 0 {
+		c.Patience = defaultPatience
 	}
 	if c.Log == nil {
 		c.Log = zap.NewNop()
@@ -99,9 +110,10 @@ func (s *State) close() {
 
 // Start takes over from the metad that serves with cfg.Dir. If there is none, it returns no
 // Predecessor, and the caller is the one that serves. Of several that start at once one is the first,
-// and each other one takes over from one before it. Start waits until ctx ends.
+// and each other one takes over from one before it. Start waits until ctx ends, but for a predecessor
+// that does not answer only for Config.Patience.
 //
-// Errors: ErrRefused; the predecessor goes on.
+// Errors: ErrRefused, and the predecessor goes on; ErrHung.
 func Start(ctx context.Context, cfg Config) (*Socket, *Predecessor, error) {
 	for {
 		p, err := Take(ctx, cfg)
@@ -335,13 +347,16 @@ type Predecessor struct {
 }
 
 // Take asks the metad that serves for its state. That one goes on serving, and does so for good if
-// the caller dies, closes the Predecessor, or does not call Serving in time.
+// the caller dies, closes the Predecessor, or does not call Serving in time. Should it wake up after
+// ErrHung, it finds that the caller is gone, and goes on too.
 //
-// Errors: ErrNobody, ErrRefused.
+// Errors: ErrNobody, ErrRefused, ErrHung.
 func Take(ctx context.Context, cfg Config) (*Predecessor, error) {
 	cfg = cfg.withDefaults()
+	patient, cancel := context.WithTimeoutCause(ctx, cfg.Patience, ErrHung)
+	defer cancel()
 	var d net.Dialer
-	c, err := d.DialContext(ctx, "unixpacket", cfg.path())
+	c, err := d.DialContext(patient, "unixpacket", cfg.path())
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
 		return nil, ErrNobody
 	}
@@ -349,14 +364,14 @@ func Take(ctx context.Context, cfg Config) (*Predecessor, error) {
 		return nil, fmt.Errorf("take over: %w", err)
 	}
 	k := &conn{c: c.(*net.UnixConn)}
-	stop := context.AfterFunc(ctx, func() { k.deadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(patient, func() { k.deadline(time.Unix(1, 0)) })
 	defer stop()
 	p, err := take(k, cfg)
 	if err != nil {
-		k.close()
-		if ctx.Err() != nil {
-			err = fmt.Errorf("take over: the running metad did not answer: %w", ctx.Err())
+		if cause := context.Cause(patient); cause != nil {
+			err = fmt.Errorf("take over by %s: %w", cfg.path(), cause)
 		}
+		k.close()
 		return nil, err
 	}
 	return p, nil
