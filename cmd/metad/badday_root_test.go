@@ -185,6 +185,11 @@ func TestRootFrozenDataDirectory(t *testing.T) {
 		})
 	}
 	answered("a container that comes while the disk is frozen")
+	without := dockerAt(t, h, socket)("create", "--name", "without-file", testdocker.BusyboxImage)
+	t.Cleanup(func() { h.Remove(t, without) })
+	if out := d.out.String(); !strings.Contains(out, "created without its metadata file") {
+		t.Error("no line about the container without a file")
+	}
 
 	// A process with a thread that waits for the disk is not gone before the disk is back. All that
 	// others could wait for is: the endpoint, the pins, the sockets.

@@ -11,12 +11,16 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 
 	"metad/pkg/inject"
 	"metad/pkg/mdfile"
 )
+
+// fileTime is how long a creation waits for the directory of the metadata file.
+const fileTime = 2 * time.Second
 
 // createKey is the context key of a *create.
 type createKey struct{}
@@ -69,7 +73,8 @@ func (p *Proxy) prepare(r *http.Request) *create {
 	}
 	c := inject.Container{Name: name, Image: body.image, Labels: body.labels, Env: body.env,
 		Mounts: func() []inject.Mount { return p.mounts(r.Context(), body) }}
-	plan := p.inject.Plan(c, p.files.Layout().Form)
+	plan := inject.Plan{URIs: p.inject.URIs(c)}
+	plan.Entry, plan.Err = p.bounded.File(r.Context(), c, p.files.Layout().Form)
 	switch {
 	case errors.Is(plan.Err, inject.ErrClaimed):
 		log.Info("container gets no metadata file", zap.Error(plan.Err))

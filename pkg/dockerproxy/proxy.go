@@ -82,6 +82,7 @@ type Proxy struct {
 	cfg     Config
 	files   *mdfile.Writer
 	inject  *inject.Injector
+	bounded *inject.Bounded
 	log     *zap.Logger
 	engine  *engine
 	forward *httputil.ReverseProxy
@@ -100,7 +101,7 @@ func New(cfg Config, i *inject.Injector, w *mdfile.Writer, log *zap.Logger) (*Pr
 	if cfg.MaxBodyBytes == 0 {
 		cfg.MaxBodyBytes = defaultMaxBody
 	}
-	p := &Proxy{cfg: cfg, files: w, inject: i, log: log, engine: newEngine(cfg.Engine)}
+	p := &Proxy{cfg: cfg, files: w, inject: i, bounded: i.Within(fileTime), log: log, engine: newEngine(cfg.Engine)}
 	p.warn.now = time.Now
 	p.forward = &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {

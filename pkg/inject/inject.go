@@ -4,11 +4,14 @@
 package inject
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"metad/pkg/mdfile"
 	"metad/pkg/task"
@@ -133,11 +136,47 @@ func (i *Injector) File(c Container, form mdfile.Form) (*mdfile.Entry, error) {
 	return i.files.Reserve(t, ctr, form, token(c.ID))
 }
 
-// Plan is URIs and File in one.
-func (i *Injector) Plan(c Container, form mdfile.Form) Plan {
-	p := Plan{URIs: i.URIs(c)}
-	p.Entry, p.Err = i.File(c, form)
-	return p
+// Bounded makes files for creations that cannot wait for a disk. All methods are safe for concurrent
+// use.
+type Bounded struct {
+	inject *Injector
+	within time.Duration
+	late   atomic.Int32 // files that are still in the making after that time
+}
+
+// Within returns what makes files within t, each user its own.
+func (i *Injector) Within(t time.Duration) *Bounded { return &Bounded{inject: i, within: t} }
+
+// File is Injector.File. After the time, or when ctx ends, there is no file, and what comes too late
+// is taken back. Until it has come there is none for anyone, at once.
+func (b *Bounded) File(ctx context.Context, c Container, form mdfile.Form) (*mdfile.Entry, error) {
+	if b.late.Load() > 0 {
+		return nil, errors.New("the data directory hangs")
+	}
+	type result struct {
+		entry *mdfile.Entry
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		entry, err := b.inject.File(c, form)
+		done <- result{entry, err}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, b.within)
+	defer cancel()
+	select {
+	case r := <-done:
+		return r.entry, r.err
+	case <-ctx.Done():
+	}
+	b.late.Add(1)
+	go func() {
+		if r := <-done; r.entry != nil {
+			r.entry.Abandon()
+		}
+		b.late.Add(-1)
+	}()
+	return nil, errors.New("the data directory is slow")
 }
 
 // claimed says what of the container's own is in the way of the file, "" if nothing is.

@@ -2,12 +2,15 @@ package inject
 
 import (
 	"errors"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 
+	"metad/internal/expect"
 	"metad/pkg/mdfile"
 	"metad/pkg/task"
 )
@@ -175,5 +178,37 @@ func TestOwn(t *testing.T) {
 		if i.Own(e, nil, append(uris, "A=B", mdfile.EnvVar+"=/x")) {
 			t.Errorf("%s: taken for metad's own", e)
 		}
+	}
+}
+
+// A creation does not wait for a data directory that hangs: it goes on without the file, the next
+// ones at once, and the directory that is made too late is taken back.
+func TestBounded(t *testing.T) {
+	dir := t.TempDir()
+	w, err := mdfile.NewWriter(mdfile.Config{DataDir: dir}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.Close() })
+	i := New(Config{File: true}, w)
+	files := i.Within(10 * time.Millisecond)
+	hang := make(chan struct{})
+	f := func(c Container, want string) {
+		t.Helper()
+		e, err := files.File(t.Context(), c, mdfile.FormPrivate)
+		if e != nil || err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, %v, want that the directory %s", c.Name, e, err, want)
+		}
+	}
+	f(Container{Name: "slow", Mounts: func() []Mount { <-hang; return nil }}, "is slow") // in the disk's place
+	f(Container{Name: "next"}, "hangs")
+	close(hang)
+	expect.Until(t, "the late one to come", func() bool { return files.late.Load() == 0 })
+	if _, err := i.Within(time.Minute).File(t.Context(), Container{Name: "quick"}, mdfile.FormPrivate); err != nil {
+		t.Fatal(err)
+	}
+	dirs, err := filepath.Glob(filepath.Join(dir, "metadata", "default", "*", "*"))
+	if err != nil || len(dirs) != 1 || filepath.Base(dirs[0]) != "quick" {
+		t.Errorf("got %q, %v, want the directory of quick alone", dirs, err)
 	}
 }
