@@ -149,7 +149,7 @@ func (d *daemon) run(parts *parts) {
 		sets := d.tasks.mailbox()
 		parts.run(func(ctx context.Context) error { sets.each(ctx, d.sampler.Apply); return nil })
 	}
-	files := d.tasks.mailbox()
+	files, saved := d.tasks.mailbox(), d.tasks.mailbox()
 	parts.runLoose("metadata files", func(ctx context.Context) { d.keepFiles(ctx, files) })
 	parts.run(d.sample)
 	d.tasks.to(filling) // what an earlier process knew needs no list of containers
@@ -166,7 +166,7 @@ func (d *daemon) run(parts *parts) {
 	if d.agent != nil {
 		parts.run(func(ctx context.Context) error { d.agent.Run(ctx); return nil })
 	}
-	d.runSupport(parts)
+	d.runSupport(parts, saved)
 	// Not only when packets come here: the Docker Engine is started after metad.
 	notify(d.log, sd.SdNotifyReady)
 }

@@ -19,13 +19,13 @@ import (
 // This file has the parts that are for the operator and the host's tools. Whatever happens to them,
 // containers are answered.
 
-// runSupport starts them.
-func (d *daemon) runSupport(parts *parts) {
+// runSupport starts them. sets is for the snapshot.
+func (d *daemon) runSupport(parts *parts, sets mailbox[[]*task.Task]) {
 	start := func(kind, name string, f func(context.Context, func()) error) {
 		parts.runLoose(name, func(ctx context.Context) { keepTrying(ctx, d.log, kind, name, f) })
 	}
 	start("part", "events", d.events)
-	start("part", "snapshot", d.keepSnapshot)
+	start("part", "snapshot", d.keepSnapshot(sets))
 	if d.cfg.proxySocket != "" {
 		start("listener", "docker-proxy", d.serveProxy)
 	}
@@ -38,17 +38,19 @@ func (d *daemon) runSupport(parts *parts) {
 	start("listener", "admin-socket", d.serveAdmin(admin.ListenSocket))
 }
 
-// keepSnapshot writes what the next process begins with.
-func (d *daemon) keepSnapshot(ctx context.Context, up func()) error {
-	w, err := snapshot.NewWriter(d.cfg.runDir)
-	if err != nil {
-		return err
+// keepSnapshot returns what writes what the next process begins with.
+func (d *daemon) keepSnapshot(sets mailbox[[]*task.Task]) func(context.Context, func()) error {
+	return func(ctx context.Context, up func()) error {
+		w, err := snapshot.NewWriter(d.cfg.runDir)
+		if err != nil {
+			return err
+		}
+		up()
+		w.Run(ctx, 0, sets.latest, func() ([]*lookup.View, bool) {
+			return d.tasks.table.Views(), d.tasks.publishes()
+		}, d.log.Named("snapshot"))
+		return nil
 	}
-	up()
-	w.Run(ctx, 0, func() ([]*lookup.View, bool) {
-		return d.tasks.table.Views(), d.tasks.publishes()
-	}, d.log.Named("snapshot"))
-	return nil
 }
 
 // events logs what the programs report about packets, at most once a second for each kind.

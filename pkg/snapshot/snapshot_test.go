@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"metad/bpf"
+	"metad/internal/expect"
 	"metad/pkg/lookup"
 	"metad/pkg/task"
 )
@@ -380,11 +381,11 @@ func TestRun(t *testing.T) {
 	vs := views(t, kernel{}, fullTask())
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	w.Run(ctx, time.Hour, func() ([]*lookup.View, bool) { return vs, true }, zap.NewNop())
+	w.Run(ctx, time.Hour, nil, func() ([]*lookup.View, bool) { return vs, true }, zap.NewNop())
 	if got := Read(dir, zap.NewNop()); len(got) != 1 {
 		t.Errorf("got %d tasks, want 1", len(got))
 	}
-	w.Run(ctx, time.Hour, func() ([]*lookup.View, bool) { return nil, false }, zap.NewNop())
+	w.Run(ctx, time.Hour, nil, func() ([]*lookup.View, bool) { return nil, false }, zap.NewNop())
 	if got := Read(dir, zap.NewNop()); len(got) != 1 {
 		t.Errorf("after a run that did not own the file: got %d tasks, want 1", len(got))
 	}
@@ -396,7 +397,7 @@ func TestRun(t *testing.T) {
 	ctx, cancel = context.WithCancel(context.Background())
 	calls := 0
 	w = &Writer{dir: dir, max: maxBytes}
-	w.Run(ctx, time.Millisecond, func() ([]*lookup.View, bool) {
+	w.Run(ctx, time.Millisecond, nil, func() ([]*lookup.View, bool) {
 		if calls++; calls == 5 {
 			cancel()
 		}
@@ -405,6 +406,30 @@ func TestRun(t *testing.T) {
 	if calls < 5 || logs.Len() != 1 {
 		t.Errorf("got %d lines of %d failures, want 1", logs.Len(), calls)
 	}
+}
+
+// A task is in the file soon after it is known, and not only at the next interval: metad may be
+// killed.
+func TestRunAfterAChange(t *testing.T) {
+	dir := t.TempDir()
+	w, err := NewWriter(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vs := views(t, kernel{}, fullTask())
+	ctx, cancel := context.WithCancel(t.Context())
+	changed, done := make(chan []*task.Task), make(chan struct{})
+	go func() {
+		defer close(done)
+		w.Run(ctx, time.Hour, changed, func() ([]*lookup.View, bool) { return vs, true }, zap.NewNop())
+	}()
+	changed <- nil
+	expect.Until(t, "the task in the file", func() bool { return len(Read(dir, zap.NewNop())) == 1 })
+	vs = nil // the writer waits for changed
+	changed <- nil
+	expect.Until(t, "the task to go", func() bool { return len(Read(dir, zap.NewNop())) == 0 })
+	cancel()
+	<-done
 }
 
 func FuzzParse(f *testing.F) {
