@@ -59,12 +59,13 @@ func TestRootTakeoverKilled(t *testing.T) {
 		d = survivor
 	}
 	l.end()
-	t.Logf("%v: %d requests, %d right, %d by the agent, %d wrong, %d refused or reset, %d slower than a second",
-		outcome, l.requests(), l.right, l.agent, len(l.wrong), len(l.failed), len(l.slow))
+	hung := l.hung()
+	t.Logf("%v: %d requests, %d right, %d by the agent, %d wrong, %d refused or reset, %d slower than a second, %d hung",
+		outcome, l.requests(), l.right, l.agent, len(l.wrong), len(l.failed), len(l.slow), len(hung))
 	// Connections that a killed process had are reset, not left hanging; were its links to go first, every
 	// round would leave many.
-	if len(l.wrong) > 0 || len(l.slow) > 0 {
-		t.Errorf("wrong: %v, slow: %v", first(l.wrong), first(l.slow))
+	if len(l.wrong) > 0 || len(hung) > 0 {
+		t.Errorf("wrong: %v, hung: %v", first(l.wrong), first(hung))
 	}
 	if code := d.stop(); code != 0 {
 		t.Errorf("the last one: got exit code %d, want 0\n%s", code, d.out)
