@@ -171,7 +171,11 @@ func (d *process) kill() {
 
 // get asks an address in the host's namespace.
 func (d *process) get(addr, path string) (code int, body string, err error) {
-	err = d.host.Do(func() error {
+	return get(d.host, addr, path)
+}
+
+func get(h *testdocker.Host, addr, path string) (code int, body string, err error) {
+	err = h.Do(func() error {
 		c, err := net.DialTimeout("tcp4", addr, 3*time.Second)
 		if err != nil {
 			return err
