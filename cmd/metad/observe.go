@@ -60,7 +60,7 @@ var (
 	descUnwatch  = prometheus.NewDesc("metad_addresses_unwatched", "Task addresses behind devices that are no ports of watched bridges.", nil, nil)
 	descAttach   = prometheus.NewDesc("metad_attach_errors_total", "Attachments that failed.", nil, nil)
 	descTasks    = prometheus.NewDesc("metad_tasks", "Tasks known.", nil, nil)
-	descConflict = prometheus.NewDesc("metad_address_conflicts_total", "Addresses refused because two ports claimed them.", nil, nil)
+	descConflict = prometheus.NewDesc("metad_address_conflicts_total", "Addresses that two ports began to claim.", nil, nil)
 	descCopied   = prometheus.NewDesc("metad_endpoint_id_conflicts_total", "Endpoint ids refused because two containers held them.", nil, nil)
 	descOpen     = prometheus.NewDesc("metad_connections", "Open connections from containers.", nil, nil)
 	descRefused  = prometheus.NewDesc("metad_connections_refused_total", "Connections over a limit.", nil, nil)

@@ -66,7 +66,7 @@ type Table struct {
 	nextTag uint32                       // the next to try
 	written map[netip.Addr]bpf.TaskValue // what the kernel holds; nil: not read yet
 	gone    map[int]bool                 // ifindexes that no longer exist: their endpoints claim nothing
-	refused map[netip.Addr]bool          // claimed twice, and told so
+	dispute map[netip.Addr]bool          // claimed twice, and told so
 	copied  map[string]bool              // endpoint ids held twice, and told so
 	joined  bool                         // a container uses the network of another task's
 	failed  bool                         // the last publish left something undone
@@ -98,7 +98,7 @@ func New(kernel KernelMap, log *zap.Logger) *Table {
 		tags:    map[string]uint32{},
 		nextTag: 1,
 		gone:    map[int]bool{},
-		refused: map[netip.Addr]bool{},
+		dispute: map[netip.Addr]bool{},
 		waits:   map[waitKey]*wait{},
 		watched: map[*View]chan struct{}{},
 	}
@@ -223,7 +223,8 @@ func (t *Table) Restore(saved []Saved) error {
 // Apply makes tasks the whole truth: writes their endpoints to the kernel, removes everybody
 // else's, and publishes the views. A task whose pointer has not changed costs a comparison.
 //
-// An address claimed by two tasks or behind two ports is given to neither, and counted. An address
+// An address claimed by two tasks or behind two ports stays with the one that had it before, as long as that one
+// claims it from the same port; if none had it, it is given to neither. Either is counted. An address
 // that the kernel map refuses has no task until Retry or the next Apply succeeds with it; the first of these
 // errors are joined, and whom they do not concern is published all the same.
 func (t *Table) Apply(tasks []*task.Task) error {
@@ -305,7 +306,7 @@ func (t *Table) next(old *snapshot) *snapshot {
 	tags := make(map[string]uint32, len(t.tasks))
 	var used map[uint32]bool // made for the first new task
 	mentioned := map[int]bool{}
-	refused := map[netip.Addr]bool{}
+	disputed := map[netip.Addr][]entry{}
 	for _, tk := range t.tasks {
 		tag, ok := t.tags[tk.ARN]
 		if !ok {
@@ -328,20 +329,18 @@ func (t *Table) next(old *snapshot) *snapshot {
 				mentioned[ep.Ifindex] = true
 				continue
 			}
-			if had, ok := next.byAddr[ep.Addr]; ok && had != (entry{ep, v}) {
-				refused[ep.Addr] = true
+			claim := entry{ep, v}
+			switch had, ok := next.byAddr[ep.Addr]; {
+			case !ok:
+				next.byAddr[ep.Addr] = claim
+			case had != claim && disputed[ep.Addr] == nil:
+				disputed[ep.Addr] = []entry{had, claim}
+			case had != claim:
+				disputed[ep.Addr] = append(disputed[ep.Addr], claim)
 			}
-			next.byAddr[ep.Addr] = entry{ep, v}
 		}
 	}
-	for addr := range refused {
-		delete(next.byAddr, addr)
-		if !t.refused[addr] {
-			t.log.Warn("address claimed twice: given to neither", zap.Stringer("addr", addr))
-			t.conflicts.Add(1)
-		}
-	}
-	t.refused = refused
+	t.settle(disputed, next)
 	t.complete(old, next)
 	maps.DeleteFunc(t.gone, func(ifindex int, _ bool) bool { return !mentioned[ifindex] })
 	t.tags = tags
