@@ -46,10 +46,10 @@ test-engines: ## the tests with Docker on Docker 20.10, 26.1, 28.5 and 29 (ENGIN
 	@mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
 	scripts/engines/run $(ENGINE)
 
-bench: ## the request path and the Docker API proxy against a floor, as ratios; needs root
+bench: ## the request path and the proxy against a floor, and a bystander under attack, as ratios; needs root
 	@scripts/install build test
 	@mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
-	go test -tags bench -count 1 -timeout 15m -v -run '^TestBench' ./internal/bench
+	go test -tags bench -count 1 -timeout 20m -v -run '^TestBench' ./internal/bench
 	go test -tags root -count 1 -run '^$$' -bench 'Program' -benchtime 2s ./pkg/loader
 	go test -count 1 -run '^$$' -bench . -benchtime 200x ./pkg/mdfile
 	go test -tags root -count 1 -run '^$$' -bench . -benchtime 15x ./pkg/dockerproxy

@@ -52,6 +52,10 @@ func TestMain(m *testing.M) {
 		err = clientRole()
 	case "slow":
 		err = slowRole()
+	case "attack":
+		err = attackRole()
+	case "bystander":
+		err = bystanderRole()
 	case "sink":
 		err = sinkRole()
 	case "source":
@@ -467,11 +471,12 @@ func taskOf(k *testnet.Task) ns { return ns{func(f func() error) error { return 
 
 // ground is a host with a bridge and two tasks, and metad ready to be armed.
 type ground struct {
-	t     testing.TB
-	host  *testnet.Host
-	tasks []*testnet.Task
-	cfg   metadConfig
-	metad *child
+	t      testing.TB
+	host   *testnet.Host
+	bridge *testnet.Bridge
+	tasks  []*testnet.Task
+	cfg    metadConfig
+	metad  *child
 }
 
 func newGround(t testing.TB) *ground {
@@ -493,6 +498,7 @@ func newHost(t testing.TB) *ground {
 	t.Helper()
 	g := &ground{t: t, host: testnet.NewHost(t), cfg: metadConfig{PinDir: testnet.PinDir(t)}}
 	br := g.host.AddBridge("ecs-bridge", "169.254.172.1/22")
+	g.bridge = br
 	for i := range 2 {
 		k := br.AddTask("")
 		g.tasks = append(g.tasks, k)
