@@ -6,16 +6,15 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"os/user"
 	"path/filepath"
-	"strconv"
+	"sync"
 	"syscall"
 	"time"
 )
 
 // Listen returns a listener on the Unix socket path, and makes its directory. A user who may use
-// the Engine's socket may use this one: it has the group of engine and its mode, at most 0660. If
-// engine does not exist yet, it has the mode 0660 and the group "docker", if there is one.
+// the Engine's socket may use this one: it has the group of engine and its mode, at most 0660, also
+// when they change. Before there is an engine it is its owner's alone.
 //
 // A socket that exists is replaced in one step, which lets one metad take over from another; the
 // connections that the old socket has accepted go on. Anything else at path is an error. Closing
@@ -42,9 +41,14 @@ func listen(path, engine string) (*Socket, error) {
 		return nil, err
 	}
 	l.SetUnlinkOnClose(false)
-	s := &Socket{UnixListener: l, path: path}
-	mode, gid := access(engine)
-	err = errors.Join(os.Chown(tmp, -1, gid), os.Chmod(tmp, mode))
+	s := &Socket{UnixListener: l, path: path, closed: make(chan struct{})}
+	err = os.Chmod(tmp, 0o600)
+	if err == nil {
+		err = allow(tmp, engine)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil // no Engine yet
+	}
 	if err == nil {
 		s.info, err = os.Lstat(tmp)
 	}
@@ -55,29 +59,51 @@ func listen(path, engine string) (*Socket, error) {
 		_ = os.Remove(tmp)
 		return nil, errors.Join(err, l.Close())
 	}
+	go s.follow(engine)
 	return s, nil
 }
 
-// access returns the mode and group that the socket shall have.
-func access(engine string) (mode fs.FileMode, gid int) {
-	if info, err := os.Stat(engine); err == nil {
-		if st, ok := info.Sys().(*syscall.Stat_t); ok {
-			return info.Mode().Perm() & 0o660, int(st.Gid)
-		}
+// allow gives the socket at path the mode and group of the Engine's socket.
+func allow(path, engine string) error {
+	info, err := os.Stat(engine)
+	if err != nil {
+		return err
 	}
-	if g, err := user.LookupGroup("docker"); err == nil {
-		if gid, err := strconv.Atoi(g.Gid); err == nil {
-			return 0o660, gid
-		}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		err = os.Chown(path, -1, int(st.Gid)) // first: the mode is the new group's
 	}
-	return 0o660, -1
+	return errors.Join(err, os.Chmod(path, info.Mode().Perm()&0o660))
+}
+
+// followEvery is how often the socket's mode and group are made those of the Engine's.
+const followEvery = 500 * time.Millisecond
+
+// follow keeps the socket's mode and group equal to those of the Engine's: an Engine makes its socket
+// first, and gives it mode and group then. It ends when the listener is closed or replaced. While the
+// Engine is away, all stays as it was.
+func (s *Socket) follow(engine string) {
+	tick := time.NewTicker(followEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.closed:
+			return
+		case <-tick.C:
+		}
+		if !s.current() {
+			return
+		}
+		_ = allow(s.path, engine) // again at the next tick
+	}
 }
 
 // Socket is a listener on a socket that another process may replace.
 type Socket struct {
 	*net.UnixListener
-	path string
-	info fs.FileInfo
+	path   string
+	info   fs.FileInfo
+	once   sync.Once
+	closed chan struct{} // when the listener is
 }
 
 const (
@@ -108,6 +134,7 @@ func (s *Socket) current() bool {
 
 // Close closes the listener, and removes the socket if it is still this one.
 func (s *Socket) Close() error {
+	s.once.Do(func() { close(s.closed) })
 	err := s.UnixListener.Close()
 	if s.current() {
 		err = errors.Join(err, os.Remove(s.path))

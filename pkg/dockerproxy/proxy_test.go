@@ -23,6 +23,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"metad/internal/expect"
 	"metad/pkg/inject"
 	"metad/pkg/mdfile"
 	"metad/pkg/task"
@@ -856,6 +857,37 @@ func TestValidate(t *testing.T) {
 	}
 }
 
+// As long as there is no Engine, its group cannot be known, and the socket is root's alone. It is the group's as soon as
+// the Engine's socket is.
+func TestListenBeforeTheEngine(t *testing.T) {
+	dir := t.TempDir()
+	engine, path := filepath.Join(dir, "engine.sock"), filepath.Join(dir, "run", "docker.sock")
+	l, err := Listen(path, engine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	mode := func() fs.FileMode {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Mode().Perm()
+	}
+	if got := mode(); got != 0o600 {
+		t.Errorf("before the Engine: %v, want 0600", got)
+	}
+	e, err := net.Listen("unix", engine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	if err := os.Chmod(engine, 0o660); err != nil {
+		t.Fatal(err)
+	}
+	expect.Until(t, "the socket is the group's", func() bool { return mode() == 0o660 })
+}
+
 // The socket lets in whom the Engine's lets in, replaces a dead or living one, and goes with its
 // listener.
 func TestListen(t *testing.T) {
@@ -889,7 +921,7 @@ func TestListen(t *testing.T) {
 	mode(engine, 0o660, 0o660)
 	mode(engine, 0o777, 0o660)
 	mode(engine, 0o600, 0o600)
-	mode("/nonexistent", 0, 0o660)
+	mode("/nonexistent", 0, 0o600)
 
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("after Close: %v", err)
