@@ -74,7 +74,7 @@ func (p *Proxy) prepare(r *http.Request) *create {
 	c := inject.Container{Name: name, Image: body.image, Labels: body.labels, Env: body.env,
 		Mounts: func() []inject.Mount { return p.mounts(r.Context(), body) }}
 	plan := inject.Plan{URIs: p.inject.URIs(c)}
-	plan.Entry, plan.Err = p.bounded.File(r.Context(), c, p.files.Layout().Form)
+	plan.Entry, plan.Err = p.bounded.File(r.Context(), c, p.files.Layout().Form, nil)
 	switch {
 	case errors.Is(plan.Err, inject.ErrClaimed):
 		log.Info("container gets no metadata file", zap.Error(plan.Err))

@@ -147,10 +147,15 @@ type Bounded struct {
 // Within returns what makes files within t, each user its own.
 func (i *Injector) Within(t time.Duration) *Bounded { return &Bounded{inject: i, within: t} }
 
-// File is Injector.File. After the time, or when ctx ends, there is no file, and what comes too late
-// is taken back. Until it has come there is none for anyone, at once.
-func (b *Bounded) File(ctx context.Context, c Container, form mdfile.Form) (*mdfile.Entry, error) {
-	if b.late.Load() > 0 {
+// Late returns how many files are still in the making after their time.
+func (b *Bounded) Late() int { return int(b.late.Load()) }
+
+// File is Injector.File within the time; created, if set, is called with the entry before the time is
+// up. After it, or when ctx ends, there is no file, and what comes too late is taken back. Until it
+// has come there is none for anyone, at once.
+func (b *Bounded) File(ctx context.Context, c Container, form mdfile.Form,
+	created func(*mdfile.Entry) error) (*mdfile.Entry, error) {
+	if b.Late() > 0 {
 		return nil, errors.New("the data directory hangs")
 	}
 	type result struct {
@@ -160,6 +165,9 @@ func (b *Bounded) File(ctx context.Context, c Container, form mdfile.Form) (*mdf
 	done := make(chan result, 1)
 	go func() {
 		entry, err := b.inject.File(c, form)
+		if entry != nil && created != nil {
+			err = created(entry)
+		}
 		done <- result{entry, err}
 	}()
 	ctx, cancel := context.WithTimeout(ctx, b.within)

@@ -195,7 +195,7 @@ func TestBounded(t *testing.T) {
 	hang := make(chan struct{})
 	f := func(c Container, want string) {
 		t.Helper()
-		e, err := files.File(t.Context(), c, mdfile.FormPrivate)
+		e, err := files.File(t.Context(), c, mdfile.FormPrivate, nil)
 		if e != nil || err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, %v, want that the directory %s", c.Name, e, err, want)
 		}
@@ -203,8 +203,8 @@ func TestBounded(t *testing.T) {
 	f(Container{Name: "slow", Mounts: func() []Mount { <-hang; return nil }}, "is slow") // in the disk's place
 	f(Container{Name: "next"}, "hangs")
 	close(hang)
-	expect.Until(t, "the late one to come", func() bool { return files.late.Load() == 0 })
-	if _, err := i.Within(time.Minute).File(t.Context(), Container{Name: "quick"}, mdfile.FormPrivate); err != nil {
+	expect.Until(t, "the late one to come", func() bool { return files.Late() == 0 })
+	if _, err := i.Within(time.Minute).File(t.Context(), Container{Name: "quick"}, mdfile.FormPrivate, nil); err != nil {
 		t.Fatal(err)
 	}
 	dirs, err := filepath.Glob(filepath.Join(dir, "metadata", "default", "*", "*"))

@@ -23,7 +23,9 @@ const (
 // leaves the Engine without an answer for answerTime: a metad that is stopped or hangs cannot do
 // that for itself. It is the main function of a process of its own, whose descriptors 3 and 4 are
 // the two connections.
-func Guard() error {
+func Guard() error { return guard(answerTime) }
+
+func guard(limit time.Duration) error {
 	var conns [2]net.Conn
 	for i, fd := range []uintptr{engineFD, metadFD} {
 		f := os.NewFile(fd, "connection")
@@ -34,7 +36,7 @@ func Guard() error {
 		f.Close()
 		conns[i] = c
 	}
-	return relay(conns[0], conns[1], answerTime)
+	return relay(conns[0], conns[1], limit)
 }
 
 // errNoAnswer is the end of a relay whose metad did not answer.

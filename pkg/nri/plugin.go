@@ -62,10 +62,10 @@ type Config struct {
 type Plugin struct {
 	cfg       Config
 	inject    *inject.Injector
+	files     *inject.Bounded // by fileTime: the Engine asks for one container after the other
 	connected atomic.Bool
 	first     sync.Once
 	ready     chan struct{} // closed by first
-	late      atomic.Int32  // directories that are still in the making after fileTime
 }
 
 // New returns a plugin that puts in what i decides.
@@ -76,6 +76,7 @@ func New(cfg Config, i *inject.Injector) *Plugin {
 	return &Plugin{
 		cfg:    cfg,
 		inject: i,
+		files:  i.Within(fileTime),
 		ready:  make(chan struct{}),
 	}
 }
@@ -224,7 +225,10 @@ func (h *handler) CreateContainer(ctx context.Context, _ *api.PodSandbox, c *api
 func (p *Plugin) adjust(ctx context.Context, c inject.Container) *api.ContainerAdjustment {
 	plan := inject.Plan{URIs: p.inject.URIs(c)}
 	if p.cfg.NoFiles == nil || !p.cfg.NoFiles() {
-		plan.Entry, plan.Err = p.reserve(ctx, c)
+		// The Engine tells nobody whether the creation came about. The set of tasks will, or the
+		// sweep.
+		plan.Entry, plan.Err = p.files.File(ctx, c, mdfile.FormPrivate,
+			func(e *mdfile.Entry) error { return e.Created(c.ID) })
 	}
 	log := p.cfg.Log.With(zap.String("container", c.Name))
 	switch {
@@ -243,43 +247,6 @@ func (p *Plugin) adjust(ctx context.Context, c inject.Container) *api.ContainerA
 			Options: []string{"ro"}})
 	}
 	return &a
-}
-
-// reserve makes the directory of c's file within fileTime. While one that took longer is still in
-// the making, there is none for anyone: the Engine asks for one container after the other, and all
-// would wait.
-func (p *Plugin) reserve(ctx context.Context, c inject.Container) (*mdfile.Entry, error) {
-	if p.late.Load() > 0 {
-		return nil, errors.New("the data directory hangs")
-	}
-	type result struct {
-		entry *mdfile.Entry
-		err   error
-	}
-	done := make(chan result, 1)
-	go func() {
-		entry, err := p.inject.File(c, mdfile.FormPrivate)
-		if entry != nil {
-			// The Engine tells nobody whether the creation came about. The set of tasks will, or
-			// the sweep.
-			err = entry.Created(c.ID)
-		}
-		done <- result{entry, err}
-	}()
-	select {
-	case r := <-done:
-		return r.entry, r.err
-	case <-time.After(fileTime):
-	case <-ctx.Done():
-	}
-	p.late.Add(1)
-	go func() {
-		if r := <-done; r.entry != nil {
-			r.entry.Abandon()
-		}
-		p.late.Add(-1)
-	}()
-	return nil, errors.New("the data directory is slow")
 }
 
 // logger is the library's, which says everything as if it were news.

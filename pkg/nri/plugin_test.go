@@ -23,11 +23,16 @@ import (
 	"metad/pkg/task"
 )
 
+// asGuard is set in a guard's environment to the time that it gives metad for an answer.
 const asGuard = "METAD_TEST_GUARD"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(asGuard) != "" {
-		if err := Guard(); err != nil {
+	if text := os.Getenv(asGuard); text != "" {
+		limit, err := time.ParseDuration(text)
+		if err == nil {
+			err = guard(limit)
+		}
+		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -40,21 +45,24 @@ const testID = "ef3dabed9bef087ed147024a221d2d3a822e85d53c0ca4024d3d78e7913eeb64
 
 // ground is the Engine's side of NRI, which is the library that the Engine uses, and a plugin.
 type ground struct {
-	t      *testing.T
-	socket string
-	plugin *Plugin
-	engine *adaptation.Adaptation
+	t        *testing.T
+	socket   string
+	fileTime time.Duration
+	plugin   *Plugin
+	engine   *adaptation.Adaptation
 }
 
-func newGround(t *testing.T, runtime string, cfg inject.Config) *ground {
+// newGround returns a ground whose plugin has the time for its answers and files that the test gives: a
+// test of what is answered gives enough on a busy machine.
+func newGround(t *testing.T, runtime string, cfg inject.Config, guardTime, fileTime time.Duration) *ground {
 	t.Helper()
-	t.Setenv(asGuard, "1")                     // inherited by the guards
+	t.Setenv(asGuard, guardTime.String())      // inherited by the guards
 	dir, err := os.MkdirTemp("", "metad-nri-") // a socket's path may not be long
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	g := &ground{t: t, socket: filepath.Join(dir, "nri.sock")}
+	g := &ground{t: t, socket: filepath.Join(dir, "nri.sock"), fileTime: fileTime}
 	g.startEngine(runtime)
 	g.plugin = g.startPlugin(cfg)
 	return g
@@ -86,7 +94,9 @@ func (g *ground) startPlugin(cfg inject.Config) *Plugin {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	p := New(Config{Socket: g.socket, Guard: []string{"/proc/self/exe"}, Log: zaptest.NewLogger(g.t)}, inject.New(cfg, w))
+	i := inject.New(cfg, w)
+	p := New(Config{Socket: g.socket, Guard: []string{"/proc/self/exe"}, Log: zaptest.NewLogger(g.t)}, i)
+	p.files = i.Within(g.fileTime)
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { _ = p.Run(ctx) })
@@ -133,7 +143,7 @@ func something(env, _ []string) bool { return len(env) > 0 }
 
 // The Engine's side gets the variables and the mount of every container that is to have them.
 func TestAdjust(t *testing.T) {
-	g := newGround(t, "docker", inject.Config{File: true, URIs: true})
+	g := newGround(t, "docker", inject.Config{File: true, URIs: true}, time.Minute, time.Minute)
 	g.until("an answer", something)
 	env, mounts := g.create(nil)
 	if len(env) != 3 || !strings.HasPrefix(env[1], "ECS_CONTAINER_METADATA_URI_V4=http://169.254.170.2/v4/"+testID[:32]+"-") ||
@@ -155,7 +165,7 @@ func TestAdjust(t *testing.T) {
 // While one metad takes over from another the Engine asks both: one puts in, the creation does not
 // fail.
 func TestTwoPlugins(t *testing.T) {
-	g := newGround(t, "docker", inject.Config{File: true, URIs: true})
+	g := newGround(t, "docker", inject.Config{File: true, URIs: true}, time.Minute, time.Minute)
 	other := g.startPlugin(inject.Config{File: true, URIs: true})
 	for _, p := range []*Plugin{g.plugin, other} {
 		select {
@@ -186,7 +196,7 @@ func TestHung(t *testing.T) {
 			<-hang
 		}
 		return nil, nil
-	}})
+	}}, answerTime, fileTime)
 	g.until("an answer", something)
 	mu.Lock()
 	hung = true
@@ -218,7 +228,7 @@ func TestSlowFile(t *testing.T) {
 		}
 		return nil, nil
 	}
-	g := newGround(t, "docker", inject.Config{File: true, Identify: identify})
+	g := newGround(t, "docker", inject.Config{File: true, Identify: identify}, time.Minute, fileTime)
 	g.until("a file", something)
 	hung.Store(true)
 	for range 3 {
@@ -226,7 +236,7 @@ func TestSlowFile(t *testing.T) {
 			t.Errorf("got %q and %q of a data directory that hangs", env, mounts)
 		}
 	}
-	if n := g.plugin.late.Load(); n != 1 || !g.plugin.Connected() {
+	if n := g.plugin.files.Late(); n != 1 || !g.plugin.Connected() {
 		t.Errorf("%d creations waited, connected: %v; want 1, and still the plugin", n, g.plugin.Connected())
 	}
 	hung.Store(false)
@@ -236,7 +246,7 @@ func TestSlowFile(t *testing.T) {
 
 // The Engine's end and start: metad is its plugin again.
 func TestReconnect(t *testing.T) {
-	g := newGround(t, "docker", inject.Config{URIs: true})
+	g := newGround(t, "docker", inject.Config{URIs: true}, time.Minute, time.Minute)
 	g.until("an answer", something)
 	g.engine.Stop()
 	g.startEngine("docker")
@@ -245,7 +255,7 @@ func TestReconnect(t *testing.T) {
 
 // containerd's own NRI, which may be at the same place, is left alone.
 func TestNotDocker(t *testing.T) {
-	g := newGround(t, "containerd", inject.Config{URIs: true})
+	g := newGround(t, "containerd", inject.Config{URIs: true}, time.Minute, time.Minute)
 	handler := &handler{plugin: g.plugin}
 	if _, err := handler.Configure(context.Background(), "", "containerd", "2.1"); err == nil {
 		t.Error("containerd: no error")
