@@ -56,6 +56,7 @@ func newDaemon(c *config, log *zap.Logger, own *possession) (_ *daemon, err erro
 		return nil, err
 	}
 	d.tasks = &publisher{log: log, table: lookup.New(own.loader, log.Named("lookup"))}
+	d.tasks.table.NameContainers(own.loader)
 	if d.sampler, d.closeStats, err = c.sampler(d.engine, log); err != nil {
 		return nil, err
 	}

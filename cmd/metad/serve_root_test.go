@@ -128,14 +128,10 @@ func TestRootDockerNetworks(t *testing.T) {
 	}
 }
 
-// E04: a host process and a host-network container are no task.
-func TestRootHostNetwork(t *testing.T) {
+// E04: a process of the host is no task.
+func TestRootHostProcess(t *testing.T) {
 	h := testdocker.Shared(t)
 	d := startMetad(t, h)
-	id := h.Run(t, testdocker.Container{Network: "host"})
-	if code := status(t, h, id, "/v2/metadata"); code != "400" {
-		t.Errorf("host-network container: got %s, want 400", code)
-	}
 	code, body, err := d.get("169.254.170.2:80", "/v2/metadata")
 	if err != nil || code != 400 || !strings.Contains(body, "unable to associate") {
 		t.Errorf("host process: got %d %q %v, want 400", code, body, err)

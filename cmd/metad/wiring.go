@@ -23,6 +23,7 @@ import (
 	"metad/pkg/loader"
 	"metad/pkg/mdfile"
 	"metad/pkg/server"
+	"metad/pkg/sockdiag"
 	"metad/pkg/stats"
 	"metad/pkg/takeover"
 )
@@ -151,6 +152,9 @@ func (c *config) serverConfig(samples server.Samples, log *zap.Logger) server.Co
 	cfg.NoStats = c.disableMetrics
 	cfg.OwnIDsOnly = c.ownIDsOnly
 	cfg.Samples = samples
+	cfg.SocketCgroup = func(pid int, from, to netip.AddrPort) (uint64, error) {
+		return sockdiag.Cgroup(fmt.Sprintf("/proc/%d/ns/net", pid), from, to)
+	}
 	return cfg
 }
 

@@ -51,7 +51,7 @@ func (s *state) build(group map[string]*tracked) *task.Task {
 	var dns task.NetworkDetails // the agent gives the pause container those of the network interface
 	for _, m := range members {
 		c := m.desc.container
-		c.Stats = m.stats
+		c.Stats, c.Cgroup = m.stats, m.cgroup
 		if m.ns != nil {
 			for _, ep := range m.ns.endpoints {
 				ep.Container = c.ID
@@ -62,7 +62,7 @@ func (s *state) build(group map[string]*tracked) *task.Task {
 				dns = m.desc.dns
 			}
 		}
-		if m.ns != nil && !c.Running() { // it is being started: by the time that it asks, it runs
+		if (m.ns != nil || m.cgroup != task.Cgroup{}) && !c.Running() { // it is being started: by the time that it asks, it runs
 			c.KnownStatus, c.DesiredStatus = task.StatusRunning, task.StatusRunning
 			c.StartedAt, c.FinishedAt, c.ExitCode = time.Time{}, time.Time{}, nil
 			c.DockerNetworks = connected(c.DockerNetworks, m.ns)

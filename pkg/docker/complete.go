@@ -88,7 +88,7 @@ func describeNetwork(c *task.Container, name string, ep *network.EndpointSetting
 // connected returns the networks of a container that is being started with the address that Docker has not told
 // yet, as the namespace has it. Of several networks nobody can tell which address is whose.
 func connected(networks []task.DockerNetwork, ns *namespace) []task.DockerNetwork {
-	if len(networks) != 1 || len(ns.endpoints) != 1 || networks[0].IPAddress != "" {
+	if ns == nil || len(networks) != 1 || len(ns.endpoints) != 1 || networks[0].IPAddress != "" {
 		return networks
 	}
 	n, ep := networks[0], ns.endpoints[0]

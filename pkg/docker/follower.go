@@ -89,6 +89,7 @@ type Follower struct {
 	state    *state     // of Run's goroutine
 	ns       *namespaces
 	read     func(*task.Container) (*namespace, error) // into the container's namespace
+	cgroupOf func(pid int, id string) task.Cgroup      // the cgroup of the container with the id and a process pid
 	images   images
 	now      func() time.Time
 	births   *bundles // nil: there is no inotify instance left
@@ -116,6 +117,7 @@ func New(cfg Config) (*Follower, error) {
 		return nil, err
 	}
 	f.read, f.state.inode = f.ns.read, f.ns.inode
+	f.cgroupOf = openCgroups(cmp.Or(cfg.ProcRoot, "/proc"), cmp.Or(cfg.CgroupRoot, "/sys/fs/cgroup")).of
 	if len(cfg.BundleDirs) == 0 {
 		cfg.BundleDirs = defaultBundleDirs
 	}
@@ -145,6 +147,7 @@ func newFollower(cfg Config) (*Follower, error) {
 		return nil, fmt.Errorf("region, account and cluster make no ARN: %w", err)
 	}
 	f := &Follower{cfg: cfg, stream: newStream(cfg.Engine, cfg.Log), now: time.Now}
+	f.cgroupOf = func(int, string) task.Cgroup { return task.Cgroup{} }
 	f.synced = make(chan struct{})
 	if cfg.Bridges != nil {
 		f.stream.bridges = newBridges(cfg.Engine, cfg.Log, cfg.Bridges)

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"metad/pkg/task"
 )
 
 // priority says which line a container waits in to be looked at.
@@ -89,7 +91,8 @@ type finding struct {
 	newborn   int  // process of a container that does not run yet: its namespace was read
 	desc      *description
 	ns        *namespace
-	err       error // the Engine's
+	cgroup    task.Cgroup // zero if it has none of its own
+	err       error       // the Engine's
 	nsErr     error
 	outdated  bool // the container has ended since the look began: ns is of before
 

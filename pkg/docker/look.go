@@ -24,6 +24,9 @@ func (f *Follower) look(ctx context.Context, l *finding) {
 		}
 	}
 	c := l.desc.container
+	if pid := max(c.PID, l.newborn); pid != 0 {
+		l.cgroup = f.cgroupOf(pid, l.id)
+	}
 	switch {
 	case l.newborn != 0 && l.desc.startsWithNetwork():
 		c.PID = l.newborn

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/docker/docker/api/types/container"
+
+	"metad/pkg/task"
 )
 
 // list compares what the Engine lists with what is known.
@@ -45,7 +47,7 @@ func (s *state) list(l listing) {
 func (s *state) listed(sum *container.Summary, recheck bool) {
 	c := s.containers[sum.ID]
 	if c != nil && c.restored != nil && listedRunning(sum) == 0 {
-		c.ns = nil // the address may be another's since
+		c.ns, c.cgroup = nil, task.Cgroup{} // the address may be another's since
 		s.dirty[c.home.arn] = true
 	}
 	// At a low priority, so that a container that starts now does not wait for all of them.

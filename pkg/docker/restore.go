@@ -18,7 +18,7 @@ func (s *state) restore(tasks []*task.Task) {
 		owners := endpointOwners(t)
 		for _, tc := range t.Containers {
 			c := s.container(tc.ID)
-			c.restored = t
+			c.restored, c.cgroup = t, tc.Cgroup
 			if tc.Stats != nil {
 				c.stats = tc.Stats
 			}

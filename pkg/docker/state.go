@@ -49,6 +49,7 @@ type tracked struct {
 	announced string
 	home      identity   // the task that it is in: its own, or that of the container whose namespace it shares
 	ns        *namespace // nil unless it runs in a namespace of its own
+	cgroup    task.Cgroup
 	newborn   int        // process of a container that is being started; 0 once the Engine has spoken
 	ended     ending     // of its last life
 	restored  *task.Task // desc is of an earlier process's; nil since the first inspect
@@ -144,7 +145,7 @@ func (s *state) die(id string, at time.Time, code string) {
 	if n, err := strconv.Atoi(code); err == nil {
 		c.ended.code = &n
 	}
-	c.ns, c.newborn = nil, 0
+	c.ns, c.newborn, c.cgroup = nil, 0, task.Cgroup{}
 	s.looks.hasEnded(id)
 	s.newborns.hasEnded(id)
 	s.place(c, c.desc)
@@ -295,11 +296,11 @@ func (s *state) connected(c *tracked, f *finding) {
 	case c.newborn != 0: // the Engine does not know yet that it is being started
 		s.newborns.wantNamespace(c.id, priorityStarting)
 	case f.outdated:
-		c.ns = nil
+		c.ns, c.cgroup = nil, task.Cgroup{}
 	case f.nsErr != nil:
 		s.unreadable(c, f)
 	default:
-		c.ns = f.ns
+		c.ns, c.cgroup = f.ns, f.cgroup
 		s.looks.succeeded(c.id)
 		if c.desc.awaitsCNI() && !c.ns.ecs {
 			s.looks.await(c.id, priorityEvent, time.Second)
@@ -318,7 +319,7 @@ func (s *state) foundNewborn(f *finding) {
 		return
 	}
 	s.dirty[c.home.arn] = true
-	c.ns = f.ns
+	c.ns, c.cgroup = f.ns, f.cgroup
 	switch {
 	case f.nsErr != nil:
 		c.newborn = 0 // it has never come to run
@@ -334,7 +335,7 @@ func (s *state) foundNewborn(f *finding) {
 func (s *state) unreadable(c *tracked, f *finding) {
 	inode := s.inode(c.desc.container.PID)
 	if c.ns != nil && (inode == 0 || inode != c.ns.inode) {
-		c.ns = nil
+		c.ns, c.cgroup = nil, task.Cgroup{}
 	}
 	if inode == 0 || errors.Is(f.nsErr, errNotIts) {
 		s.looks.again(c.id)

@@ -80,7 +80,7 @@ func Run(ctx context.Context, cfg Config) Report { return run(ctx, cfg, thisHost
 func run(ctx context.Context, cfg Config, h *host) Report {
 	var r Report
 	for _, check := range []func(context.Context, Config, *host) []Check{
-		checkKernel, checkCapabilities, checkBTF, checkBPFFS, checkCgroup,
+		checkKernel, checkCapabilities, checkBTF, checkBPFFS, checkCgroup, checkProof,
 		checkRunning, checkBridges, checkUnwatched, checkCrowd, checkBridgeNetfilter, checkAddress,
 		checkRules, checkDocker, checkNRI, checkAgent,
 	} {

@@ -169,13 +169,34 @@ func TestChecks(t *testing.T) {
 	f("cgroup v2", func(*fake) {}, "cgroup", OK, "v2")
 	f("no memory controller", with("/sys/fs/cgroup/cgroup.controllers", "cpu io pids"), "cgroup", Warn, "v2, without memory")
 	f("cgroup v1", func(h *fake) {
+		h.types["/sys/fs/cgroup/unified"] = unix.CGROUP2_SUPER_MAGIC
 		h.types["/sys/fs/cgroup"] = unix.TMPFS_MAGIC
 		for _, c := range []string{"cpuacct", "memory", "blkio"} {
 			h.types["/sys/fs/cgroup/"+c] = unix.CGROUP_SUPER_MAGIC
 		}
 	}, "cgroup", OK, "v1")
-	f("cgroup v1 in part", func(h *fake) { h.types["/sys/fs/cgroup"] = unix.TMPFS_MAGIC }, "cgroup", Warn, "v1, without cpuacct, memory, blkio")
+	f("cgroup v1 in part", func(h *fake) {
+		h.types["/sys/fs/cgroup"], h.types["/sys/fs/cgroup/unified"] = unix.TMPFS_MAGIC, unix.CGROUP2_SUPER_MAGIC
+	}, "cgroup", Warn, "v1, without cpuacct, memory, blkio")
 	f("no cgroup", func(h *fake) { delete(h.types, "/sys/fs/cgroup") }, "cgroup", Warn, "no such file")
+	f("proof by v2", func(*fake) {}, "which container", OK, "by cgroup v2")
+	v1 := func(h *fake) {
+		h.types["/sys/fs/cgroup"] = unix.TMPFS_MAGIC
+		for _, c := range []string{"cpuacct", "memory", "blkio", "net_prio"} {
+			h.types["/sys/fs/cgroup/"+c] = unix.CGROUP_SUPER_MAGIC
+		}
+	}
+	f("proof on v1", v1,
+		"which container", Warn, "cgroup v1 only")
+	hybrid := func(h *fake) {
+		v1(h)
+		h.types["/sys/fs/cgroup/unified"] = unix.CGROUP2_SUPER_MAGIC
+	}
+	f("proof on a hybrid host", hybrid, "which container", OK, "beside v1")
+	f("proof on an old hybrid host", func(h *fake) {
+		hybrid(h)
+		with("/proc/sys/kernel/osrelease", "5.10.0-33-amd64")(h)
+	}, "which container", Warn, "beside net_prio")
 
 	stopped := func(h *fake) {
 		h.links = h.links[:4]

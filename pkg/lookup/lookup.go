@@ -1,7 +1,7 @@
 // Package lookup answers one question: which task does this connection come from? It holds the
 // reader's side of the kernel's ip_task map and keeps the two equal: what Apply publishes to
 // readers it has written to the kernel first, and what it takes from the kernel it has taken from
-// readers first.
+// readers first. With the maps of containers by cgroup it answers too which container of the task.
 package lookup
 
 import (
@@ -69,7 +69,9 @@ type Table struct {
 	dispute map[netip.Addr]bool          // claimed twice, and told so
 	copied  map[string]bool              // endpoint ids held twice, and told so
 	joined  bool                         // a container uses the network of another task's
-	failed  bool                         // the last publish left something undone
+
+	containers containers
+	failed     bool // the last publish left something undone
 
 	wmu     sync.Mutex // guards what follows; taken after mu
 	waits   map[waitKey]*wait
@@ -101,6 +103,8 @@ func New(kernel KernelMap, log *zap.Logger) *Table {
 		dispute: map[netip.Addr]bool{},
 		waits:   map[waitKey]*wait{},
 		watched: map[*View]chan struct{}{},
+
+		containers: containers{log: log},
 	}
 	t.snap.Store(&snapshot{})
 	return t
@@ -113,7 +117,8 @@ func (t *Table) Conflicts() uint64 { return t.conflicts.Load() }
 func (t *Table) TurnedAway() uint64 { return t.turned.Load() }
 
 // Resolve returns the view of the task that a connection from addr with the mark tag belongs to,
-// nil if there is none now. It takes no lock, makes no system call and does not allocate.
+// nil if there is none now; View.Sender says which container. It takes no lock, makes no system
+// call and does not allocate.
 //
 // A task's tag is proof by itself: the kernel saw the address, the port and the MAC. A port's tag
 // (the task was not known at the time) holds for the task that has addr behind that very port. No tag
@@ -134,15 +139,15 @@ func (t *Table) Resolve(tag uint32, addr netip.Addr) *View {
 	}
 }
 
-// Await is Resolve that waits until the task is there and not Settling, or ctx ends. It returns what there
+// Await is Resolve that waits until the task is there and Settled, or ctx ends. It returns what there
 // is then, nil if nothing, and at once if too many wait already.
 func (t *Table) Await(ctx context.Context, tag uint32, addr netip.Addr) *View {
-	if v := t.Resolve(tag, addr); v.settled() {
+	if v := t.Resolve(tag, addr); v.Settled(tag) {
 		return v
 	}
 	key := waitKey{tag, addr}
 	t.wmu.Lock()
-	if v := t.Resolve(tag, addr); v.settled() { // published since; later publications will find us
+	if v := t.Resolve(tag, addr); v.Settled(tag) { // published since; later publications will find us
 		t.wmu.Unlock()
 		return v
 	}
@@ -193,8 +198,8 @@ type Saved struct {
 }
 
 // Restore publishes those of an earlier process's tasks that the pinned kernel map confirms: an entry
-// with the tag, address, ifindex and MAC. Nothing is written to the kernel. Entries without a task keep
-// their tags until the first Apply, for the case that it brings the same task. Call it before Apply.
+// with the tag, address, ifindex and MAC, or one of a container in the host's network. Nothing is
+// written to the kernel. Entries without a task keep their tags until the first Apply, for the case that it brings the same task. Call it before Apply.
 func (t *Table) Restore(saved []Saved) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -207,17 +212,35 @@ func (t *Table) Restore(saved []Saved) error {
 			if w, ok := t.written[ep.Addr]; !ok || w.Tag != s.Tag || !isAt(&w, ep) {
 				continue
 			}
-			if next.byTag[s.Tag] == nil {
-				next.byTag[s.Tag] = newView(s.Tag, s.Task)
-				t.tags[s.Task.ARN] = s.Tag
-				t.tasks = append(t.tasks, s.Task)
-			}
+			t.restore(next, s)
 			next.byAddr[ep.Addr] = entry{ep, next.byTag[s.Tag]}
+		}
+		for _, c := range s.Task.Containers {
+			if w, ok := t.containers.written[c.Cgroup.ID]; ok && w.host && w.tag&bpf.TagTask == s.Tag && w.task == cut(s.Task.ID) {
+				t.restore(next, s)
+			}
 		}
 	}
 	t.complete(&snapshot{}, next)
 	t.store(next)
 	return nil
+}
+
+// restore adds a confirmed task of an earlier process to next, once.
+func (t *Table) restore(next *snapshot, s Saved) {
+	if next.byTag[s.Tag] != nil {
+		return
+	}
+	next.byTag[s.Tag] = t.newView(s.Tag, s.Task)
+	t.tags[s.Task.ARN] = s.Tag
+	t.tasks = append(t.tasks, s.Task)
+}
+
+// newView returns a view of tk with its containers numbered.
+func (t *Table) newView(tag uint32, tk *task.Task) *View {
+	v := newView(tag, tk)
+	t.containers.number(v)
+	return v
 }
 
 // Apply makes tasks the whole truth: writes their endpoints to the kernel, removes everybody
@@ -277,7 +300,8 @@ func (t *Table) publish() error {
 		t.store(less)
 	}
 	err := t.writeKernel(old, next)
-	t.failed = err != nil
+	// A container that is not named has its task all the same: no error.
+	t.failed = !t.containers.write(old, next) || err != nil
 	t.store(next)
 	return err
 }
@@ -289,7 +313,7 @@ func (t *Table) store(s *snapshot) {
 	defer t.wmu.Unlock()
 	t.tellChanged(s)
 	for key, w := range t.waits {
-		if v := t.Resolve(key.tag, key.addr); v.settled() {
+		if v := t.Resolve(key.tag, key.addr); v.Settled(key.tag) {
 			w.view = v
 			close(w.done)
 			delete(t.waits, key)
@@ -321,7 +345,7 @@ func (t *Table) next(old *snapshot) *snapshot {
 		tags[tk.ARN] = tag
 		v := old.byTag[tag]
 		if v == nil || v.Task != tk {
-			v = newView(tag, tk)
+			v = t.newView(tag, tk)
 		}
 		next.byTag[tag] = v
 		for _, ep := range tk.Endpoints {
@@ -352,6 +376,9 @@ func (t *Table) usedTags() map[uint32]bool {
 	used := make(map[uint32]bool, len(t.tags)+len(t.written))
 	for _, w := range t.written {
 		used[w.Tag] = false
+	}
+	for _, w := range t.containers.written {
+		used[w.tag&bpf.TagTask] = false
 	}
 	for _, tag := range t.tags {
 		used[tag] = true
@@ -440,9 +467,15 @@ func (t *Table) readKernel() error {
 	if entries == nil {
 		entries = map[netip.Addr]bpf.TaskValue{}
 	}
+	if err := t.containers.read(); err != nil {
+		return err
+	}
 	t.written = entries
 	for _, w := range entries {
 		t.nextTag = max(t.nextTag, w.Tag+1)
+	}
+	for _, w := range t.containers.written {
+		t.nextTag = max(t.nextTag, w.tag&bpf.TagTask+1)
 	}
 	return nil
 }
@@ -452,6 +485,11 @@ func (t *Table) inherited(tk *task.Task) (uint32, bool) {
 	for _, ep := range tk.Endpoints {
 		if w, ok := t.written[ep.Addr]; ok && isAt(&w, ep) && w.TaskId == taskID(tk.ID) {
 			return w.Tag, true
+		}
+	}
+	for _, c := range tk.Containers { // in the host's network
+		if w, ok := t.containers.written[c.Cgroup.ID]; ok && w.host && w.task == cut(tk.ID) {
+			return w.tag & bpf.TagTask, true
 		}
 	}
 	return 0, false
@@ -481,6 +519,7 @@ func value(e entry) bpf.TaskValue {
 		Tag:     e.view.Tag,
 		Ifindex: uint32(e.ep.Ifindex),
 		Mac:     e.ep.MAC,
+		Levels:  e.view.levels,
 		TaskId:  taskID(e.view.Task.ID),
 	}
 }

@@ -82,6 +82,11 @@ type Config struct {
 	// Tag tells the kernel's tag of an accepted connection. It is called once for each.
 	Tag func(net.Conn) (uint32, error)
 
+	// SocketCgroup returns the id of the cgroup in which the socket of a connection from one address to
+	// another was made, as the network namespace of process pid has it. It is asked about a connection
+	// once, if a client wants to know which container it is and nothing else tells. Nil: nobody knows.
+	SocketCgroup func(pid int, from, to netip.AddrPort) (uint64, error)
+
 	// Log gets changes of state and panics.
 	Log *zap.Logger
 }

@@ -65,6 +65,8 @@ type conn struct {
 
 	// Only the handler, which runs once at a time for a connection, touches these.
 	arn      string // the client's task when it was last answered as that
+	maker    string // Docker id of the container that made the socket, once it was known
+	searched bool   // for the maker, by the socket itself
 	question        // the one in hand
 
 	ahead bool  // what was sent before the last answer may not be all read; by who reads, or the handler
@@ -164,6 +166,9 @@ const minSweep = 64
 // nanoseconds, on the clock that the buckets go by.
 func (cs *conns) add(c *conn, now int64) bool {
 	c.src = source{tag: c.tag}
+	if c.tag&bpf.TagPort == 0 {
+		c.src.tag = c.tag & bpf.TagTask // whichever container of it
+	}
 	if c.tag == bpf.TagNone {
 		c.src.addr = c.remote.Addr()
 	}

@@ -2,21 +2,68 @@ package server
 
 import (
 	"context"
+	"net/netip"
 
+	"metad/bpf"
 	"metad/pkg/lookup"
 )
 
 // proven returns the task that c comes from, as the kernel proves it, and the container, nil if the
 // proof does not go so far; nil, nil if the task is not known. It does not wait.
 //
-// A container is proven only where no other one can send from the task's address. This is the place
-// for a better proof of the container.
+// The container is the one in whose cgroup the socket was made, where the kernel says so, and else one
+// that no other can be: nobody else can send from the task's address.
 func (s *Server) proven(c *conn) (*lookup.View, *lookup.ContainerView) {
 	v := s.tasks.Resolve(c.tag, c.remote.Addr())
 	if v == nil {
 		return nil, nil
 	}
-	return v, v.Only(c.remote.Addr())
+	cv := v.Sender(c.tag, c.remote.Addr())
+	switch {
+	case !namesContainer(c.tag):
+		for i := range v.Containers {
+			if cv == nil && c.maker != "" && v.Containers[i].ID == c.maker {
+				cv = &v.Containers[i]
+			}
+		}
+	case cv == nil:
+	case c.maker == "":
+		c.maker = cv.ID
+	case c.maker != cv.ID:
+		// The container is gone, and its number another's, while a process that it gave the socket
+		// to still asks.
+		cv = nil
+	}
+	return v, cv
+}
+
+// namesContainer reports whether the kernel has said of a connection with the mark tag which container
+// made its socket.
+func namesContainer(tag uint32) bool {
+	return tag&bpf.TagPort == 0 && bpf.ContainerNumber(tag) != 0
+}
+
+// findMaker finds out, by the socket itself, which container c comes from, where the mark does not say
+// it: the container's cgroup may not have been known when the connection was made. It reports whether
+// that is known now. Once for each connection, whatever comes of it.
+func (s *Server) findMaker(c *conn) bool {
+	if s.cfg.SocketCgroup == nil || c.searched || c.view == nil || namesContainer(c.tag) {
+		return false
+	}
+	c.searched = true
+	pid := c.view.NamespaceOf(c.remote.Addr())
+	local, ok := c.LocalAddr().(interface{ AddrPort() netip.AddrPort })
+	if pid == 0 || !ok {
+		return false
+	}
+	cgroup, err := s.cfg.SocketCgroup(pid, c.remote, local.AddrPort())
+	if err != nil {
+		return false
+	}
+	if cv := c.view.InCgroup(cgroup); cv != nil {
+		c.maker = cv.ID
+	}
+	return c.maker != ""
 }
 
 // find sets c's view and container to what its target names, after a bounded wait if need be, or
@@ -26,8 +73,15 @@ func (s *Server) find(c *conn) *failure {
 	if (f != nil || c.view.Task.Settling && c.target.by != byEndpoint) && s.await(c) {
 		f = s.locate(c, &c.question)
 	}
+	lacks := func() bool { return f != nil && c.target.by == theCaller && c.view != nil && c.container == nil }
+	if lacks() && s.findMaker(c) {
+		f = s.locate(c, &c.question)
+	}
 	if f == nil && c.target.by != byEndpoint {
 		c.arn = c.view.Task.ARN
+	}
+	if lacks() {
+		s.unnamed.Add(1)
 	}
 	return f
 }
@@ -36,7 +90,8 @@ func (s *Server) find(c *conn) *failure {
 // be a container that the task does not show yet. It reports whether it waited.
 func (s *Server) await(c *conn) bool {
 	v := s.tasks.Resolve(c.tag, c.remote.Addr())
-	if v != nil && !v.Task.Settling || c.arn != "" || s.cfg.UnknownWait == 0 || c.remote.Addr() == s.cfg.HostAddr {
+	ofHost := c.remote.Addr() == s.cfg.HostAddr && c.tag == bpf.TagNone // no container's
+	if v.Settled(c.tag) || c.arn != "" || s.cfg.UnknownWait == 0 || ofHost {
 		return false
 	}
 	s.waiting.Add(1)

@@ -57,6 +57,7 @@ type Server struct {
 
 	waiting atomic.Int64
 	panics  atomic.Uint64
+	unnamed atomic.Uint64
 
 	stopping atomic.Bool
 	stopped  chan struct{} // closed by the first Shutdown
@@ -195,6 +196,7 @@ type Counters struct {
 	Waiting int    // requests from unknown sources
 	Delayed uint64 // requests that were sent before their turn
 	Panics  uint64 // requests answered 500
+	Unnamed uint64 // looks for the container that asks, of which nothing said which it is
 	// Documents that metad answered with its own although the id is of the agent's form: the agent
 	// was away, or does not know the id.
 	AgentAway, AgentDisowned uint64
@@ -210,6 +212,7 @@ func (s *Server) Counters() Counters {
 		Waiting: int(s.waiting.Load()),
 		Delayed: s.turns.delayed.Load(),
 		Panics:  s.panics.Load(),
+		Unnamed: s.unnamed.Load(),
 	}
 }
 

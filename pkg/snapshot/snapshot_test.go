@@ -80,7 +80,7 @@ func fill(v reflect.Value) {
 		v.SetString("text <&> \"ü\"")
 	case reflect.Int, reflect.Int64:
 		v.SetInt(42)
-	case reflect.Uint8, reflect.Uint16, reflect.Uint32:
+	case reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		v.SetUint(7)
 	case reflect.Float64:
 		v.SetFloat(0.25)

@@ -145,6 +145,7 @@ type Container struct {
 	PID         int    // init process, 0 unless running
 	State       string // Docker's word: created, running, paused, restarting, removing, exited, dead
 	NetworkMode string // HostConfig.NetworkMode
+	Cgroup      Cgroup // its own while it runs, zero: not known
 	EndpointID  string // last part of ECS_CONTAINER_METADATA_URI(_V4) in its environment; "": none
 
 	// MetadataEnv are the variables of its environment that say where its metadata is, as KEY=value.
@@ -154,6 +155,12 @@ type Container struct {
 	// not to this version of its description: every version carries the same pointer. Never nil
 	// for a container with an ID.
 	Stats *StatsCell
+}
+
+// Cgroup is a cgroup of version 2 that is one container's alone.
+type Cgroup struct {
+	ID    uint64 // inode number of its directory; the kernel gives none twice before a reboot
+	Level uint8  // how far below the root, whose level is 0
 }
 
 // ContainerLimits are always printed, both members.

@@ -1,0 +1,106 @@
+//go:build root
+
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/docker/docker/api/types/container"
+
+	"metad/internal/testdocker"
+)
+
+// Each container of a task is told itself, whatever they share: by the kernel's word on the cgroup
+// that the socket was made in. So are the containers of an awsvpc task, a guest of another
+// container's network and one of the host's, commands that are executed in one, and a container
+// after a restart.
+func TestRootSelf(t *testing.T) {
+	h := testdocker.Shared(t)
+	vpc := h.RunTask(t, testdocker.Task{ID: "before", ENI: []netip.Prefix{netip.MustParsePrefix("10.0.0.7/24")},
+		Containers: []testdocker.Container{{Name: "app"}, {Name: "log"}, {Name: "proxy"}}})
+	d := startMetad(t, h)
+	after := h.RunTask(t, testdocker.Task{ID: "after", ENI: []netip.Prefix{netip.MustParsePrefix("10.0.0.8/24")},
+		Containers: []testdocker.Container{{Name: "app"}, {Name: "log"}, {Name: "proxy"}}})
+	plain := h.Run(t, testdocker.Container{})
+	guest := h.Run(t, testdocker.Container{Network: "container:" + plain})
+	host, hostToo := h.Run(t, testdocker.Container{Network: "host"}), h.Run(t, testdocker.Container{Network: "host"})
+
+	all := append(append([]string{plain, guest, host, hostToo}, vpc.Containers...), after.Containers...)
+	check := func() {
+		t.Helper()
+		for _, id := range all {
+			for _, path := range []string{"/v4", "/v4/self", "/v3/self", "/v2/metadata/self"} {
+				if got := containerOf(t, ask(t, h, id, path)); got != id {
+					t.Errorf("%.12s asks %s: got %.12s, want itself", id, path, got)
+				}
+			}
+			if stats := ask(t, h, id, "/v4/self/stats"); !strings.Contains(stats, id) {
+				t.Errorf("%.12s: got statistics %.200s", id, stats)
+			}
+		}
+	}
+	check()
+	for _, id := range []string{host, hostToo} {
+		if got := taskOf(t, ask(t, h, id, "/v2/metadata")); len(got.Containers) != 1 || got.Containers[0].DockerId != id {
+			t.Errorf("host-network container: got %+v, want a task of its own", got)
+		}
+	}
+	d.stop()
+	d.start()
+	d.waitReady()
+	check()
+
+	if err := h.Client.ContainerRestart(t.Context(), vpc.Containers[1], container.StopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	check()
+}
+
+// A container that asks who it is by its first instruction is told itself or, if metad has not
+// found its cgroup yet, that nobody knows: never another one. Here all of a task's containers share
+// a network.
+func TestRootSelfFirstInstruction(t *testing.T) {
+	const starts, atOnce = 40, 4
+	h := testdocker.Shared(t)
+	startMetad(t, h)
+	task := h.RunTask(t, testdocker.Task{ID: "busy", ENI: []netip.Prefix{netip.MustParsePrefix("10.0.0.9/24")},
+		Containers: []testdocker.Container{{Name: "app"}}})
+	var mu sync.Mutex
+	right, unnamed := 0, 0
+	var wg sync.WaitGroup
+	for worker := range atOnce {
+		wg.Go(func() {
+			for i := range starts / atOnce {
+				id := h.Run(t, testdocker.Container{
+					Name: fmt.Sprintf("first-%d-%d", worker, i), Network: "container:" + task.Pause,
+					Labels: map[string]string{"com.amazonaws.ecs.task-arn": task.ARN, "com.amazonaws.ecs.container-name": "first"},
+					Cmd:    []string{"sh", "-c", "wget -qO- http://169.254.170.2/v4/self > /answer; exec sleep 3600"}})
+				got := ""
+				waitFor(t, "an answer", func() bool {
+					got = h.Exec(t, id, "sh", "-c", "ps | grep -q '[w]get' || echo done; cat /answer")
+					return strings.HasPrefix(got, "done")
+				})
+				mu.Lock()
+				switch got = strings.TrimSpace(strings.TrimPrefix(got, "done")); {
+				case got == "":
+					unnamed++
+				case containerOf(t, got) == id:
+					right++
+				default:
+					t.Errorf("%.12s: got %.100s", id, got)
+				}
+				mu.Unlock()
+				h.Remove(t, id)
+			}
+		})
+	}
+	wg.Wait()
+	t.Logf("%d right, %d not named, of %d", right, unnamed, starts)
+	if right < starts*9/10 {
+		t.Errorf("got %d of %d right", right, starts)
+	}
+}
