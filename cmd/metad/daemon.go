@@ -266,14 +266,21 @@ func (d *daemon) leave(succ *takeover.Successor, parts *parts) (done bool, err e
 	select {
 	case <-d.endpoint.drain():
 	case <-succ.Died():
+	}
+	select {
+	case <-succ.Died(): // also if this one was drained at the same moment
 		d.log.Warn("the other metad is gone: going on")
 		return false, errors.Join(d.endpoint.restart(), d.resume())
+	default:
 	}
 	d.own.ours = false
+	// Now, not after all else: if succ is killed meanwhile, the kernel must find in it the last owner
+	// of the listener, and reset what waits there while succ's programs still carry the resets.
+	err = d.endpoint.Close()
 	if s := d.proxySocket.Load(); s != nil {
 		s.Succeed() // waits until the successor's proxy has taken this one's place
 	}
-	return true, errors.Join(parts.stop(), succ.Close()) // the successor waits for the admin address
+	return true, errors.Join(err, parts.stop(), succ.Close()) // the successor waits for the admin address
 }
 
 // stop ends the serving. No new packets first: a container that asks from now on is answered by

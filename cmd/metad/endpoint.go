@@ -86,10 +86,13 @@ func (e *endpoint) restart() error {
 // counters are the current server's.
 func (e *endpoint) counters() server.Counters { return e.current.Load().Counters() }
 
-// Close ends the current server and closes the listener.
+// Close ends the current server and closes the listener. Called again, it does nothing.
 func (e *endpoint) Close() error {
 	if e.current.Load() != nil {
 		<-e.drain()
 	}
-	return e.ln.Close()
+	if err := e.ln.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
 }
