@@ -38,7 +38,9 @@ func describeExtras(c *task.Container, config *container.Config, host *container
 	}
 	c.LogDriver, c.LogOptions = logging(c.ID, &host.LogConfig)
 	c.RestartPolicy = !host.RestartPolicy.IsNone()
-	x.dns.DNSServers, x.dns.DNSSearch = host.DNS, host.DNSSearch
+	// The Engine says null for none at one time and [] at another: that makes no new task.
+	x.dns.DNSServers = append([]string(nil), host.DNS...)
+	x.dns.DNSSearch = append([]string(nil), host.DNSSearch...)
 	x.cgroupParent = host.CgroupParent
 	x.nanoCPUs = host.NanoCPUs
 	if x.nanoCPUs == 0 && host.CPUQuota > 0 {
