@@ -243,7 +243,7 @@ var rows = []row{
 		h := newHost(t, testConfig(), newTask())
 		lacks(t, h.get(t, addrU, "/v2/metadata").body, "v2 handler")
 	}},
-	{id: "E04", says: "processes on the host's network are no better known than U; a container with an address of its own is its task", test: func(t *testing.T) { // a source that never becomes a task waits, and then is told the same
+	{id: "E04", says: "processes of the host are no better known than U; a container is its task, by its address or, on the host's network, by its cgroup", test: func(t *testing.T) { // a source that never becomes a task waits, and then is told the same
 		cfg := testConfig()
 		cfg.UnknownWait = time.Millisecond
 		h := newHost(t, cfg, newTask())
