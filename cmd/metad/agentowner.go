@@ -4,10 +4,8 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"net"
 	"net/netip"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink/nl"
@@ -24,8 +22,8 @@ type agentGuard struct {
 	uid    uint32         // of the listener that is trusted: root
 	owners func(netip.AddrPort) ([]uint32, error)
 
-	trusted atomic.Bool
-	foreign bool // the log says so; of the goroutine that looks
+	trusted atomic.Bool // what listens now may be asked
+	foreign bool        // the log says so; of the goroutine that looks
 }
 
 // newAgentGuard returns the guard of an agent at addr, or nil if there is nothing to guard: no other
@@ -74,14 +72,6 @@ func (g *agentGuard) look() {
 		g.log.Info("the ECS agent's port belongs to no user any more", zap.Stringer("addr", g.addr))
 	}
 	g.foreign = foreign
-}
-
-// dial connects to the agent. Without a listener that is root's it fails as if there were none.
-func (g *agentGuard) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	if !g.trusted.Load() {
-		return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ECONNREFUSED}
-	}
-	return (&net.Dialer{KeepAlive: -1}).DialContext(ctx, network, address)
 }
 
 // diagRequest is struct inet_diag_req_v2 (include/uapi/linux/inet_diag.h): the listeners of a port.

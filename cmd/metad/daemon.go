@@ -130,7 +130,7 @@ func (d *daemon) listen(parts *parts) error {
 	d.endpoint = &endpoint{ln: ln, parts: parts, log: d.log, make: func() (*server.Server, error) {
 		cfg := d.cfg.serverConfig(samples{d.sampler}, d.log)
 		if d.guard != nil {
-			cfg.DialAgent = d.guard.dial
+			cfg.AgentTrusted = d.guard.trusted.Load
 		}
 		return server.New(cfg, d.tasks.table)
 	}}

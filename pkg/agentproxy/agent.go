@@ -16,6 +16,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"syscall"
 	"time"
@@ -49,14 +50,15 @@ type Agent struct {
 	Addr         string        // host:port
 	Timeout      time.Duration // of an exchange, from the connection to the last byte
 	MaxBodyBytes int64         // of a request
-	Dial         func(ctx context.Context, network, address string) (net.Conn, error)
+	// Dial connects to address. from, if it is valid, is the local address that stands for the client.
+	Dial func(ctx context.Context, address string, from netip.Addr) (net.Conn, error)
 }
 
 // connect returns a connection to the agent that ends at the deadline.
-func (a *Agent) connect(ctx context.Context, deadline time.Time) (net.Conn, error) {
+func (a *Agent) connect(ctx context.Context, from netip.Addr, deadline time.Time) (net.Conn, error) {
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	up, err := a.Dial(ctx, "tcp", a.Addr)
+	up, err := a.Dial(ctx, a.Addr, from)
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		return nil, ErrAbsent
 	}
@@ -81,7 +83,7 @@ const maxDocument = 1 << 20
 // Get asks the agent for target, which must be a clean path, and returns the status and the body of
 // its answer. It gives up after the timeout. A body of more than 1 MiB is ErrFailed.
 func (a *Agent) Get(ctx context.Context, target string, timeout time.Duration) (int, []byte, error) {
-	up, err := a.connect(ctx, time.Now().Add(timeout))
+	up, err := a.connect(ctx, netip.Addr{}, time.Now().Add(timeout))
 	if err != nil {
 		return 0, nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http/httputil"
+	"net/netip"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -53,11 +54,12 @@ func (a *Agent) Prepare(req *fasthttp.RequestHeader, body io.Reader) (*Exchange,
 	}, nil
 }
 
-// Connect connects x to the agent, for as long as the agent's timeout. It returns ErrAbsent, ErrSlow
+// Connect connects x to the agent, from an address that stands for the client, for as long as the agent's
+// timeout. It returns ErrAbsent, ErrSlow
 // or ErrFailed, and then x needs no Close.
-func (a *Agent) Connect(ctx context.Context, x *Exchange) (err error) {
+func (a *Agent) Connect(ctx context.Context, from netip.Addr, x *Exchange) (err error) {
 	x.deadline = time.Now().Add(a.Timeout)
-	x.agent, err = a.connect(ctx, x.deadline)
+	x.agent, err = a.connect(ctx, from, x.deadline)
 	return err
 }
 

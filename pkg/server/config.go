@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -54,9 +53,9 @@ type Config struct {
 	// AgentURL is the ECS agent's task endpoint, "http://host:port", to which every request
 	// that metad does not serve is passed on. Empty: there is no agent.
 	AgentURL string
-	// DialAgent connects to it; an error that wraps ECONNREFUSED says that there is none now. Nil: a
-	// plain connection.
-	DialAgent func(ctx context.Context, network, address string) (net.Conn, error)
+	// AgentTrusted reports whether what listens there is the agent; it is called for each connection.
+	// Nil: it is.
+	AgentTrusted func() bool
 	// AgentTimeout bounds such an exchange from the connection to the last byte.
 	AgentTimeout time.Duration
 	// AgentPatience bounds the wait for a metadata document of the agent's: then metad's own is the

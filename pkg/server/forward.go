@@ -19,7 +19,7 @@ func (s *Server) forward(ctx *fasthttp.RequestCtx, c *conn, unanswered *failure)
 	if !s.forwards.take(c.src) {
 		return s.unforwarded(ctx, c, errBusy)
 	}
-	if err := s.agent.Connect(s.life, x); err != nil {
+	if err := s.agent.Connect(s.life, standIn(c.tag), x); err != nil {
 		s.forwards.give(c.src)
 		if errors.Is(err, agentproxy.ErrAbsent) {
 			return s.unforwarded(ctx, c, unanswered)

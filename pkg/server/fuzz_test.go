@@ -215,7 +215,7 @@ func FuzzForward(f *testing.F) {
 		err error
 	}
 	var results chan result // of this run
-	h.agent.Dial = func(context.Context, string, string) (net.Conn, error) {
+	h.agent.Dial = func(context.Context, string, netip.Addr) (net.Conn, error) {
 		ours, agents := net.Pipe()
 		results := results
 		go func() {

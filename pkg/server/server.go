@@ -97,10 +97,7 @@ func New(cfg Config, tasks Tasks) (*Server, error) {
 	}
 	if agent != "" {
 		s.agent = &agentproxy.Agent{Addr: agent, Timeout: cfg.AgentTimeout, MaxBodyBytes: cfg.MaxBodyBytes,
-			Dial: (&net.Dialer{KeepAlive: -1}).DialContext}
-		if cfg.DialAgent != nil {
-			s.agent.Dial = cfg.DialAgent
-		}
+			Dial: s.dialAgent}
 		s.documents = &agentDocuments{agent: s.agent, patience: cfg.AgentPatience, now: time.Now,
 			log: cfg.Log.With(zap.String("documents", "metadata"))}
 		s.tagged = &agentDocuments{agent: s.agent, patience: cfg.AgentTimeout, now: time.Now,
