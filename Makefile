@@ -3,7 +3,7 @@ SHELL   := /bin/bash
 export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-GOTEST  := go test -timeout 15m
+GOTEST  := go test -timeout 30m
 
 DENSITY ?= 10x3 100x3 1000x3
 
