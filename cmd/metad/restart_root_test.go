@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"os/exec"
@@ -255,18 +256,22 @@ func TestRootKill(t *testing.T) {
 		return !slices.ContainsFunc(l.tasks, func(k loadTask) bool { return !strings.Contains(file, k.arn) })
 	})
 	var killed, over []time.Duration // a kill, and the next metad ready
+	kill := func() {
+		killed = append(killed, time.Since(loadStart))
+		d.kill()
+	}
 	for range kills {
 		n := l.requests()
 		waitFor(t, "requests", func() bool { return l.requests() > n+200 })
-		killed = append(killed, time.Since(loadStart))
-		d.kill()
+		kill()
 		n = l.requests()
 		waitFor(t, "requests", func() bool { return l.requests() > n+100 })
 		d.start()
 		d.waitReady()
 		over = append(over, time.Since(loadStart))
 	}
-	d.kill()
+	kill()
+	over = append(over, math.MaxInt64) // never: the agent has it from here on
 	n := l.requests()
 	waitFor(t, "requests", func() bool { return l.requests() > n+100 })
 	l.end()

@@ -249,9 +249,10 @@ func TestRootE08RestartWithoutDocker(t *testing.T) {
 	d := startMetad(t, h)
 	task := h.RunTask(t, testdocker.Task{ID: "e08", Containers: []testdocker.Container{{Name: "app"}}})
 	ask(t, h, task.Containers[0], "/v2/metadata")
-	waitFor(t, "snapshot with a sample", func() bool {
+	waitFor(t, "snapshot with a sample of each container", func() bool {
 		file := readFile(filepath.Join(d.dir, "run", "snapshot.json"))
-		return strings.Contains(file, "e08") && strings.Contains(file, "total_usage")
+		const perSample = 2 // it is in cpu_stats and in precpu_stats
+		return strings.Contains(file, "e08") && strings.Count(file, "total_usage") == perSample*2
 	})
 	d.kill()
 	pid := h.Inspect(t, task.Containers[0]).State.Pid
