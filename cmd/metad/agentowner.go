@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"sync/atomic"
-	"time"
 
 	"github.com/vishvananda/netlink/nl"
 	"go.uber.org/zap"
@@ -39,16 +38,7 @@ func newAgentGuard(addr netip.AddrPort, log *zap.Logger) *agentGuard {
 
 // run looks once a second, so that no request has to.
 func (g *agentGuard) run(ctx context.Context) error {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			g.look()
-		}
-	}
+	return eachSecond(ctx, g.look)
 }
 
 // look finds out whose the listener is. One call at a time.

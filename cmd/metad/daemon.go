@@ -202,6 +202,11 @@ func (d *daemon) keepFiles(ctx context.Context, sets mailbox[[]*task.Task]) {
 
 // retry gives addresses that the kernel's map had no room for another chance each second.
 func (d *daemon) retry(ctx context.Context) error {
+	return eachSecond(ctx, d.tasks.retry)
+}
+
+// eachSecond calls f once a second until ctx ends, and returns nil then.
+func eachSecond(ctx context.Context, f func()) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -209,7 +214,7 @@ func (d *daemon) retry(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			d.tasks.retry()
+			f()
 		}
 	}
 }
