@@ -38,7 +38,12 @@ func TestRootSelf(t *testing.T) {
 					t.Errorf("%.12s asks %s: got %.12s, want itself", id, path, got)
 				}
 			}
-			if stats := ask(t, h, id, "/v4/self/stats"); !strings.Contains(stats, id) {
+			stats := ""
+			waitFor(t, "the first sample", func() bool {
+				stats = strings.TrimSpace(ask(t, h, id, "/v4/self/stats"))
+				return stats != "{}"
+			})
+			if !strings.Contains(stats, id) {
 				t.Errorf("%.12s: got statistics %.200s", id, stats)
 			}
 		}
