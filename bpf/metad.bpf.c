@@ -45,6 +45,7 @@
 #define TCP_FLAGS_OFFSET 13
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
+#define TCP_RST 0x04
 #define TCP_ACK 0x10
 
 #define TASK_ID_LEN 64
@@ -168,7 +169,7 @@ enum verdict {
 	VERDICT_REPLY_REFUSED, /* to the host's own stack: the reset of a host_refused */
 	VERDICT_REPLY_NOT_OURS, /* dropped: not TCP from 169.254.170.2 */
 	VERDICT_REPLY_NOWHERE, /* dropped: nobody has the address */
-	VERDICT_REPLY_NOT_THEIRS, /* dropped: the address has another owner since */
+	VERDICT_REPLY_NOT_THEIRS, /* to the server as a reset: the address has another owner since */
 
 	VERDICT_COUNT,
 	VERDICT_OPEN, /* none yet: the packet is for the server. Never counted */
@@ -764,6 +765,46 @@ static __always_inline int leave(struct __sk_buff *skb, __u32 ifindex, const __u
 	return conclude(v, bpf_redirect_peer(ifindex, 0));
 }
 
+/* hang_up ends the server's connection that the packet is of, whose client is gone: the packet goes
+ * back as the reset that the client's stack would have sent. Left alone, the connection would wait
+ * for that client for seconds, and the address's next owner could not connect from the same TCP port:
+ * to its SYN the old connection answers, and that answer is not for it either.
+ *
+ * Addresses, ports, and the two sequence numbers change places. That leaves the checksums as they
+ * are, and puts the reset exactly where the server expects the next byte. */
+static __always_inline int hang_up(struct __sk_buff *skb, const struct iphdr *ip)
+{
+	const int tcp = sizeof(struct ethhdr) + sizeof(struct iphdr);
+	const int at = tcp - 2 * (int)sizeof(__be32);
+	struct {
+		__be32 saddr, daddr;
+		__be16 sport, dport;
+		__be32 seq, ack;
+		__be16 flags; /* and the header's length, in the high byte */
+	} __attribute__((packed)) was, reset;
+
+	if (ip->ihl != 5 || ip->frag_off & bpf_htons(IP_MF | IP_OFFSET) ||
+	    bpf_skb_load_bytes(skb, at, &was, sizeof(was)) || was.flags & bpf_htons(TCP_RST) ||
+	    !(was.flags & bpf_htons(TCP_ACK)))
+		goto drop;
+	reset.saddr = was.daddr;
+	reset.daddr = was.saddr;
+	reset.sport = was.dport;
+	reset.dport = was.sport;
+	reset.seq = was.ack;
+	reset.ack = was.seq;
+	reset.flags = (was.flags & bpf_htons(0xff00)) | bpf_htons(TCP_RST | TCP_ACK);
+	if (bpf_l4_csum_replace(skb, tcp + offsetof(struct tcphdr, check), was.flags, reset.flags,
+				sizeof(reset.flags)) ||
+	    bpf_skb_store_bytes(skb, at, &reset, sizeof(reset), 0))
+		goto drop;
+	skb->mark = MARK_UNPROVED;
+	bpf_skb_change_type(skb, PACKET_HOST);
+	return conclude(VERDICT_REPLY_NOT_THEIRS, bpf_redirect_peer(metad0_ifindex, 0));
+drop:
+	return conclude(VERDICT_REPLY_NOT_THEIRS, TC_ACT_SHOT);
+}
+
 SEC("tc")
 int metad_reply(struct __sk_buff *skb)
 {
@@ -808,13 +849,13 @@ int metad_reply(struct __sk_buff *skb)
 		if (tag == TAG_NONE || (tag & ~TAG_CONTAINER) == t->tag ||
 		    tag == (TAG_PORT | t->ifindex))
 			return leave(skb, t->ifindex, t->mac, VERDICT_REPLY_TASK);
-		return conclude(VERDICT_REPLY_NOT_THEIRS, TC_ACT_SHOT);
+		return hang_up(skb, ip);
 	}
 	n = bpf_map_lookup_elem(&neighbours, &dst);
 	if (!n)
 		return conclude(VERDICT_REPLY_NOWHERE, TC_ACT_SHOT);
 	if (tag != TAG_NONE && tag != n->tag)
-		return conclude(VERDICT_REPLY_NOT_THEIRS, TC_ACT_SHOT);
+		return hang_up(skb, ip);
 	return leave(skb, n->ifindex, n->mac,
 		     n->tag == TAG_NONE ? VERDICT_REPLY_BRIDGE : VERDICT_REPLY_PORT);
 }

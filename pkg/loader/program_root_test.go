@@ -309,6 +309,11 @@ func TestRootVerdicts(t *testing.T) {
 		}
 		return out
 	}
+	carrier := func(tag uint32) [6]byte { // the MAC of a frame that carries a tag
+		mac := [6]byte{0x02}
+		binary.BigEndian.PutUint32(mac[2:], tag)
+		return mac
+	}
 	for _, c := range []struct {
 		name    string
 		to      netip.Addr
@@ -322,15 +327,18 @@ func TestRootVerdicts(t *testing.T) {
 		{"task, port's tag", known.Addr, portTag(port), nil, actRedirect, known.MAC, "reply_task"},
 		{"task, no tag", known.Addr, 0, nil, actRedirect, known.MAC, "reply_task"},
 		{"task, a container's tag", known.Addr, bpf.ContainerTag(7, 3), nil, actRedirect, known.MAC, "reply_task"},
-		{"task, another task's container's tag", known.Addr, bpf.ContainerTag(8, 3), nil, actShot, [6]byte{}, "reply_not_theirs"},
-		{"task, another task's tag", known.Addr, 8, nil, actShot, [6]byte{}, "reply_not_theirs"},
-		{"task, another port's tag", known.Addr, portTag(other.Ifindex), nil, actShot, [6]byte{}, "reply_not_theirs"},
+		{"task, another task's container's tag", known.Addr, bpf.ContainerTag(8, 3), nil, actRedirect, carrier(bpf.ContainerTag(8, 3)), "reply_not_theirs"},
+		{"task, another task's tag", known.Addr, 8, nil, actRedirect, carrier(8), "reply_not_theirs"},
+		{"task, another port's tag", known.Addr, portTag(other.Ifindex), nil, actRedirect, carrier(portTag(other.Ifindex)), "reply_not_theirs"},
+		{"another's, a reset", known.Addr, 8, func(f *testnet.Frame) { f.Flags = testnet.RST | testnet.ACK }, actShot, [6]byte{}, "reply_not_theirs"},
+		{"another's, no acknowledgement", known.Addr, 8, func(f *testnet.Frame) { f.Flags = testnet.SYN }, actShot, [6]byte{}, "reply_not_theirs"},
+		{"another's, IP options", known.Addr, 8, func(f *testnet.Frame) { f.Options = 4 }, actShot, [6]byte{}, "reply_not_theirs"},
 		{"port", unknown.Addr, portTag(unknown.Ifindex), nil, actRedirect, other.MAC, "reply_port"},
 		{"port, no tag", unknown.Addr, 0, nil, actRedirect, other.MAC, "reply_port"},
-		{"port, another port's tag", unknown.Addr, portTag(other.Ifindex), nil, actShot, [6]byte{}, "reply_not_theirs"},
-		{"port, a task's tag", unknown.Addr, 7, nil, actShot, [6]byte{}, "reply_not_theirs"},
+		{"port, another port's tag", unknown.Addr, portTag(other.Ifindex), nil, actRedirect, carrier(portTag(other.Ifindex)), "reply_not_theirs"},
+		{"port, a task's tag", unknown.Addr, 7, nil, actRedirect, carrier(7), "reply_not_theirs"},
 		{"bridge", atBridge, 0, nil, actRedirect, unknown.MAC, "reply_bridge"},
-		{"bridge, a port's tag", atBridge, portTag(other.Ifindex), nil, actShot, [6]byte{}, "reply_not_theirs"},
+		{"bridge, a port's tag", atBridge, portTag(other.Ifindex), nil, actRedirect, carrier(portTag(other.Ifindex)), "reply_not_theirs"},
 		{"host", HostAddr, 0, nil, actUnspec, [6]byte{}, "reply_host"},
 		{"refused", known.Addr, 0, func(f *testnet.Frame) { f.SrcPort = 1 }, actUnspec, [6]byte{}, "reply_refused"},
 		{"nobody", netip.MustParseAddr("169.254.173.9"), 0, nil, actShot, [6]byte{}, "reply_nowhere"},

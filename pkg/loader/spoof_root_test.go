@@ -4,6 +4,7 @@ package loader
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -135,13 +137,12 @@ func TestRootSpoof(t *testing.T) {
 	})
 }
 
-// A connection outlives its client. What is still sent to its address is not for who has it next.
+// A connection outlives its client. What is still sent to its address is not for the address's next
+// owner: it ends the connection, so that the next owner can connect from the same TCP port.
 func TestRootReusedAddress(t *testing.T) {
 	h := testnet.NewHost(t)
 	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
-	old := b.AddTask("")
 	l := open(t, h, Config{})
-	put(t, l, old, 1)
 	ln, err := l.Listen()
 	if err != nil {
 		t.Fatal(err)
@@ -150,28 +151,60 @@ func TestRootReusedAddress(t *testing.T) {
 	if err := l.Arm(); err != nil {
 		t.Fatal(err)
 	}
-	c, err := old.Dial(timeout)
-	if err != nil {
+	tag := uint32(0)
+	// connect makes a task with the address and connects it from the TCP port, 0 for any.
+	connect := func(addr string, port uint16) (k *testnet.Task, client, server net.Conn) {
+		t.Helper()
+		k = b.AddTask(addr)
+		testnet.Until(t, "the port is hooked", func() bool { return hooked(l, k.Ifindex) })
+		tag++
+		put(t, l, k, tag)
+		client, err := testnet.Dial(k.NS, netip.AddrPortFrom(k.Addr, port).String(), testnet.Endpoint, timeout)
+		if err != nil {
+			t.Fatalf("task %d: %v", tag, err)
+		}
+		t.Cleanup(func() { client.Close() })
+		server, err = ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { server.Close() })
+		return k, client, server
+	}
+	goAway := func(k *testnet.Task) { // without a word
+		k.Remove()
+		testnet.Until(t, "the port is forgotten", func() bool { return !hooked(l, k.Ifindex) })
+	}
+
+	first, client, server := connect("", 0)
+	port := client.LocalAddr().(*net.TCPAddr).AddrPort().Port()
+	goAway(first)
+	second := b.AddTask(first.Addr.String())
+	testnet.Until(t, "the second one's port is hooked", func() bool { return hooked(l, second.Ifindex) })
+	tag++
+	put(t, l, second, tag)
+	atSecond := testnet.NewRaw(t, second.NS, "eth0")
+	if _, err := server.Write([]byte("for the first one")); err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
-	accepted, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
+	_ = server.SetReadDeadline(time.Now().Add(timeout))
+	if _, err := server.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the first one's connection: got %v, want it to be reset", err)
 	}
-	defer accepted.Close()
-	port := uint16(c.LocalAddr().(*net.TCPAddr).Port)
-	old.Remove()
-	next := b.AddTask(old.Addr.String())
-	testnet.Until(t, "the next one's port is hooked", func() bool { return hooked(l, next.Ifindex) })
-	put(t, l, next, 2)
-	atNext := testnet.NewRaw(t, next.NS, "eth0")
-	if _, err := accepted.Write([]byte("for the old one")); err != nil {
-		t.Fatal(err)
+	if s, ok := atSecond.Answer(port, 60*time.Millisecond); ok {
+		t.Errorf("the second one got %+v", s)
 	}
-	testnet.Until(t, "the answer is dropped", func() bool { return verdictsOf(t, l)["reply_not_theirs"] > 0 })
-	if s, ok := atNext.Answer(port, 60*time.Millisecond); ok {
-		t.Errorf("the next one got %+v", s)
+	goAway(second)
+
+	third, client, old := connect(first.Addr.String(), port)
+	goAway(third)
+	_, _, server = connect(first.Addr.String(), port)
+	if client.LocalAddr().String() != server.RemoteAddr().String() {
+		t.Fatalf("connected from %v, want the TCP port of %v", server.RemoteAddr(), client.LocalAddr())
+	}
+	_ = old.SetReadDeadline(time.Now().Add(timeout))
+	if _, err := old.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the connection before: got %v, want it to be reset", err)
 	}
 }
 
