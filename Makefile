@@ -72,12 +72,12 @@ fuzz: ## every fuzz target for FUZZTIME
 lint: ## formatting, vet, linters; prints the longest functions and files
 	@scripts/install build generate
 	@out=$$(go tool goimports -l -local metad $$(git ls-files '*.go')); [[ -z $$out ]] || { echo "goimports: $$out"; exit 1; }
-	clang-format-14 --dry-run --Werror bpf/*.bpf.c
+	clang-format-14 --dry-run --Werror bpf/*.[ch]
 	go vet ./... && go vet -tags root ./... && go vet -tags bench ./internal/bench
 	go tool staticcheck -tags root ./...
 	go tool go-errorlint -tags root ./...
 	go tool ineffassign ./...
-	go tool misspell -error $$(git ls-files '*.go' '*.md' '*.c')
+	go tool misspell -error $$(git ls-files '*.go' '*.md' '*.[ch]')
 	GOOS=windows go vet ./pkg/mdfile
 	@go run ./scripts/longest $$(git ls-files '*.go')
 
