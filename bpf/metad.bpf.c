@@ -408,13 +408,13 @@ static __always_inline int leave(struct __sk_buff *skb, __u32 ifindex, const __u
 	return conclude(v, bpf_redirect_peer(ifindex, 0));
 }
 
-/* hang_up ends the server's connection that the packet is of, whose client is gone: the packet goes
- * back as the reset that the client's stack would have sent. Left alone, the connection would wait
- * for that client for seconds, and the address's next owner could not connect from the same TCP port:
- * to its SYN the old connection answers, and that answer is not for it either.
+/* hang_up ends the server's connection that the packet belongs to, because its client is gone. The
+ * packet goes back as the reset that the client's stack would have sent. Otherwise the connection
+ * would wait for the client for seconds, and the next owner of the address could not connect from
+ * the same TCP port: the old connection would answer its SYN, and the answer would not reach it.
  *
- * Addresses, ports, and the two sequence numbers change places. That leaves the checksums as they
- * are, and puts the reset exactly where the server expects the next byte. */
+ * Addresses, TCP ports and the two sequence numbers are swapped. That leaves the checksums as they
+ * are, and the reset has the sequence number that the server expects. */
 static __always_inline int hang_up(struct __sk_buff *skb, const struct iphdr *ip)
 {
 	const int tcp = sizeof(struct ethhdr) + sizeof(struct iphdr);

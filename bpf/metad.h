@@ -119,7 +119,7 @@ enum verdict {
 	VERDICT_REPLY_REFUSED, /* to the host's own stack: the reset of a host_refused */
 	VERDICT_REPLY_NOT_OURS, /* dropped: not TCP from 169.254.170.2 */
 	VERDICT_REPLY_NOWHERE, /* dropped: the address is not known */
-	VERDICT_REPLY_NOT_THEIRS, /* to the server as a reset: the address has another owner since */
+	VERDICT_REPLY_NOT_THEIRS, /* reset at the server: the address has a new owner */
 
 	VERDICT_COUNT,
 	VERDICT_OPEN, /* none yet: the packet is for the server. Never counted */

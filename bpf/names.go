@@ -18,7 +18,8 @@ const (
 	TagTask      = uint32(MetadTagTAG_TASK)
 	TagContainer = uint32(MetadTagTAG_CONTAINER)
 	TagNone      = uint32(MetadTagTAG_NONE) // seen on a bridge device only: nothing is proved
-	TagPort      = uint32(MetadTagTAG_PORT) // the bit: no task yet, the other bits are the port's ifindex
+	// the bit: no task yet, the other bits are the port's ifindex
+	TagPort = uint32(MetadTagTAG_PORT)
 )
 
 // The program array's slots, in the order in which the kernel empties them, and the number of
