@@ -11,8 +11,8 @@ import (
 	"metad/pkg/task"
 )
 
-// StatusReady is the value of MetadataFileStatus once the file is complete. The key is absent before
-// that; no other value exists.
+// StatusReady is the value of MetadataFileStatus once the file is complete. The key is absent
+// before that; no other value exists.
 const StatusReady = "READY"
 
 // Document is the metadata file. The members are in the order of the file: first the ECS agent's
@@ -21,28 +21,34 @@ const StatusReady = "READY"
 // agent's content.
 //
 // A key of one that is a key of the other in different letter case (TaskARN and TaskArn, BindIp and
-// BindIP) always has the same value, because many decoders, Go's among them, do not tell them apart.
+// BindIP) always has the same value, because many decoders, Go's among them, do not tell them
+// apart.
 type Document struct {
-	Cluster                string        `json:"Cluster,omitempty"` // name, or ARN if the agent was configured so
-	ContainerInstanceARN   string        `json:"ContainerInstanceARN,omitempty"`
-	TaskARN                string        `json:"TaskARN,omitempty"`
-	TaskDefinitionFamily   string        `json:"TaskDefinitionFamily,omitempty"`
-	TaskDefinitionRevision string        `json:"TaskDefinitionRevision,omitempty"`
-	ContainerID            string        `json:"ContainerID,omitempty"`
-	ContainerName          string        `json:"ContainerName,omitempty"`       // in the task definition
-	DockerContainerName    string        `json:"DockerContainerName,omitempty"` // with a leading slash
-	ImageID                string        `json:"ImageID,omitempty"`             // "sha256:…"
-	ImageName              string        `json:"ImageName,omitempty"`
-	PortMappings           []PortMapping `json:"PortMappings,omitempty"`
-	Networks               []Network     `json:"Networks,omitempty"`
-	MetadataFileStatus     string        `json:"MetadataFileStatus,omitempty"` // StatusReady or absent
-	AvailabilityZone       string        `json:"AvailabilityZone,omitempty"`
-	HostPrivateIPv4Address string        `json:"HostPrivateIPv4Address,omitempty"`
-	HostPublicIPv4Address  string        `json:"HostPublicIPv4Address,omitempty"`
-	HostIPv6Address        string        `json:"HostIPv6Address,omitempty"`
+	// name, or ARN if the agent was configured so
+	Cluster                string `json:"Cluster,omitempty"`
+	ContainerInstanceARN   string `json:"ContainerInstanceARN,omitempty"`
+	TaskARN                string `json:"TaskARN,omitempty"`
+	TaskDefinitionFamily   string `json:"TaskDefinitionFamily,omitempty"`
+	TaskDefinitionRevision string `json:"TaskDefinitionRevision,omitempty"`
+	ContainerID            string `json:"ContainerID,omitempty"`
+	// in the task definition
+	ContainerName string `json:"ContainerName,omitempty"`
+	// with a leading slash
+	DockerContainerName string        `json:"DockerContainerName,omitempty"`
+	ImageID             string        `json:"ImageID,omitempty"` // "sha256:…"
+	ImageName           string        `json:"ImageName,omitempty"`
+	PortMappings        []PortMapping `json:"PortMappings,omitempty"`
+	Networks            []Network     `json:"Networks,omitempty"`
+	// StatusReady or absent
+	MetadataFileStatus     string `json:"MetadataFileStatus,omitempty"`
+	AvailabilityZone       string `json:"AvailabilityZone,omitempty"`
+	HostPrivateIPv4Address string `json:"HostPrivateIPv4Address,omitempty"`
+	HostPublicIPv4Address  string `json:"HostPublicIPv4Address,omitempty"`
+	HostIPv6Address        string `json:"HostIPv6Address,omitempty"`
 
-	Version           string `json:"Version"` // "v1"
-	Status            string `json:"Status"`  // Docker's word: created, running, paused, exited, …
+	Version string `json:"Version"` // "v1"
+	// Docker's word: created, running, paused, exited, …
+	Status            string `json:"Status"`
 	ClusterARN        string `json:"ClusterArn"`
 	ContainerInstance string `json:"Container_Instance"`
 	TaskArn           string `json:"TaskArn"` // equals TaskARN
@@ -163,7 +169,8 @@ func (d *Document) setNetwork(t *task.Task, c *task.Container) {
 		}
 	}
 	if found != nil {
-		d.Gateway, d.IPAddress, d.IPv6Gateway = found.Gateway, found.IPAddress, found.IPv6Gateway
+		d.Gateway, d.IPAddress, d.IPv6Gateway = found.Gateway, found.IPAddress,
+			found.IPv6Gateway
 	}
 }
 

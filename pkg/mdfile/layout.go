@@ -2,8 +2,8 @@
 // in the container, and how it is kept up to date.
 //
 // A container that has a file has a directory of its own on the host, which is bind-mounted
-// read-only into the container. The directory is mounted and not the file, because a mount of a file
-// pins its inode and a new version could then not be renamed over it.
+// read-only into the container. The directory is mounted and not the file, because a mount of a
+// file pins its inode and a new version could then not be renamed over it.
 package mdfile
 
 import (
@@ -35,10 +35,11 @@ type Form int
 const (
 	// FormProposal is /ecs/metadata/<container name>/metadata.json.
 	FormProposal Form = iota
-	// FormAgent is /opt/ecs/metadata/<token>/ecs-container-metadata.json, as the ECS agent has it.
+	// FormAgent is /opt/ecs/metadata/<token>/ecs-container-metadata.json, as the ECS agent has
+	// it.
 	FormAgent
-	// FormPrivate is /.metad/<token>/metadata.json: for a container whose mounts metad cannot see, out of the way of
-	// any that it may have.
+	// FormPrivate is /.metad/<token>/metadata.json: for a container whose mounts metad cannot
+	// see, out of the way of any that it may have.
 	FormPrivate
 )
 
@@ -82,8 +83,8 @@ func DefaultDataDir(p Platform, programData string) string {
 // Root returns the directory on the host beneath which all directories of tasks lie.
 func (l Layout) Root() string { return l.join(l.DataDir, "metadata") }
 
-// HostDir returns the directory on the host of the container whose directory below Root is rel, with
-// forward slashes on every platform.
+// HostDir returns the directory on the host of the container whose directory below Root is rel,
+// with forward slashes on every platform.
 func (l Layout) HostDir(rel string) string {
 	return l.join(l.Root(), strings.Split(rel, "/")...)
 }
@@ -139,9 +140,9 @@ func (l Layout) join(base string, elem ...string) string {
 
 // CheckName returns an error that is ErrName unless name can be used as one element of a path.
 //
-// What is allowed is what ECS and Docker allow in names: letters, digits, '_', '-', '.', and the '~'
-// of the agent's internal names, 255 at most (NAME_MAX). It leaves no separators of any platform, no
-// ':' to end a bind's source with, and nothing that a shell would not pass through.
+// What is allowed is what ECS and Docker allow in names: letters, digits, '_', '-', '.', and the
+// '~' of the agent's internal names, 255 at most (NAME_MAX). It leaves no separators of any
+// platform, no ':' to end a bind's source with, and nothing that a shell would not pass through.
 func CheckName(name string) error {
 	switch {
 	case name == "":
@@ -164,8 +165,8 @@ func CheckName(name string) error {
 }
 
 // TaskDir returns the directory of a task below Layout.Root: what follows the first slash of the
-// ARN's resource. That is "<id>" for "…:task/<id>" and "<cluster>/<id>" for "…:task/<cluster>/<id>",
-// as the agent has it. The error is ErrTaskARN.
+// ARN's resource. That is "<id>" for "…:task/<id>" and "<cluster>/<id>" for
+// "…:task/<cluster>/<id>", as the agent has it. The error is ErrTaskARN.
 func TaskDir(arn string) (string, error) {
 	parts := strings.SplitN(arn, ":", 6)
 	if len(parts) != 6 || parts[0] != "arn" {

@@ -15,13 +15,19 @@ func TestLayout(t *testing.T) {
 		hostDir, containerDir, file string
 	}{
 		{"proposal", Layout{Linux, FormProposal, "/var/lib/ecs/data"},
-			"/var/lib/ecs/data/metadata/default/158d/app", "/ecs/metadata/app", "/ecs/metadata/app/metadata.json"},
+			"/var/lib/ecs/data/metadata/default/158d/app", "/ecs/metadata/app",
+			"/ecs/metadata/app/metadata.json"},
 		{"F02 agent", Layout{Linux, FormAgent, "/var/lib/ecs/data/"},
-			"/var/lib/ecs/data/metadata/default/158d/app", "/opt/ecs/metadata/t0ken", "/opt/ecs/metadata/t0ken/ecs-container-metadata.json"},
-		{"windows proposal", Layout{Windows, FormProposal, DefaultDataDir(Windows, `C:\ProgramData`)},
-			`C:\ProgramData\Amazon\ECS\data\metadata\default\158d\app`, `C:\Amazon\ECS\metadata\app`, `C:\Amazon\ECS\metadata\app\metadata.json`},
-		{"windows agent", Layout{Windows, FormAgent, DefaultDataDir(Windows, `C:\ProgramData`)},
-			`C:\ProgramData\Amazon\ECS\data\metadata\default\158d\app`, `C:\ProgramData\Amazon\ECS\metadata\t0ken`,
+			"/var/lib/ecs/data/metadata/default/158d/app", "/opt/ecs/metadata/t0ken",
+			"/opt/ecs/metadata/t0ken/ecs-container-metadata.json"},
+		{"windows proposal", Layout{Windows, FormProposal,
+			DefaultDataDir(Windows, `C:\ProgramData`)},
+			`C:\ProgramData\Amazon\ECS\data\metadata\default\158d\app`,
+			`C:\Amazon\ECS\metadata\app`, `C:\Amazon\ECS\metadata\app\metadata.json`},
+		{"windows agent",
+			Layout{Windows, FormAgent, DefaultDataDir(Windows, `C:\ProgramData`)},
+			`C:\ProgramData\Amazon\ECS\data\metadata\default\158d\app`,
+			`C:\ProgramData\Amazon\ECS\metadata\t0ken`,
 			`C:\ProgramData\Amazon\ECS\metadata\t0ken\ecs-container-metadata.json`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -91,7 +97,8 @@ func TestTaskDir(t *testing.T) {
 	f := func(arn, want string) {
 		t.Helper()
 		got, err := TaskDir(arn)
-		if got != want || (err == nil) != (want != "") || err != nil && !errors.Is(err, ErrTaskARN) {
+		if got != want || (err == nil) != (want != "") || err != nil &&
+			!errors.Is(err, ErrTaskARN) {
 			t.Errorf("%s: got %q, %v, want %q", arn, got, err, want)
 		}
 	}
@@ -111,7 +118,8 @@ func TestTaskDir(t *testing.T) {
 }
 
 func FuzzPaths(f *testing.F) {
-	for _, arn := range []string{"arn:aws:ecs:us-west-2:1:task/default/158d", "arn:aws:ecs:::task/../..", "arn:::::task/x", "…"} {
+	for _, arn := range []string{"arn:aws:ecs:us-west-2:1:task/default/158d",
+		"arn:aws:ecs:::task/../..", "arn:::::task/x", "…"} {
 		f.Add(arn, "app")
 	}
 	f.Add("arn:aws:ecs:us-west-2:1:task/default/158d", "../../../etc")
@@ -126,7 +134,8 @@ func FuzzPaths(f *testing.F) {
 			t.Errorf("TaskDir(%q) and %q: %q leaves the root", arn, name, rel)
 		}
 		l := Layout{Linux, FormProposal, "/d"}
-		if got := l.HostDir(rel); !strings.HasPrefix(got, "/d/metadata/") || path.Clean(got) != got || strings.ContainsAny(got, ":\\") {
+		if got := l.HostDir(rel); !strings.HasPrefix(got, "/d/metadata/") ||
+			path.Clean(got) != got || strings.ContainsAny(got, ":\\") {
 			t.Errorf("HostDir(%q) is %q", rel, got)
 		}
 		if got := l.ContainerDir(name, ""); path.Dir(got) != "/ecs/metadata" {

@@ -15,9 +15,9 @@ var ErrNotReady = errors.New("metadata file is not READY")
 // waitInterval is the time between two looks at the file.
 const waitInterval = 20 * time.Millisecond
 
-// WaitFile returns nil as soon as the metadata file at path is READY. It waits until ctx is done, and
-// then returns an error that is ErrNotReady or says why the file could not be read, and is also the
-// context's. A path that is empty or a directory is an error at once.
+// WaitFile returns nil as soon as the metadata file at path is READY. It waits until ctx is done,
+// and then returns an error that is ErrNotReady or says why the file could not be read, and is also
+// the context's. A path that is empty or a directory is an error at once.
 func WaitFile(ctx context.Context, path string) error {
 	if path == "" {
 		return fmt.Errorf("wait for metadata file: no path: is %s set?", EnvVar)
@@ -37,7 +37,8 @@ func WaitFile(ctx context.Context, path string) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for metadata file %s: %w: %w", path, context.Cause(ctx), err)
+			return fmt.Errorf("wait for metadata file %s: %w: %w", path,
+				context.Cause(ctx), err)
 		case <-tick.C:
 		}
 	}

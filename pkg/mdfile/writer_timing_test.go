@@ -12,8 +12,8 @@ import (
 	"metad/pkg/task"
 )
 
-// BenchmarkApply has one of 1,000 containers change, against writing a file of that length and renaming it and
-// no more, in turns.
+// BenchmarkApply has one of 1,000 containers change, against writing a file of that length and
+// renaming it and no more, in turns.
 func BenchmarkApply(b *testing.B) {
 	const n = 1000
 	w, err := NewWriter(Config{DataDir: b.TempDir()}, zap.NewNop())
@@ -36,7 +36,8 @@ func BenchmarkApply(b *testing.B) {
 		}
 	}
 	w.Apply(tasks)
-	text, err := os.ReadFile(filepath.Join(w.cfg.DataDir, "metadata", w.byID[tasks[0].Containers[0].ID].dir, FileName))
+	text, err := os.ReadFile(filepath.Join(w.cfg.DataDir, "metadata",
+		w.byID[tasks[0].Containers[0].ID].dir, FileName))
 	if err != nil {
 		b.Fatal(err)
 	}
