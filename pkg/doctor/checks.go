@@ -6,16 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
-	"net"
-	"net/netip"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"metad/pkg/loader"
@@ -30,7 +26,7 @@ func one(name string, s Status, found, do string) []Check {
 	return []Check{{Name: name, Status: s, Found: found, Do: do}}
 }
 
-// checkKernel loads a tc program that uses bpf_redirect_peer, the newest thing that metad needs.
+// checkKernel loads a tc program with bpf_redirect_peer, the newest feature that metad needs.
 func checkKernel(_ context.Context, cfg Config, h *host) []Check {
 	release, major, minor, err := kernel(h)
 	if err != nil {
@@ -43,21 +39,31 @@ func checkKernel(_ context.Context, cfg Config, h *host) []Check {
 	}
 	checks := one("kernel", OK, release+", attaches by "+way, "")
 	if cfg.Attach == "tcx" && !tcx {
-		checks = one("kernel", Fail, release+" has no tcx", "leave --attach at auto, or run Linux 6.6 or later")
+		checks = one("kernel", Fail, release+" has no tcx",
+			"leave --attach at auto, or run Linux 6.6 or later")
 	}
 	switch err := h.program(); {
 	case errors.Is(err, ebpf.ErrNotSupported):
-		checks = append(checks, Check{"bpf", Fail, "no bpf_redirect_peer in " + release, "run Linux 5.10 or later"})
+		checks = append(checks, Check{"bpf", Fail, "no bpf_redirect_peer in " + release,
+			"run Linux 5.10 or later"})
 	case errors.Is(err, unix.EPERM):
-		checks = append(checks, Check{"bpf", Fail, "may not load a tc program: " + err.Error(),
-			"run as root; in a container: --privileged, or the capabilities below and no seccomp profile that forbids bpf(2)"})
+		checks = append(checks,
+			Check{"bpf", Fail, "may not load a tc program: " + err.Error(),
+				"run as root; in a container: --privileged, or the capabilities " +
+					"below and no seccomp profile that forbids bpf(2)"})
 	case err != nil:
-		checks = append(checks, Check{"bpf", Fail, "load a tc program: " + err.Error(), "check that the kernel has CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF"})
+		checks = append(checks, Check{"bpf", Fail, "load a tc program: " + err.Error(),
+			"check that the kernel has CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF"})
 	default:
-		checks = append(checks, Check{"bpf", OK, "tc programs load, bpf_redirect_peer exists", ""})
+		checks = append(checks,
+			Check{"bpf", OK, "tc programs load, bpf_redirect_peer exists", ""})
 	}
-	if jit, err := h.readFile("/proc/sys/net/core/bpf_jit_enable"); err == nil && strings.TrimSpace(string(jit)) == "0" {
-		checks = append(checks, Check{"bpf jit", Warn, "off: every packet of every container is interpreted", "sysctl -w net.core.bpf_jit_enable=1"})
+	if jit, err := h.readFile("/proc/sys/net/core/bpf_jit_enable"); err == nil &&
+		strings.TrimSpace(string(jit)) == "0" {
+		checks = append(checks,
+			Check{"bpf jit", Warn,
+				"off: every packet of every container is interpreted",
+				"sysctl -w net.core.bpf_jit_enable=1"})
 	}
 	return checks
 }
@@ -74,8 +80,9 @@ func kernel(h *host) (release string, major, minor int, err error) {
 	return release, major, minor, nil
 }
 
-// checkCapabilities: beside what the loader needs, SYS_PTRACE opens /proc/<pid>/ns/net of a
-// container, and SYS_RESOURCE lifts RLIMIT_MEMLOCK before 5.11.
+// checkCapabilities looks for what the loader needs, for SYS_PTRACE, which opens
+// /proc/<pid>/ns/net of a container, and before Linux 5.11 for SYS_RESOURCE, which lifts
+// RLIMIT_MEMLOCK.
 func checkCapabilities(_ context.Context, _ Config, h *host) []Check {
 	const name = "capabilities"
 	status, err := h.readFile("/proc/thread-self/status")
@@ -86,11 +93,15 @@ func checkCapabilities(_ context.Context, _ Config, h *host) []Check {
 	line, _, _ := strings.Cut(rest, "\n")
 	have, err := strconv.ParseUint(line, 16, 64)
 	if err != nil {
-		return one(name, Fail, fmt.Sprintf("CapEff of /proc/thread-self/status: %v", err), "mount /proc")
+		return one(name, Fail, fmt.Sprintf("CapEff of /proc/thread-self/status: %v", err),
+			"mount /proc")
 	}
-	need := append(slices.Clone(loader.RequiredCaps), loader.Cap{Name: "CAP_SYS_PTRACE", Bit: unix.CAP_SYS_PTRACE})
-	if _, major, minor, err := kernel(h); err == nil && (major < 5 || major == 5 && minor < 11) {
-		need = append(need, loader.Cap{Name: "CAP_SYS_RESOURCE", Bit: unix.CAP_SYS_RESOURCE})
+	need := append(slices.Clone(loader.RequiredCaps), loader.Cap{Name: "CAP_SYS_PTRACE",
+		Bit: unix.CAP_SYS_PTRACE})
+	if _, major, minor, err := kernel(h); err == nil &&
+		(major < 5 || major == 5 && minor < 11) {
+		need = append(need, loader.Cap{Name: "CAP_SYS_RESOURCE",
+			Bit: unix.CAP_SYS_RESOURCE})
 	}
 	var missing []string
 	for _, n := range need {
@@ -99,7 +110,8 @@ func checkCapabilities(_ context.Context, _ Config, h *host) []Check {
 		}
 	}
 	if missing != nil {
-		return one(name, Fail, "missing "+strings.Join(missing, ", "), "run as root, in the host's user and network namespaces")
+		return one(name, Fail, "missing "+strings.Join(missing, ", "),
+			"run as root, in the host's user and network namespaces")
 	}
 	return one(name, OK, "all that are needed", "")
 }
@@ -107,14 +119,16 @@ func checkCapabilities(_ context.Context, _ Config, h *host) []Check {
 func checkBTF(_ context.Context, _ Config, h *host) []Check {
 	const vmlinux = "/sys/kernel/btf/vmlinux"
 	if _, err := h.readFile(vmlinux); err != nil {
-		return one("btf", Warn, "no "+vmlinux, "metad works without it; bpftool and tracers show less. A kernel with CONFIG_DEBUG_INFO_BTF has it")
+		return one("btf", Warn, "no "+vmlinux,
+			"metad works without it; bpftool and tracers show less. A kernel with "+
+				"CONFIG_DEBUG_INFO_BTF has it")
 	}
 	return one("btf", OK, vmlinux, "")
 }
 
 func checkBPFFS(_ context.Context, cfg Config, h *host) []Check {
 	const name = "bpffs"
-	// The pin directory may not exist yet: then the place where it would be made counts.
+	// If the pin directory does not exist yet, look where it would be made.
 	for dir := cfg.PinDir; ; dir = path.Dir(dir) {
 		switch t, err := h.fsType(dir); {
 		case errors.Is(err, fs.ErrNotExist) && dir != path.Dir(dir):
@@ -122,7 +136,9 @@ func checkBPFFS(_ context.Context, cfg Config, h *host) []Check {
 		case err != nil:
 			return one(name, Fail, err.Error(), "mount -t bpf bpf /sys/fs/bpf")
 		case t != unix.BPF_FS_MAGIC:
-			return one(name, Fail, cfg.PinDir+" is not in a BPF file system: tasks would not be known after a restart", "mount -t bpf bpf /sys/fs/bpf")
+			return one(name, Fail,
+				cfg.PinDir+" is not in a BPF file system: tasks would not be "+
+					"known after a restart", "mount -t bpf bpf /sys/fs/bpf")
 		}
 		return one(name, OK, cfg.PinDir, "")
 	}
@@ -132,7 +148,9 @@ func checkCgroup(_ context.Context, _ Config, h *host) []Check {
 	const name, root = "cgroup", "/sys/fs/cgroup"
 	t, err := h.fsType(root)
 	if err != nil {
-		return one(name, Warn, err.Error(), "mount /sys/fs/cgroup, or statistics come from Docker's stream, which costs more")
+		return one(name, Warn, err.Error(),
+			"mount /sys/fs/cgroup, or statistics come from Docker's stream, which "+
+				"costs more")
 	}
 	var version string
 	var missing []string
@@ -140,7 +158,8 @@ func checkCgroup(_ context.Context, _ Config, h *host) []Check {
 		version = "v2"
 		b, err := h.readFile(root + "/cgroup.controllers")
 		if err != nil {
-			return one(name, Warn, err.Error(), "statistics need the controllers cpu, memory and io")
+			return one(name, Warn, err.Error(),
+				"statistics need the controllers cpu, memory and io")
 		}
 		have := " " + strings.TrimSpace(string(b)) + " "
 		for _, c := range []string{"cpu", "memory", "io"} {
@@ -175,205 +194,20 @@ func checkRunning(ctx context.Context, cfg Config, h *host) []Check {
 	case err != nil && !running:
 		return one(name, OK, "not running", "")
 	case err != nil:
-		return one(name, Warn, hostEnd+" exists, but "+cfg.AdminSocket+" does not answer: "+err.Error(),
-			"after a kill it is gone within seconds; otherwise metad hangs, or was started with another --run-dir")
+		return one(name, Warn, hostEnd+" exists, but "+cfg.AdminSocket+" does not answer: "+
+			err.Error(),
+			"after a kill it is gone within seconds; otherwise metad hangs, or was "+
+				"started with another --run-dir")
 	case status != 200:
-		return one(name, Fail, "runs but is not ready: "+strings.TrimSpace(string(body)), "see metad's log")
+		return one(name, Fail, "runs but is not ready: "+strings.TrimSpace(string(body)),
+			"see metad's log")
 	case !running:
-		return one(name, Fail, cfg.AdminSocket+" answers, but there is no "+hostEnd+" in this network namespace",
-			"run metad and this command in the host's network namespace; free the address if another program has it")
+		return one(name, Fail, cfg.AdminSocket+" answers, but there is no "+hostEnd+
+			" in this network namespace",
+			"run metad and this command in the host's network namespace; free the "+
+				"address if another program has it")
 	}
 	return one(name, OK, "runs and is ready", "")
-}
-
-func find(links []netlink.Link, name string) netlink.Link {
-	for _, l := range links {
-		if l.Attrs().Name == name {
-			return l
-		}
-	}
-	return nil
-}
-
-// checkBridges looks at every watched bridge, its ports, and other programs on them.
-func checkBridges(_ context.Context, cfg Config, h *host) []Check {
-	links, err := h.links()
-	if err != nil {
-		return one("bridges", Fail, "list interfaces: "+err.Error(), "")
-	}
-	running := find(links, hostEnd) != nil
-	var checks []Check
-	for _, l := range links {
-		if l.Type() == "bridge" && matches(cfg.Bridges, l.Attrs().Name) {
-			checks = append(checks, checkBridge(l, links, running, h)...)
-		}
-	}
-	if checks == nil {
-		return one("bridges", Warn, "none matches "+strings.Join(cfg.Bridges, ", "),
-			"metad finds a bridge when it comes; if yours have other names, set --bridges")
-	}
-	return checks
-}
-
-func matches(patterns []string, name string) bool {
-	for _, p := range patterns {
-		if ok, err := path.Match(p, name); ok && err == nil {
-			return true
-		}
-	}
-	return false
-}
-
-func checkBridge(bridge netlink.Link, links []netlink.Link, running bool, h *host) []Check {
-	name := "bridge " + bridge.Attrs().Name
-	var without, other []string
-	ports := 0
-	var checks []Check
-	for _, l := range links {
-		port := isPort(l, bridge, links)
-		if !port && l != bridge {
-			continue
-		}
-		if port {
-			ports++
-		}
-		hooks, err := h.hooks(l.Attrs().Index)
-		if errors.As(err, new(netlink.LinkNotFoundError)) {
-			continue // gone since the list was made
-		}
-		if err != nil {
-			checks = append(checks, Check{name, Warn, err.Error(), "run as root"})
-			continue
-		}
-		ours := slices.IndexFunc(hooks, hook.ours)
-		for i, k := range hooks {
-			if i == ours {
-				continue
-			}
-			if i > ours { // after metad's, or there is none
-				other = append(other, k.String()+" on "+l.Attrs().Name)
-				continue
-			}
-			checks = append(checks, Check{name, Warn, fmt.Sprintf("%s runs before metad on %s", k, l.Attrs().Name),
-				"it must let TCP for 169.254.170.2:80 pass (TC_ACT_UNSPEC, XDP_PASS), or no request of this container arrives"})
-		}
-		if port && ours < 0 {
-			without = append(without, l.Attrs().Name)
-		}
-	}
-	summary := Check{Name: name, Found: fmt.Sprintf("%d ports, all with metad's program", ports)}
-	switch {
-	case !running:
-		summary.Found = fmt.Sprintf("%d ports", ports)
-	case len(without) > 0:
-		summary.Status = Warn
-		summary.Found = fmt.Sprintf("%d of %d ports without metad's program: %s", len(without), ports, list(without))
-		summary.Do = "a new port has it within a second; otherwise metad's log has the error"
-	}
-	if other != nil {
-		summary.Found += "; other programs: " + list(other)
-	}
-	return append([]Check{summary}, checks...)
-}
-
-// isPort reports whether l is a port of the bridge that metad would attach to: a veth whose other
-// end is not in use here, but in another network namespace or on its way there.
-func isPort(l, bridge netlink.Link, links []netlink.Link) bool {
-	a := l.Attrs()
-	if a.MasterIndex != bridge.Attrs().Index || l.Type() != "veth" {
-		return false
-	}
-	if a.NetNsID >= 0 || a.ParentIndex == 0 {
-		return true
-	}
-	return !slices.ContainsFunc(links, func(end netlink.Link) bool {
-		e := end.Attrs()
-		return e.Index == a.ParentIndex && (e.Flags&net.FlagUp != 0 || e.MasterIndex != 0)
-	})
-}
-
-// checkUnwatched looks for tasks that metad knows and whose packets it does not see.
-func checkUnwatched(_ context.Context, cfg Config, h *host) []Check {
-	const name = "tasks"
-	links, err := h.links()
-	if err != nil || find(links, hostEnd) == nil {
-		return nil // checkRunning tells
-	}
-	behind, err := h.tasks(cfg.PinDir)
-	if err != nil {
-		return one(name, Warn, err.Error(), "run as root")
-	}
-	var unwatched []string
-	for _, addr := range slices.SortedFunc(maps.Keys(behind), netip.Addr.Compare) {
-		hooks, err := h.hooks(behind[addr])
-		if err == nil && !slices.ContainsFunc(hooks, hook.ours) {
-			unwatched = append(unwatched, fmt.Sprintf("%s on %s", addr, nameOf(links, behind[addr])))
-		}
-	}
-	if unwatched != nil {
-		return one(name, Warn, fmt.Sprintf("%d of %d addresses behind a device without metad's program: %s", len(unwatched), len(behind), list(unwatched)),
-			"their requests are refused or go to the agent; name the bridge: --bridges")
-	}
-	return one(name, OK, fmt.Sprintf("%d addresses, all behind ports with metad's program", len(behind)), "")
-}
-
-func nameOf(links []netlink.Link, ifindex int) string {
-	for _, l := range links {
-		if l.Attrs().Index == ifindex {
-			return l.Attrs().Name
-		}
-	}
-	return fmt.Sprintf("device %d", ifindex)
-}
-
-// checkCrowd compares the number of ports with what the host keeps for them: a broadcast (ARP for
-// the gateway) is one packet for each port of its bridge in the backlog of one CPU
-// (net.core.netdev_max_backlog), and each container that the host speaks to is an entry of the
-// neighbour table (gc_thresh3). What does not fit is lost, and its sender waits a second for the
-// next try.
-func checkCrowd(_ context.Context, _ Config, h *host) []Check {
-	links, err := h.links()
-	if err != nil {
-		return nil // checkBridges tells
-	}
-	all, most := 0, 0
-	for _, bridge := range links {
-		n := 0
-		for _, l := range links {
-			if bridge.Type() == "bridge" && isPort(l, bridge, links) {
-				n++
-			}
-		}
-		all, most = all+n, max(most, n)
-	}
-	var checks []Check
-	for _, c := range []struct {
-		sysctl, ports string
-		need          int
-	}{
-		{"net.core.netdev_max_backlog", "ports of one bridge", most},
-		{"net.ipv4.neigh.default.gc_thresh3", "ports of all bridges", all},
-	} {
-		b, err := h.readFile("/proc/sys/" + strings.ReplaceAll(c.sysctl, ".", "/"))
-		if err != nil {
-			continue // gc_thresh3 is the first network namespace's only
-		}
-		has, err := strconv.Atoi(strings.TrimSpace(string(b)))
-		const room = 2 // times: others use them too
-		if err != nil || has >= room*c.need {
-			continue
-		}
-		set := 1
-		for set < 2*room*c.need {
-			set *= 2
-		}
-		checks = append(checks, Check{"crowd", Warn, fmt.Sprintf("%d %s, and %s is %d", c.need, c.ports, c.sysctl, has),
-			fmt.Sprintf("requests wait a second now and then: sysctl -w %s=%d", c.sysctl, set)})
-	}
-	if checks == nil {
-		return one("crowd", OK, fmt.Sprintf("%d ports, room for them", all), "")
-	}
-	return checks
 }
 
 // list joins the first few names.
@@ -383,17 +217,6 @@ func list(all []string) string {
 		return fmt.Sprintf("%s and %d more", strings.Join(all[:most], ", "), len(all)-most)
 	}
 	return strings.Join(all, ", ")
-}
-
-// checkBridgeNetfilter: with br_netfilter the host's iptables see the packets that cross a bridge,
-// after the port's tc hook and before the bridge device's.
-func checkBridgeNetfilter(_ context.Context, _ Config, h *host) []Check {
-	const name = "br_netfilter"
-	b, err := h.readFile("/proc/sys/net/bridge/bridge-nf-call-iptables")
-	if err != nil || strings.TrimSpace(string(b)) == "0" {
-		return one(name, OK, "off", "")
-	}
-	return one(name, OK, "on: on a port without metad's program the host's rules come first", "")
 }
 
 // checkAddress looks for another owner of the endpoint's address.
@@ -408,11 +231,19 @@ func checkAddress(_ context.Context, _ Config, h *host) []Check {
 		switch {
 		case c.iface == hostEnd:
 		case !c.route && c.what.Addr() == endpoint:
-			checks = append(checks, Check{name, Warn, fmt.Sprintf("%s has %s", c.iface, endpoint),
-				"containers of watched bridges do not reach it while metad runs; remove it"})
+			checks = append(checks,
+				Check{name, Warn, fmt.Sprintf("%s has %s", c.iface, endpoint),
+					"containers of watched bridges do not reach it while " +
+						"metad runs; remove it"})
 		case c.route && c.what.Contains(endpoint) && c.what.Bits() >= 24:
-			checks = append(checks, Check{name, Warn, fmt.Sprintf("%s is a network of %s: another endpoint may be there", c.what, c.iface),
-				"containers of watched bridges get metad's answer; remove the network, or leave its bridge out of --bridges"})
+			checks = append(checks,
+				Check{name, Warn,
+					fmt.Sprintf(
+						"%s is a network of %s: another endpoint may be "+
+							"there", c.what, c.iface),
+					"containers of watched bridges get metad's answer; " +
+						"remove the network, or leave its bridge out of " +
+						"--bridges"})
 		}
 	}
 	if checks == nil {
@@ -427,7 +258,8 @@ func checkRules(ctx context.Context, _ Config, h *host) []Check {
 	const name = "rules"
 	rules, err := h.rules(ctx, endpoint)
 	if err != nil {
-		return one(name, Warn, err.Error(), "rules are not checked: install nft or iptables")
+		return one(name, Warn, err.Error(),
+			"rules are not checked: install nft or iptables")
 	}
 	var checks []Check
 	for _, r := range rules {
@@ -435,11 +267,18 @@ func checkRules(ctx context.Context, _ Config, h *host) []Check {
 		lower := strings.ToLower(r.text)
 		switch {
 		case strings.Contains(lower, "drop") || strings.Contains(lower, "reject"):
-			checks = append(checks, Check{name, Warn, found, "without metad the endpoint is unreachable, and host processes may never reach it; remove the rule"})
-		case strings.Contains(r.chain, "OUTPUT") || strings.Contains(strings.ToLower(r.chain), "output"):
-			checks = append(checks, Check{name, OK, found + " (host processes go there, not to metad)", ""})
+			checks = append(checks,
+				Check{name, Warn, found,
+					"without metad the endpoint is unreachable, and host " +
+						"processes may never reach it; remove the rule"})
+		case strings.Contains(r.chain, "OUTPUT") ||
+			strings.Contains(strings.ToLower(r.chain), "output"):
+			checks = append(checks,
+				Check{name, OK, found + " (host processes go there, not to metad)",
+					""})
 		default:
-			checks = append(checks, Check{name, OK, found + " (while metad does not run)", ""})
+			checks = append(checks,
+				Check{name, OK, found + " (while metad does not run)", ""})
 		}
 	}
 	if checks == nil {
@@ -448,7 +287,7 @@ func checkRules(ctx context.Context, _ Config, h *host) []Check {
 	return checks
 }
 
-// dockerURL returns what a path of the Engine's API is appended to.
+// dockerURL returns the URL of the Engine's API without a path.
 func dockerURL(dockerHost string) string {
 	switch scheme, rest, _ := strings.Cut(dockerHost, "://"); scheme {
 	case "unix":
@@ -471,12 +310,14 @@ func checkDocker(ctx context.Context, cfg Config, h *host) []Check {
 	}
 	var v struct{ Version, APIVersion string }
 	if err := json.Unmarshal(body, &v); status != 200 || err != nil || v.Version == "" {
-		return one(name, Fail, fmt.Sprintf("%s: no Docker Engine (HTTP %d)", cfg.DockerHost, status), do)
+		return one(name, Fail, fmt.Sprintf("%s: no Docker Engine (HTTP %d)", cfg.DockerHost,
+			status), do)
 	}
-	return one(name, OK, fmt.Sprintf("%s, API %s at %s", v.Version, v.APIVersion, cfg.DockerHost), "")
+	return one(name, OK, fmt.Sprintf("%s, API %s at %s", v.Version, v.APIVersion,
+		cfg.DockerHost), "")
 }
 
-// checkAgent: metad runs well without an agent, but not with one that answers only in part.
+// checkAgent warns of an agent that answers only in part. No agent at all is fine.
 func checkAgent(ctx context.Context, cfg Config, h *host) []Check {
 	const name = "agent"
 	if cfg.AgentURL == "" {
@@ -493,12 +334,17 @@ func checkAgent(ctx context.Context, cfg Config, h *host) []Check {
 	}
 	switch {
 	case err != nil && cluster != "":
-		return one(name, Fail, fmt.Sprintf("cluster %q, but %s does not answer: %v", cluster, cfg.AgentURL, err),
+		return one(name, Fail, fmt.Sprintf("cluster %q, but %s does not answer: %v",
+			cluster, cfg.AgentURL, err),
 			"tasks get no credentials: see the agent's log, or set --agent-url")
 	case err != nil:
-		return one(name, OK, "none at "+cfg.AgentURL+": what metad does not serve is answered 404", "")
+		return one(name, OK,
+			"none at "+cfg.AgentURL+": what metad does not serve is answered 404", "")
 	case cluster == "" && cfg.IntrospectionURL != "":
-		return one(name, Warn, cfg.AgentURL+" answers, "+cfg.IntrospectionURL+" does not", "cluster and container instance are taken from labels and flags; set --agent-introspection-url")
+		return one(name, Warn, cfg.AgentURL+" answers, "+cfg.IntrospectionURL+" does not",
+			"cluster and container instance are taken from labels and flags; set "+
+				"--agent-introspection-url")
 	}
-	return one(name, OK, strings.TrimSuffix(fmt.Sprintf("at %s, cluster %q", cfg.AgentURL, cluster), `, cluster ""`), "")
+	return one(name, OK, strings.TrimSuffix(fmt.Sprintf("at %s, cluster %q", cfg.AgentURL,
+		cluster), `, cluster ""`), "")
 }

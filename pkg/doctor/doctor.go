@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// Status is how bad a check's finding is. The values are the exit codes that monitoring systems
-// expect of a check.
+// Status is the severity of a finding. The values are the exit codes that monitoring systems
+// expect.
 type Status int
 
 // A check's possible outcomes.
@@ -59,8 +59,7 @@ func (r Report) WriteTo(w io.Writer) (int64, error) {
 	return int64(n), err
 }
 
-// Config is how metad is, or would be, run here: the values of the flags of `metad serve` that
-// have these names.
+// Config holds the values of the flags of `metad serve` with these names.
 type Config struct {
 	Bridges          []string // patterns, as in path.Match
 	Attach           string   // "auto", "tcx" or "clsact"
@@ -74,14 +73,15 @@ type Config struct {
 
 // Run makes every check and returns the findings. A check that cannot be made is a finding, not an
 // error. Network namespace and capabilities are the calling thread's. A check that asks another
-// process is given up after two seconds, or when ctx ends.
+// process waits two seconds at most, and not longer than ctx.
 func Run(ctx context.Context, cfg Config) Report { return run(ctx, cfg, thisHost()) }
 
 func run(ctx context.Context, cfg Config, h *host) Report {
 	var r Report
 	for _, check := range []func(context.Context, Config, *host) []Check{
 		checkKernel, checkCapabilities, checkBTF, checkBPFFS, checkCgroup, checkProof,
-		checkRunning, checkBridges, checkUnwatched, checkCrowd, checkBridgeNetfilter, checkAddress,
+		checkRunning, checkBridges, checkUnwatched, checkCrowd, checkBridgeNetfilter,
+		checkAddress,
 		checkRules, checkDocker, checkNRI, checkAgent,
 	} {
 		r = append(r, check(ctx, cfg, h)...)

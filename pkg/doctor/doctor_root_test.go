@@ -68,18 +68,21 @@ func add(t *testing.T, l netlink.Link) netlink.Link {
 func attachTC(t *testing.T, l netlink.Link, p *ebpf.Program, prio uint16) {
 	t.Helper()
 	i := l.Attrs().Index
-	q := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: i, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
+	q := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: i,
+		Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
 	if err := netlink.QdiscReplace(q); err != nil {
 		t.Fatal("clsact:", err)
 	}
-	f := &netlink.BpfFilter{FilterAttrs: netlink.FilterAttrs{LinkIndex: i, Parent: netlink.HANDLE_MIN_INGRESS,
-		Handle: 1, Priority: prio, Protocol: unix.ETH_P_ALL}, Fd: p.FD(), Name: "filter", DirectAction: true}
+	f := &netlink.BpfFilter{FilterAttrs: netlink.FilterAttrs{LinkIndex: i,
+		Parent: netlink.HANDLE_MIN_INGRESS,
+		Handle: 1, Priority: prio, Protocol: unix.ETH_P_ALL}, Fd: p.FD(), Name: "filter",
+		DirectAction: true}
 	if err := netlink.FilterAdd(f); err != nil {
 		t.Fatal("filter:", err)
 	}
 }
 
-// TestRootDoctor makes a host with something of everything and reads the report of it.
+// The report of a host with one of each finding names every finding.
 func TestRootDoctor(t *testing.T) {
 	newNamespace(t)
 	if err := rlimit.RemoveMemlock(); err != nil {
@@ -110,37 +113,46 @@ func TestRootDoctor(t *testing.T) {
 	if err := netlink.LinkSetUp(tasks); err != nil {
 		t.Fatal(err)
 	}
-	command(t, "iptables", "-t", "nat", "-A", "PREROUTING", "-d", "169.254.170.2", "-p", "tcp", "--dport", "80",
+	command(t, "iptables", "-t", "nat", "-A", "PREROUTING", "-d", "169.254.170.2", "-p", "tcp",
+		"--dport", "80",
 		"-j", "DNAT", "--to-destination", "127.0.0.1:51679")
-	command(t, "nft", "add table inet fence; add chain inet fence forward { type filter hook forward priority 0; }; "+
-		"add rule inet fence forward ip daddr 169.254.170.0/24 drop")
+	command(t, "nft",
+		"add table inet fence; add chain inet fence forward { type filter hook forward "+
+			"priority 0; }; "+
+			"add rule inet fence forward ip daddr 169.254.170.0/24 drop")
 
-	// veth0: ours alone; veth1: another's, then ours; veth2: another's only; veth3: ours behind XDP.
-	ours, other := program(t, ebpf.SchedCLS, "metad_port", -1), program(t, ebpf.SchedCLS, "shaper", -1)
+	// veth0 has metad's program alone; veth1 another program, then metad's; veth2 only another
+	// program; veth3 metad's behind XDP.
+	ours, other := program(t, ebpf.SchedCLS, "metad_port", -1),
+		program(t, ebpf.SchedCLS, "shaper", -1)
 	attachTC(t, ports[0], ours, 10)
 	attachTC(t, ports[1], ours, 10)
 	attachTC(t, ports[1], other, 5)
 	attachTC(t, ports[2], other, 5)
 	attachTC(t, ports[3], ours, 10)
 	xdp := program(t, ebpf.XDP, "fence", 2)
-	if err := netlink.LinkSetXdpFdWithFlags(ports[3], xdp.FD(), unix.XDP_FLAGS_SKB_MODE); err != nil {
+	if err := netlink.LinkSetXdpFdWithFlags(ports[3], xdp.FD(),
+		unix.XDP_FLAGS_SKB_MODE); err != nil {
 		t.Fatal("xdp:", err)
 	}
-	tcx, err := link.AttachTCX(link.TCXOptions{Interface: ports[0].Attrs().Index, Program: other, Attach: ebpf.AttachTCXIngress})
+	tcx, err := link.AttachTCX(link.TCXOptions{Interface: ports[0].Attrs().Index,
+		Program: other, Attach: ebpf.AttachTCXIngress})
 	hasTCX := err == nil
 	if hasTCX {
 		defer tcx.Close()
-	} else if strings.HasSuffix(checkKernel(context.Background(), Config{}, thisHost())[0].Found, "by tcx") {
+	} else if strings.HasSuffix(checkKernel(context.Background(), Config{},
+		thisHost())[0].Found, "by tcx") {
 		t.Errorf("attach by tcx on %s: %v", release(t), err)
 	}
 
-	// An engine at a socket; nobody is the agent.
+	// An Engine listens at a socket; there is no agent.
 	socket := filepath.Join(t.TempDir(), "docker.sock")
 	ln, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	engine := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	engine := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter,
+		_ *http.Request) {
 		w.Write([]byte(`{"Version":"20.10.24","ApiVersion":"1.41"}`))
 	})}
 	served := make(chan struct{})
@@ -148,8 +160,10 @@ func TestRootDoctor(t *testing.T) {
 	defer func() { engine.Close(); <-served }()
 
 	r := Run(context.Background(), Config{
-		Bridges: []string{"ecs-bridge"}, Attach: "auto", PinDir: "/sys/fs/bpf/metad-doctor-test",
-		DockerHost: "unix://" + socket, AgentURL: "http://127.0.0.1:51679", AdminSocket: "/nonexistent/admin.sock",
+		Bridges: []string{"ecs-bridge"}, Attach: "auto",
+		PinDir:     "/sys/fs/bpf/metad-doctor-test",
+		DockerHost: "unix://" + socket, AgentURL: "http://127.0.0.1:51679",
+		AdminSocket: "/nonexistent/admin.sock",
 	})
 	var text strings.Builder
 	r.WriteTo(&text)
@@ -191,8 +205,8 @@ func TestRootDoctor(t *testing.T) {
 	}
 }
 
-// TestRootBesideMetad: a host on which metad runs has every port's program and nobody before it, and a port
-// that loses it is named.
+// On a host where metad runs, every port has metad's program first, and the report names a port
+// that loses it.
 func TestRootBesideMetad(t *testing.T) {
 	f := func(t *testing.T, mode loader.AttachMode) {
 		h := testnet.NewHost(t)
@@ -209,13 +223,15 @@ func TestRootBesideMetad(t *testing.T) {
 			t.Helper()
 			var r Report
 			testnet.In(h.NS, func() error {
-				r = Run(context.Background(), Config{Bridges: []string{"ecs-*"}, PinDir: pins, DockerHost: "unix:///nowhere"})
+				r = Run(context.Background(), Config{Bridges: []string{"ecs-*"},
+					PinDir: pins, DockerHost: "unix:///nowhere"})
 				return nil
 			})
 			for _, c := range r {
 				if c.Name == "bridge ecs-bridge" {
 					if c.Status != want || c.Found != found {
-						t.Errorf("got %v, %q, want %v, %q", c.Status, c.Found, want, found)
+						t.Errorf("got %v, %q, want %v, %q", c.Status,
+							c.Found, want, found)
 					}
 					return
 				}
@@ -223,19 +239,22 @@ func TestRootBesideMetad(t *testing.T) {
 			t.Errorf("got nothing of the bridge: %v", r)
 		}
 		find(OK, "2 ports, all with metad's program")
-		if err := testnet.In(h.NS, func() error { return takeOff(two.Ifindex) }); err != nil {
+		if err := testnet.In(h.NS,
+			func() error { return takeOff(two.Ifindex) }); err != nil {
 			t.Fatal(err)
 		}
 		find(Warn, "1 of 2 ports without metad's program: "+two.Port)
 		one.Remove()
-		testnet.Until(t, "the port to go", func() bool { return !slices.Contains(h.LinkNames(), one.Port) })
+		testnet.Until(t, "the port to go", func() bool {
+			return !slices.Contains(h.LinkNames(), one.Port)
+		})
 		find(Warn, "1 of 1 ports without metad's program: "+two.Port)
 	}
 	t.Run("clsact", func(t *testing.T) { f(t, loader.AttachClsact) })
 	t.Run("tcx", func(t *testing.T) { testnet.SkipBefore(t, "6.6"); f(t, loader.AttachTCX) })
 }
 
-// takeOff does to a port's programs what somebody else's clean-up might.
+// takeOff removes a port's programs, as the clean-up of another program might.
 func takeOff(ifindex int) error {
 	l, err := netlink.LinkByIndex(ifindex)
 	if err != nil {
@@ -245,7 +264,8 @@ func takeOff(ifindex int) error {
 	for _, f := range filters {
 		err = errors.Join(err, netlink.FilterDel(f))
 	}
-	q, qerr := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: ebpf.AttachTCXIngress})
+	q, qerr := link.QueryPrograms(link.QueryOptions{Target: ifindex,
+		Attach: ebpf.AttachTCXIngress})
 	if qerr != nil { // no TCX
 		return err
 	}

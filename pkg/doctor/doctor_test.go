@@ -20,7 +20,7 @@ var config = Config{
 	IntrospectionURL: "http://127.0.0.1:51678", AdminSocket: "/run/metad/admin.sock",
 }
 
-// fake is a host on which metad runs and nothing is wrong; a case changes one thing.
+// fake is a host on which metad runs without a fault; a case changes one thing.
 type fake struct {
 	host
 	cfg   Config
@@ -47,7 +47,8 @@ func newFake() *fake {
 			"/proc/sys/net/core/netdev_max_backlog":         "1000\n",
 			"/proc/sys/net/ipv4/neigh/default/gc_thresh3":   "1024\n",
 		},
-		types: map[string]int64{"/sys/fs/bpf": unix.BPF_FS_MAGIC, "/sys/fs/cgroup": unix.CGROUP2_SUPER_MAGIC},
+		types: map[string]int64{"/sys/fs/bpf": unix.BPF_FS_MAGIC,
+			"/sys/fs/cgroup": unix.CGROUP2_SUPER_MAGIC},
 		hook: map[int][]hook{
 			2: {{kind: "tc", name: "metad_bridge"}},
 			3: {{kind: "tc", name: "metad_port"}},
@@ -105,7 +106,8 @@ func newFake() *fake {
 }
 
 func TestChecks(t *testing.T) {
-	// f changes the good host and expects one check to say so, and no other to be worse than it was.
+	// f changes the good host. It expects one check to report that, and no other check to be
+	// worse than before.
 	f := func(name string, change func(*fake), check string, want Status, found string) {
 		t.Helper()
 		h := newFake()
@@ -118,14 +120,17 @@ func TestChecks(t *testing.T) {
 			if c.Name == check && c.Status == want && strings.Contains(c.Found, found) {
 				ok = true
 			} else if c.Status != OK {
-				t.Errorf("%s: got %v of %s, want nothing but %q:\n%s", name, c.Status, c.Name, check, &text)
+				t.Errorf("%s: got %v of %s, want nothing but %q:\n%s", name,
+					c.Status, c.Name, check, &text)
 			}
 			if (c.Status != OK) != (c.Do != "") {
-				t.Errorf("%s: %s: got %q to do with %v", name, c.Name, c.Do, c.Status)
+				t.Errorf("%s: %s: got %q to do with %v", name, c.Name, c.Do,
+					c.Status)
 			}
 		}
 		if !ok {
-			t.Errorf("%s: got no %v of %s with %q in\n%s", name, want, check, found, &text)
+			t.Errorf("%s: got no %v of %s with %q in\n%s", name, want, check, found,
+				&text)
 		}
 		if r.Status() != want {
 			t.Errorf("%s: got status %v, want %v", name, r.Status(), want)
@@ -148,9 +153,11 @@ func TestChecks(t *testing.T) {
 	f("no jit", with("/proc/sys/net/core/bpf_jit_enable", "0\n"), "bpf jit", Warn, "off")
 
 	f("all capabilities", func(*fake) {}, "capabilities", OK, "all")
-	f("no capability", with("/proc/thread-self/status", "Name:\tx\nCapEff:\t0000000000000000\n"), "capabilities", Fail,
+	f("no capability", with("/proc/thread-self/status",
+		"Name:\tx\nCapEff:\t0000000000000000\n"), "capabilities", Fail,
 		"missing CAP_NET_ADMIN, CAP_BPF, CAP_SYS_ADMIN, CAP_SYS_PTRACE")
-	f("Docker's default capabilities", with("/proc/thread-self/status", "Name:\tx\nCapEff:\t00000000a80425fb\n"), "capabilities", Fail,
+	f("Docker's default capabilities", with("/proc/thread-self/status",
+		"Name:\tx\nCapEff:\t00000000a80425fb\n"), "capabilities", Fail,
 		"missing CAP_NET_ADMIN, CAP_BPF, CAP_SYS_ADMIN, CAP_SYS_PTRACE")
 	f("memlock matters", func(h *fake) {
 		h.files[release] = "5.10.0-32\n"
@@ -176,7 +183,8 @@ func TestChecks(t *testing.T) {
 		}
 	}, "cgroup", OK, "v1")
 	f("cgroup v1 in part", func(h *fake) {
-		h.types["/sys/fs/cgroup"], h.types["/sys/fs/cgroup/unified"] = unix.TMPFS_MAGIC, unix.CGROUP2_SUPER_MAGIC
+		h.types["/sys/fs/cgroup"], h.types["/sys/fs/cgroup/unified"] = unix.TMPFS_MAGIC,
+			unix.CGROUP2_SUPER_MAGIC
 	}, "cgroup", Warn, "v1, without cpuacct, memory, blkio")
 	f("no cgroup", func(h *fake) { delete(h.types, "/sys/fs/cgroup") }, "cgroup", Warn, "no such file")
 	f("proof by v2", func(*fake) {}, "which container", OK, "by cgroup v2")
@@ -224,7 +232,8 @@ func TestChecks(t *testing.T) {
 	f("no bridge", func(h *fake) { h.cfg.Bridges = []string{"cni0"} }, "bridges", Warn, "none matches cni0")
 	f("ports", func(*fake) {}, "bridge ecs-bridge", OK, "2 ports, all with metad's program")
 	f("port that is no veth", func(h *fake) {
-		h.links = append(h.links, &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "eth1", Index: 9, MasterIndex: 2}})
+		h.links = append(h.links, &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "eth1",
+			Index: 9, MasterIndex: 2}})
 	}, "bridge ecs-bridge", OK, "2 ports, all")
 	f("port without", func(h *fake) { delete(h.hook, 4) }, "bridge ecs-bridge", Warn, "1 of 2 ports without metad's program: veth4")
 	f("another after ours", func(h *fake) {
@@ -234,13 +243,17 @@ func TestChecks(t *testing.T) {
 		h.hook[4] = []hook{{kind: "tcx", name: "shaper"}, {kind: "tcx", name: "metad_port"}}
 	}, "bridge ecs-bridge", Warn, `tcx "shaper" runs before metad on veth4`)
 	f("xdp is before everything", func(h *fake) {
-		h.hook[4] = []hook{{kind: "xdp", name: "metadrop"}, {kind: "tc", name: "metad_port"}}
+		h.hook[4] = []hook{{kind: "xdp", name: "metadrop"},
+			{kind: "tc", name: "metad_port"}}
 	}, "bridge ecs-bridge", Warn, `xdp "metadrop" runs before metad on veth4`)
 	f("hooks not seen", func(h *fake) {
-		h.host.hooks = func(int) ([]hook, error) { return nil, errors.New("tc filters of \"veth3\": broken") }
+		h.host.hooks = func(int) ([]hook, error) {
+			return nil, errors.New("tc filters of \"veth3\": broken")
+		}
 	}, "bridge ecs-bridge", Warn, "broken")
 	f("port gone meanwhile", func(h *fake) {
-		h.links = append(h.links, &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "veth9", Index: 9, MasterIndex: 2}})
+		h.links = append(h.links, &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "veth9",
+			Index: 9, MasterIndex: 2}})
 		h.host.hooks = func(i int) ([]hook, error) {
 			if i == 9 {
 				return nil, netlink.LinkNotFoundError{}
@@ -250,24 +263,31 @@ func TestChecks(t *testing.T) {
 	}, "bridge ecs-bridge", OK, "all with metad's program")
 
 	f("port that ties two bridges", func(h *fake) {
-		h.links = append(h.links, &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "tie", Index: 9, MasterIndex: 2, NetNsID: -1, ParentIndex: 10}},
-			&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "end", Index: 10, MasterIndex: 6, NetNsID: -1, ParentIndex: 9}})
+		h.links = append(h.links, &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "tie",
+			Index: 9, MasterIndex: 2, NetNsID: -1, ParentIndex: 10}},
+			&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "end", Index: 10,
+				MasterIndex: 6, NetNsID: -1, ParentIndex: 9}})
 	}, "bridge ecs-bridge", OK, "2 ports, all")
 
 	f("tasks", func(*fake) {}, "tasks", OK, "1 addresses, all behind")
 	f("task on a bridge that is not watched", func(h *fake) {
-		h.links = append(h.links, &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "veth9", Index: 9, MasterIndex: 6}})
+		h.links = append(h.links, &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "veth9",
+			Index: 9, MasterIndex: 6}})
 		h.tasks = func(string) (map[netip.Addr]int, error) {
-			return map[netip.Addr]int{netip.MustParseAddr("10.9.0.2"): 9, netip.MustParseAddr("169.254.172.2"): 3}, nil
+			return map[netip.Addr]int{netip.MustParseAddr("10.9.0.2"): 9,
+				netip.MustParseAddr("169.254.172.2"): 3}, nil
 		}
-	}, "tasks", Warn, "1 of 2 addresses behind a device without metad's program: 10.9.0.2 on veth9")
+	}, "tasks", Warn,
+		"1 of 2 addresses behind a device without metad's program: 10.9.0.2 on veth9")
 	f("no map of tasks", func(h *fake) {
 		h.tasks = func(string) (map[netip.Addr]int, error) { return nil, unix.EACCES }
 	}, "tasks", Warn, "permission denied")
 	crowd := func(n int) func(*fake) {
 		return func(h *fake) {
 			for i := range n {
-				h.links = append(h.links, &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "v", Index: 100 + i, MasterIndex: 6}})
+				h.links = append(h.links,
+					&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "v",
+						Index: 100 + i, MasterIndex: 6}})
 			}
 		}
 	}
@@ -288,10 +308,12 @@ func TestChecks(t *testing.T) {
 
 	f("address free", func(*fake) {}, "address", OK, "is free")
 	f("address taken", func(h *fake) {
-		h.claim = append(h.claim, claim{"lo", netip.MustParsePrefix("169.254.170.2/32"), false})
+		h.claim = append(h.claim, claim{"lo", netip.MustParsePrefix("169.254.170.2/32"),
+			false})
 	}, "address", Warn, "lo has 169.254.170.2")
 	f("network of the local endpoints container", func(h *fake) {
-		h.claim = append(h.claim, claim{"br-12ab", netip.MustParsePrefix("169.254.170.0/24"), true})
+		h.claim = append(h.claim,
+			claim{"br-12ab", netip.MustParsePrefix("169.254.170.0/24"), true})
 	}, "address", Warn, "169.254.170.0/24 is a network of br-12ab")
 
 	rules := func(chain, text string) func(*fake) {
@@ -302,7 +324,9 @@ func TestChecks(t *testing.T) {
 	f("dropped", rules("ip filter FORWARD", "-A FORWARD -d 169.254.170.2/32 -j DROP"), "rules", Warn, "FORWARD")
 	f("no tool", func(h *fake) {
 		h.rules = nil
-		h.host.rules = func(context.Context, netip.Addr) ([]rule, error) { return nil, errors.New("nft: not found") }
+		h.host.rules = func(context.Context, netip.Addr) ([]rule, error) {
+			return nil, errors.New("nft: not found")
+		}
 	}, "rules", Warn, "nft: not found")
 
 	f("docker", func(*fake) {}, "docker", OK, "20.10.24, API 1.41 at unix:///run/docker.sock")
@@ -367,14 +391,21 @@ func TestParseRules(t *testing.T) {
 		}
 	}
 	f("")
-	f("table ip nat {\n\tchain PREROUTING {\n\t\ttype nat hook prerouting priority dstnat; policy accept;\n"+
-		"\t\tmeta l4proto tcp ip daddr 169.254.170.2 tcp dport 80 counter packets 0 bytes 0 dnat to 127.0.0.1:51679\n\t}\n\n"+
+	f("table ip nat {\n\tchain PREROUTING {\n\t\ttype nat hook prerouting priority dstnat; "+
+		"policy accept;\n"+
+		"\t\tmeta l4proto tcp ip daddr 169.254.170.2 tcp dport 80 counter packets 0 "+
+		"bytes 0 dnat to 127.0.0.1:51679\n\t}\n\n"+
 		"\tchain OUTPUT {\n\t\tip daddr { 10.0.0.1, 169.254.170.2 } drop\n\t}\n}\n",
-		rule{"ip nat PREROUTING", "meta l4proto tcp ip daddr 169.254.170.2 tcp dport 80 counter packets 0 bytes 0 dnat to 127.0.0.1:51679"},
+		rule{"ip nat PREROUTING",
+			"meta l4proto tcp ip daddr 169.254.170.2 tcp dport 80 counter packets 0 " +
+				"bytes 0 dnat to 127.0.0.1:51679"},
 		rule{"ip nat OUTPUT", "ip daddr { 10.0.0.1, 169.254.170.2 } drop"})
-	f("*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -d 169.254.170.2/32 -p tcp -j DNAT\nCOMMIT\n*filter\n-A FORWARD -d 169.254.169.254/32 -j DROP\n-A FORWARD -d 169.254.0.0/16 -j DROP\nCOMMIT\n",
+	f("*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -d 169.254.170.2/32 -p tcp -j "+
+		"DNAT\nCOMMIT\n*filter\n-A FORWARD -d 169.254.169.254/32 -j DROP\n-A FORWARD -d "+
+		"169.254.0.0/16 -j DROP\nCOMMIT\n",
 		rule{"ip nat PREROUTING", "-A PREROUTING -d 169.254.170.2/32 -p tcp -j DNAT"},
 		rule{"ip filter FORWARD", "-A FORWARD -d 169.254.0.0/16 -j DROP"})
-	f("table inet x {\n chain y {\n ip daddr 0.0.0.0/0 accept\n ip daddr 169.254.170.20 drop\n ip saddr != 169.254.170.3/31 drop\n }\n}\n",
+	f("table inet x {\n chain y {\n ip daddr 0.0.0.0/0 accept\n ip daddr 169.254.170.20 "+
+		"drop\n ip saddr != 169.254.170.3/31 drop\n }\n}\n",
 		rule{"inet x y", "ip saddr != 169.254.170.3/31 drop"})
 }

@@ -28,7 +28,7 @@ import (
 	"metad/pkg/loader"
 )
 
-// host answers the checks' questions; a test has its own.
+// host is where the checks get their facts; a test has a fake one.
 type host struct {
 	readFile func(path string) ([]byte, error)
 	fsType   func(path string) (int64, error) // statfs(2)'s f_type
@@ -37,13 +37,13 @@ type host struct {
 	links   func() ([]netlink.Link, error)
 	// hooks returns the programs at an interface's ingress, in the order in which they run.
 	hooks func(ifindex int) ([]hook, error)
-	// tasks returns the addresses of the pinned map of tasks, and the devices they are behind.
+	// tasks returns the addresses in the pinned map of tasks, with the ifindex of their ports.
 	tasks func(pinDir string) (map[netip.Addr]int, error)
-	// claims returns the addresses and routes of the host's interfaces, any of which may claim
+	// claims returns the addresses and routes of the host's interfaces: one of them may claim
 	// 169.254.170.2.
 	claims func() ([]claim, error)
 	// rules returns the firewall's rules that name addr or a network with it. A tool that is
-	// not installed is left out; it is an error if none is.
+	// not installed is skipped; without any tool it returns an error.
 	rules func(ctx context.Context, addr netip.Addr) ([]rule, error)
 	// get returns the body of an HTTP answer, whatever its status; url may be
 	// "unix:///socket/path:/url/path".
@@ -86,8 +86,8 @@ func thisHost() *host {
 			return int64(st.Type), nil
 		},
 		program: func() error {
-			// Before 5.11 memory of BPF objects counts against RLIMIT_MEMLOCK. An error
-			// shows in the load.
+			// Before Linux 5.11 BPF objects count against RLIMIT_MEMLOCK. If this
+			// fails, so does the load.
 			_ = rlimit.RemoveMemlock()
 			return features.HaveProgramHelper(ebpf.SchedCLS, asm.FnRedirectPeer)
 		},
@@ -107,10 +107,12 @@ func ingressHooks(ifindex int) ([]hook, error) {
 	}
 	var hooks []hook
 	if x := l.Attrs().Xdp; x != nil && x.Attached {
-		hooks = append(hooks, hook{kind: "xdp", name: programName(ebpf.ProgramID(x.ProgId))})
+		hooks = append(hooks,
+			hook{kind: "xdp", name: programName(ebpf.ProgramID(x.ProgId))})
 	}
 	// Kernels before 6.6 have no TCX.
-	q, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: ebpf.AttachTCXIngress})
+	q, err := link.QueryPrograms(link.QueryOptions{Target: ifindex,
+		Attach: ebpf.AttachTCXIngress})
 	if err != nil && !errors.Is(err, ebpf.ErrNotSupported) && !errors.Is(err, unix.EINVAL) {
 		return nil, fmt.Errorf("tcx programs of %q: %w", l.Attrs().Name, err)
 	}
@@ -175,7 +177,8 @@ func claims() ([]claim, error) {
 	}
 	for _, r := range routes {
 		if r.Dst != nil {
-			all = append(all, claim{iface: name[r.LinkIndex], what: prefix(r.Dst), route: true})
+			all = append(all, claim{iface: name[r.LinkIndex], what: prefix(r.Dst),
+				route: true})
 		}
 	}
 	return all, nil
@@ -187,7 +190,7 @@ func prefix(n *net.IPNet) netip.Prefix {
 	return netip.PrefixFrom(addr.Unmap(), bits)
 }
 
-// rules asks each tool that is installed. nft also shows the rules made by iptables-nft;
+// rules runs each tool that is installed. nft also shows the rules of iptables-nft;
 // iptables-legacy has tables of its own.
 func rules(ctx context.Context, addr netip.Addr) ([]rule, error) {
 	var found []rule

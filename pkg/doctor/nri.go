@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// checkNRI says whether the Docker Engine asks metad by NRI what to put into new containers, and
-// how it would. That it does not is no fault: the proxy is the other way.
+// checkNRI reports whether the Docker Engine asks metad by NRI what to put into new containers,
+// and if not, how to turn that on. It is no fault if it does not: the proxy is the other way.
 func checkNRI(ctx context.Context, cfg Config, h *host) []Check {
 	const name = "nri"
 	var info struct {
@@ -36,11 +36,14 @@ func checkNRI(ctx context.Context, cfg Config, h *host) []Check {
 	switch {
 	case !listens:
 		return one(name, OK, fmt.Sprintf(
-			"off: containers get their file and the endpoint's address by the proxy only; "+
+			"off: containers get their file and the endpoint's address by the proxy "+
+				"only; "+
 				`to turn it on, put "nri-opts": {"enable": true, "socket-path": %q} `+
-				"into /etc/docker/daemon.json and reload dockerd", cfg.NRISocket), "")
+				"into /etc/docker/daemon.json and reload dockerd", cfg.NRISocket),
+			"")
 	case socket != cfg.NRISocket:
-		found := fmt.Sprintf("Docker's socket is %s, metad looks for %s", socket, cfg.NRISocket)
+		found := fmt.Sprintf("Docker's socket is %s, metad looks for %s", socket,
+			cfg.NRISocket)
 		return one(name, Warn, found, "set --nri-socket "+socket)
 	}
 	if cfg.AdminSocket == "" {
