@@ -21,13 +21,15 @@ import (
 	"metad/internal/testnet"
 )
 
-// attacks are what a container can do to the endpoint, on connections of its own. Each runs until its
-// process is killed.
+// attacks are the attacks of one container on the endpoint, on its own connections. Each runs
+// until its process is killed.
 var attacks = map[string]func(victim netip.Addr) error{
 	"128 connections that read nothing": func(netip.Addr) error { return each(128, readNothing) },
 	"8 connections that pipeline":       func(netip.Addr) error { return each(8, pipeline) },
 	"128 stalled uploads": func(netip.Addr) error {
-		return each(128, stall("POST /v1/credentials HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"))
+		return each(128,
+			stall("POST /v1/credentials HTTP/1.1\r\nHost: x\r\nContent-Length: "+
+				"1000000\r\n\r\n"))
 	},
 	"128 streams": func(netip.Addr) error {
 		return each(128, stall("GET /v2/metadata?stream=true HTTP/1.1\r\nHost: x\r\n\r\n"))
@@ -56,7 +58,8 @@ func open(buffer int) (net.Conn, error) {
 	d := net.Dialer{Timeout: time.Second, Control: func(_, _ string, c syscall.RawConn) error {
 		return c.Control(func(fd uintptr) {
 			if buffer > 0 {
-				_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, buffer)
+				_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF,
+					buffer)
 			}
 		})
 	}}
@@ -78,14 +81,15 @@ func readNothing() error {
 	return err
 }
 
-// pipeline asks without waiting, and has the kernel throw the answers away.
+// pipeline sends requests without waiting, and the kernel discards the answers.
 func pipeline() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	_ = unix.Connect(fd, &unix.SockaddrInet4{Port: 80, Addr: [4]byte{169, 254, 170, 2}}) // EINPROGRESS
+	// EINPROGRESS
+	_ = unix.Connect(fd, &unix.SockaddrInet4{Port: 80, Addr: [4]byte{169, 254, 170, 2}})
 	time.Sleep(100 * time.Millisecond)
 	sink := make([]byte, 1<<20)
 	for out := batch; ; time.Sleep(5 * time.Millisecond) {
@@ -99,14 +103,15 @@ func pipeline() error {
 			return err
 		}
 		for {
-			if n, _, err := unix.Recvfrom(fd, sink, unix.MSG_TRUNC); err != nil || n == 0 {
+			if n, _, err := unix.Recvfrom(fd, sink, unix.MSG_TRUNC); err != nil ||
+				n == 0 {
 				break
 			}
 		}
 	}
 }
 
-// stall sends request and waits for whatever comes.
+// stall sends request, and reads no answer until the connection ends.
 func stall(request string) func() error {
 	return func() error {
 		c, err := open(0)
@@ -133,14 +138,16 @@ func synFlood(from netip.Addr) error {
 			return err
 		}
 		if from.IsValid() {
-			if err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1); err != nil {
+			if err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT,
+				1); err != nil {
 				return err
 			}
 			if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: from.As4()}); err != nil {
 				return err
 			}
 		}
-		_ = unix.Connect(fd, &unix.SockaddrInet4{Port: 80, Addr: [4]byte{169, 254, 170, 2}}) // EINPROGRESS
+		// EINPROGRESS
+		_ = unix.Connect(fd, &unix.SockaddrInet4{Port: 80, Addr: [4]byte{169, 254, 170, 2}})
 		unix.Close(fd)
 		time.Sleep(100 * time.Microsecond)
 	}
@@ -166,7 +173,7 @@ func attackRole() error {
 	})
 }
 
-// glance is what a bystander saw that asked every 10 ms, on a new connection each time.
+// glance is what a bystander saw. It sends a request every 10 ms, each on a new connection.
 type glance struct {
 	Requests, Errors int
 	P50, P99         time.Duration
@@ -197,7 +204,8 @@ func look(during time.Duration) (g glance) {
 			defer c.Close()
 			br.Reset(c)
 			_ = c.SetDeadline(begin.Add(5 * time.Second))
-			if _, err := c.Write([]byte("GET /v2/metadata HTTP/1.1\r\nHost: 169.254.170.2\r\n\r\n")); err != nil {
+			_, err = c.Write([]byte("GET /v2/metadata HTTP/1.1\r\nHost: 169.254.170.2\r\n\r\n"))
+			if err != nil {
 				return err
 			}
 			return readAnswer(br)
@@ -229,8 +237,10 @@ func TestBenchAttacks(t *testing.T) {
 		return out
 	}
 	measure() // warm
-	fmt.Printf("\nwhat an attack does to another task that asks every 10 ms, %s s each\n", seconds)
-	fmt.Printf("%-36s %10s %10s %10s %10s %8s %14s %14s\n", "", "p50", "× quiet", "p99", "× quiet", "errors", "attacker CPU", "metad CPU")
+	fmt.Printf("\nwhat an attack does to another task that asks every 10 ms, %s s each\n",
+		seconds)
+	fmt.Printf("%-36s %10s %10s %10s %10s %8s %14s %14s\n", "", "p50", "× quiet", "p99",
+		"× quiet", "errors", "attacker CPU", "metad CPU")
 	names := make([]string, 0, len(attacks))
 	for name := range attacks {
 		if strings.Contains(name, os.Getenv("ATTACK")) {
@@ -250,12 +260,14 @@ func TestBenchAttacks(t *testing.T) {
 		a0, m0, t0 := attacker.cpuTime(), g.metad.cpuTime(), time.Now()
 		loud := measure()
 		took := time.Since(t0).Seconds()
-		a, m := (attacker.cpuTime()-a0).Seconds()/took, (g.metad.cpuTime()-m0).Seconds()/took
+		a, m := (attacker.cpuTime()-a0).Seconds()/took,
+			(g.metad.cpuTime()-m0).Seconds()/took
 		if err := attacker.cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
 		fmt.Printf("%-36s %10v %10.2f %10v %10.2f %8d %14.2f %14.2f\n", name,
 			loud.P50.Round(time.Microsecond), float64(loud.P50)/float64(quiet.P50),
-			loud.P99.Round(time.Microsecond), float64(loud.P99)/float64(quiet.P99), loud.Errors, a, m)
+			loud.P99.Round(time.Microsecond), float64(loud.P99)/float64(quiet.P99),
+			loud.Errors, a, m)
 	}
 }

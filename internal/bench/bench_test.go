@@ -1,7 +1,7 @@
 //go:build bench
 
-// Package bench measures metad from outside, against something else in the same run. Nothing
-// here fails for being slow: it prints.
+// Package bench measures metad from outside, as a ratio to a floor in the same run. It prints the
+// figures, and no test in it fails because metad is slow.
 //
 //	make bench
 package bench
@@ -91,7 +91,8 @@ func start(t testing.TB, role string, in interface {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &child{t: t, cmd: exec.Command("taskset", "-c", strconv.Itoa(cpu%runtime.NumCPU()), self, string(arg))}
+	c := &child{t: t, cmd: exec.Command("taskset", "-c", strconv.Itoa(cpu%runtime.NumCPU()),
+		self, string(arg))}
 	c.cmd.Env = append(os.Environ(), roleVar+"="+role, "GOMAXPROCS=1")
 	c.cmd.Stderr = os.Stderr
 	if c.in, err = c.cmd.StdinPipe(); err != nil {
@@ -193,7 +194,8 @@ func metadRole() error {
 	for _, t := range cfg.Tasks {
 		for _, c := range t.Containers {
 			c.Stats = &task.StatsCell{}
-			c.Stats.Store(&task.Sample{JSON: []byte(sampleJSON), V2: len(sampleJSON) - 1, Read: time.Now()})
+			c.Stats.Store(&task.Sample{JSON: []byte(sampleJSON),
+				V2: len(sampleJSON) - 1, Read: time.Now()})
 		}
 	}
 	var table *lookup.Table
@@ -224,7 +226,8 @@ func metadRole() error {
 		case "disarm":
 			return "disarmed", ld.Disarm()
 		case "rss":
-			debug.FreeOSMemory() // what is held, not what the collector has not got to yet
+			// what is held, not what the collector has not got to yet
+			debug.FreeOSMemory()
 			return rss()
 		}
 		return nil, fmt.Errorf("unknown command %q", c)
@@ -246,7 +249,7 @@ type floorConfig struct {
 	Lengths map[string]int
 }
 
-// floorRole is the least that fasthttp can do: fixed bytes.
+// floorRole is a fasthttp server of fixed bytes, the least that any server with it does.
 func floorRole() error {
 	var cfg floorConfig
 	if err := config(&cfg); err != nil {
@@ -260,15 +263,16 @@ func floorRole() error {
 	if err != nil {
 		return err
 	}
-	go fasthttp.Serve(ln, func(ctx *fasthttp.RequestCtx) { //nolint:errcheck // ends with the process
-		ctx.Response.Header.SetContentType("application/json")
-		ctx.Response.SetBodyRaw(bodies[string(ctx.Path())])
-	})
+	go fasthttp.Serve(ln,
+		func(ctx *fasthttp.RequestCtx) { //nolint:errcheck // ends with the process
+			ctx.Response.Header.SetContentType("application/json")
+			ctx.Response.SetBodyRaw(bodies[string(ctx.Path())])
+		})
 	return commands(func(string) (any, error) { return "", nil })
 }
 
-// sinkRole counts what it is sent on port 9000; sourceRole sends to an address as fast as it can for a
-// number of seconds and prints bytes per second.
+// sinkRole counts what it is sent on port 9000; sourceRole sends to an address as fast as it can
+// for a number of seconds and prints bytes per second.
 func sinkRole() error {
 	ln, err := net.Listen("tcp4", ":9000")
 	if err != nil {
@@ -344,7 +348,8 @@ func (l *load) run() error {
 	)
 	request := []byte("GET " + l.Path + " HTTP/1.1\r\nHost: 169.254.170.2\r\n\r\n")
 	if !l.KeepAlive {
-		request = []byte("GET " + l.Path + " HTTP/1.1\r\nHost: 169.254.170.2\r\nConnection: close\r\n\r\n")
+		request = []byte("GET " + l.Path +
+			" HTTP/1.1\r\nHost: 169.254.170.2\r\nConnection: close\r\n\r\n")
 	}
 	begin := time.Now()
 	end := begin.Add(time.Duration(l.Seconds * float64(time.Second)))
@@ -362,12 +367,14 @@ func (l *load) run() error {
 				t0 := time.Now()
 				err := func() (err error) {
 					if c == nil {
-						if c, err = dialer.Dial("tcp4", testnet.Endpoint); err != nil {
+						if c, err = dialer.Dial("tcp4",
+							testnet.Endpoint); err != nil {
 							return err
 						}
 						br.Reset(c)
 					}
-					if err := c.SetDeadline(t0.Add(10 * time.Second)); err != nil {
+					if err := c.SetDeadline(
+						t0.Add(10 * time.Second)); err != nil {
 						return err
 					}
 					if _, err := c.Write(request); err != nil {
@@ -420,7 +427,8 @@ func readAnswer(br *bufio.Reader) error {
 		}
 		const name = "Content-Length: "
 		if len(line) > len(name) && string(line[:len(name)]) == name {
-			if length, err = strconv.Atoi(string(line[len(name) : len(line)-2])); err != nil {
+			if length, err = strconv.Atoi(
+				string(line[len(name) : len(line)-2])); err != nil {
 				return err
 			}
 		}
@@ -442,11 +450,15 @@ func slowRole() error {
 		var wg sync.WaitGroup
 		for range n {
 			wg.Go(func() {
-				const request = "GET /v2/metadata HTTP/1.1\r\nHost: 169.254.170.2\r\nX-Slow: "
+				const request = "GET /v2/metadata HTTP/1.1\r\nHost: " +
+					"169.254.170.2\r\nX-Slow: "
 				for { // cut off: again
-					c, err := net.DialTimeout("tcp4", testnet.Endpoint, 2*time.Second)
+					c, err := net.DialTimeout("tcp4", testnet.Endpoint,
+						2*time.Second)
 					for i := 0; err == nil; i++ {
-						_, err = c.Write([]byte{(request + strings.Repeat("x", i+1))[i]})
+						_, err = c.Write(
+							[]byte{(request + strings.Repeat("x",
+								i+1))[i]})
 						time.Sleep(time.Second)
 					}
 					if c != nil {
@@ -466,8 +478,16 @@ type ns struct{ in func(func() error) error }
 
 func (n ns) In(f func() error) error { return n.in(f) }
 
-func hostOf(h *testnet.Host) ns { return ns{func(f func() error) error { return testnet.In(h.NS, f) }} }
-func taskOf(k *testnet.Task) ns { return ns{func(f func() error) error { return testnet.In(k.NS, f) }} }
+func hostOf(h *testnet.Host) ns {
+	return ns{func(f func() error) error {
+		return testnet.In(h.NS, f)
+	}}
+}
+func taskOf(k *testnet.Task) ns {
+	return ns{func(f func() error) error {
+		return testnet.In(k.NS, f)
+	}}
+}
 
 // ground is a host with a bridge and two tasks, and metad ready to be armed.
 type ground struct {
@@ -511,18 +531,25 @@ func newHost(t testing.TB) *ground {
 func exampleTask(i int, k *testnet.Task) *task.Task {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC)
 	t := &task.Task{
-		ID: fmt.Sprintf("task-%d", i), ARN: fmt.Sprintf("arn:aws:ecs:us-west-2:111122223333:task/default/task-%d", i),
-		Cluster: "default", Family: "web", Revision: "7", DesiredStatus: task.StatusRunning, KnownStatus: task.StatusRunning,
-		Endpoints: []task.Endpoint{{Addr: k.Addr, Ifindex: k.Ifindex, MAC: k.MAC}},
+		ID:      fmt.Sprintf("task-%d", i),
+		ARN:     fmt.Sprintf("arn:aws:ecs:us-west-2:111122223333:task/default/task-%d", i),
+		Cluster: "default", Family: "web", Revision: "7", DesiredStatus: task.StatusRunning,
+		KnownStatus: task.StatusRunning,
+		Endpoints:   []task.Endpoint{{Addr: k.Addr, Ifindex: k.Ifindex, MAC: k.MAC}},
 	}
 	for _, name := range []string{"app", task.PauseName} {
 		t.Containers = append(t.Containers, &task.Container{
-			ID: strings.Repeat(fmt.Sprintf("%x", len(t.Containers)+1), 64), Name: name, DockerName: "ecs-web-7-" + name, Image: "nginx:1",
-			ImageID: "sha256:" + strings.Repeat("a", 64), DesiredStatus: task.StatusRunning, KnownStatus: task.StatusRunning,
-			Labels: map[string]string{task.LabelTaskARN: t.ARN, task.LabelCluster: "default", task.LabelContainerName: name,
+			ID: strings.Repeat(fmt.Sprintf("%x", len(t.Containers)+1), 64), Name: name,
+			DockerName: "ecs-web-7-" + name, Image: "nginx:1",
+			ImageID:       "sha256:" + strings.Repeat("a", 64),
+			DesiredStatus: task.StatusRunning, KnownStatus: task.StatusRunning,
+			Labels: map[string]string{task.LabelTaskARN: t.ARN,
+				task.LabelCluster: "default", task.LabelContainerName: name,
 				task.LabelFamily: "web", task.LabelRevision: "7"},
-			CreatedAt: at, StartedAt: at, Type: task.TypeNormal, Limits: task.ContainerLimits{CPU: 2, Memory: 512}, PID: 1,
-			Networks: []task.Network{{Mode: "awsvpc", IPv4Addresses: []string{"10.0.0.7"}}},
+			CreatedAt: at, StartedAt: at, Type: task.TypeNormal,
+			Limits: task.ContainerLimits{CPU: 2, Memory: 512}, PID: 1,
+			Networks: []task.Network{{Mode: "awsvpc",
+				IPv4Addresses: []string{"10.0.0.7"}}},
 		})
 	}
 	return t
@@ -549,13 +576,16 @@ func TestBenchRequests(t *testing.T) {
 	const rounds, seconds = 7, 2
 	g := newGround(t)
 	whole, _ := task.Render(g.cfg.Tasks[0])
-	lengths := map[string]int{"/v2/metadata": whole[task.V2].Len(), "/v4/task": whole[task.V4].Len()}
+	lengths := map[string]int{"/v2/metadata": whole[task.V2].Len(),
+		"/v4/task": whole[task.V4].Len()}
 	for _, c := range g.cfg.Tasks[0].Containers {
 		lengths["/v4/task/stats"] += len(`,"":`) + len(c.ID) + len(sampleJSON)
 	}
 	lengths["/v4/task/stats"]++ // two braces and a comma less
-	floor := start(t, "floor", hostOf(g.host), 0, floorConfig{Addr: "127.0.0.1:51679", Lengths: lengths})
-	rule := exec.Command("iptables", "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "-d", "169.254.170.2", "--dport", "80",
+	floor := start(t, "floor", hostOf(g.host), 0, floorConfig{Addr: "127.0.0.1:51679",
+		Lengths: lengths})
+	rule := exec.Command("iptables", "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "-d",
+		"169.254.170.2", "--dport", "80",
 		"-j", "DNAT", "--to-destination", "127.0.0.1:51679")
 	if err := testnet.In(g.host.NS, rule.Run); err != nil {
 		t.Fatalf("iptables: %v", err)
@@ -578,10 +608,13 @@ func TestBenchRequests(t *testing.T) {
 			t.Fatalf("client: %+v", l)
 		}
 		n := time.Duration(l.Requests)
-		return result{float64(l.Requests) / l.Elapsed.Seconds(), (s.cpuTime() - cpu0) / n, (systemTime(t) - sys0) / n, l.P50}
+		return result{float64(l.Requests) / l.Elapsed.Seconds(), (s.cpuTime() - cpu0) / n,
+			(systemTime(t) - sys0) / n, l.P50}
 	}
-	fmt.Printf("\nmedians of %d interleaved runs of %d s; metad by redirect against as many fixed bytes by DNAT\n", rounds, seconds)
-	fmt.Printf("%-56s %12s %12s %18s %18s %12s\n", "", "requests/s", "ratio", "system CPU ratio", "server CPU ratio", "p50 ratio")
+	fmt.Printf("\nmedians of %d interleaved runs of %d s; metad by redirect against as many "+
+		"fixed bytes by DNAT\n", rounds, seconds)
+	fmt.Printf("%-56s %12s %12s %18s %18s %12s\n", "", "requests/s", "ratio",
+		"system CPU ratio", "server CPU ratio", "p50 ratio")
 	for _, l := range []load{
 		{Conns: 64, KeepAlive: true, Seconds: seconds, Path: "/v2/metadata"},
 		{Conns: 64, KeepAlive: false, Seconds: seconds, Path: "/v2/metadata"},
@@ -590,8 +623,10 @@ func TestBenchRequests(t *testing.T) {
 	} {
 		var ours, theirs []result
 		g.set("arm")
-		if _, body, err := g.tasks[0].Get(l.Path, 5*time.Second); err != nil || len(body) != lengths[l.Path] {
-			t.Fatalf("%s: %d bytes, %v; the floor's answer has %d", l.Path, len(body), err, lengths[l.Path])
+		if _, body, err := g.tasks[0].Get(l.Path, 5*time.Second); err != nil ||
+			len(body) != lengths[l.Path] {
+			t.Fatalf("%s: %d bytes, %v; the floor's answer has %d", l.Path, len(body),
+				err, lengths[l.Path])
 		}
 		for range rounds {
 			g.set("arm")
@@ -604,7 +639,9 @@ func TestBenchRequests(t *testing.T) {
 			name = "a connection per request"
 		}
 		name += fmt.Sprintf(", %s, %d B", l.Path, lengths[l.Path])
-		ratio := func(f func(result) float64) float64 { return median(ours, f) / median(theirs, f) }
+		ratio := func(f func(result) float64) float64 {
+			return median(ours, f) / median(theirs, f)
+		}
 		fmt.Printf("%-56s %12.0f %12.2f %18.2f %18.2f %12.2f\n", name,
 			median(ours, func(r result) float64 { return r.rps }),
 			ratio(func(r result) float64 { return r.rps }),
@@ -614,7 +651,8 @@ func TestBenchRequests(t *testing.T) {
 	}
 }
 
-// TestBenchSlowNeighbour measures what 1,000 connections that send a byte a second do to another task.
+// TestBenchSlowNeighbour measures what 1,000 connections that send a byte a second do to another
+// task.
 func TestBenchSlowNeighbour(t *testing.T) {
 	const rounds, slow = 5, 1000
 	g := newGround(t)
@@ -647,15 +685,18 @@ func TestBenchSlowNeighbour(t *testing.T) {
 	if err := attacker.cmd.Process.Signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(15 * time.Second) // longer than any time-out of the server, and than its workers idle
+	// longer than any time-out of the server, and than its workers idle
+	time.Sleep(15 * time.Second)
 	g.metad.do("rss", &after)
 	p99 := func(l load) time.Duration { return l.P99 }
-	fmt.Printf("\n%d connections of a neighbour, a byte a second each: p99 of another task × %.2f (%v → %v); memory %d → %d → %d KiB afterwards\n", slow,
-		float64(median(loud, p99))/float64(median(quiet, p99)), median(quiet, p99), median(loud, p99), before>>10, during>>10, after>>10)
+	fmt.Printf("\n%d connections of a neighbour, a byte a second each: p99 of another task "+
+		"× %.2f (%v → %v); memory %d → %d → %d KiB afterwards\n", slow,
+		float64(median(loud, p99))/float64(median(quiet, p99)), median(quiet, p99),
+		median(loud, p99), before>>10, during>>10, after>>10)
 }
 
-// TestBenchBulk measures what the programs cost the traffic that is not theirs: bulk TCP between two
-// containers, with metad attached and armed against without.
+// TestBenchBulk measures what the programs cost the traffic that is not theirs: bulk TCP between
+// two containers, with metad attached and armed against without.
 func TestBenchBulk(t *testing.T) {
 	const rounds, seconds, settle = 12, 1.5, 300 * time.Millisecond
 	g := newHost(t)
@@ -688,6 +729,8 @@ func TestBenchBulk(t *testing.T) {
 		}
 	}
 	self := func(v float64) float64 { return v }
-	fmt.Printf("\nbulk TCP between two containers, medians of %d interleaved runs: %.1f Gbit/s without metad, %.1f with, ratio %.3f\n", rounds,
-		median(without, self)*8e-9, median(with, self)*8e-9, median(with, self)/median(without, self))
+	fmt.Printf("\nbulk TCP between two containers, medians of %d interleaved runs: %.1f "+
+		"Gbit/s without metad, %.1f with, ratio %.3f\n", rounds,
+		median(without, self)*8e-9, median(with, self)*8e-9,
+		median(with, self)/median(without, self))
 }

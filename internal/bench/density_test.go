@@ -28,7 +28,8 @@ func TestDensity(t *testing.T) {
 	for _, size := range strings.Fields(cmp.Or(os.Getenv("DENSITY"), "10x3 100x3 1000x3")) {
 		t.Run(size, func(t *testing.T) {
 			r := &densityRow{size: size}
-			if _, err := fmt.Sscanf(size, "%dx%d", &r.tasks, &r.containers); err != nil {
+			if _, err := fmt.Sscanf(size, "%dx%d", &r.tasks,
+				&r.containers); err != nil {
 				t.Fatalf("DENSITY %q: %v", size, err)
 			}
 			r.run(t, binary)
@@ -118,11 +119,13 @@ func (r *densityRow) churn(h *testhost.Host, m *testhost.Metad, tasks []*testhos
 		old := tasks[i]
 		tasks[i] = h.AddTask(r.containers, func(task *testhost.Task) {
 			asking.Go(func() {
-				a := testhost.Ask([]*testhost.Task{task}, "/v2/metadata", testhost.Own)
+				a := testhost.Ask([]*testhost.Task{task}, "/v2/metadata",
+					testhost.Own)
 				mu.Lock()
 				defer mu.Unlock()
 				r.first.Asked++
-				r.first.Times, r.first.Wrong = append(r.first.Times, a.Times...), append(r.first.Wrong, a.Wrong...)
+				r.first.Times, r.first.Wrong = append(r.first.Times, a.Times...),
+					append(r.first.Wrong, a.Wrong...)
 			})
 		})
 		old.Stop()
@@ -147,7 +150,8 @@ func (r *densityRow) profile(t *testing.T, m *testhost.Metad, path, name string)
 	go func() {
 		body, err := m.Profile(path)
 		if err == nil {
-			err = os.WriteFile(filepath.Join(profiles(), r.size+"-"+name+".pprof"), []byte(body), 0o644)
+			err = os.WriteFile(filepath.Join(profiles(), r.size+"-"+name+".pprof"),
+				[]byte(body), 0o644)
 		}
 		done <- err
 	}()

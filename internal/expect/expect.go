@@ -16,8 +16,8 @@ const patience = 30 * time.Second
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// Until waits until ok returns true, and ends the test if that takes longer than half a minute. what
-// says what is waited for; each show adds to the message what there is instead.
+// Until waits until ok returns true, and ends the test if that takes longer than half a minute.
+// what says what is waited for; each show adds to the message what there is instead.
 func Until(t testing.TB, what string, ok func() bool, show ...func() any) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {

@@ -1,8 +1,8 @@
 // Command probe is what the tests run inside containers: clients of the endpoint.
 //
 //	probe first        asks for its task's metadata at once, prints status and body
-//	probe validate     the six checks of the original sample application, exit code 42 if all hold
-//	probe ecsmetadata  what github.com/brunoscheufler/aws-ecs-metadata-go finds by the variables
+//	probe validate     the six checks of the original sample application; exit code 42: all hold
+//	probe ecsmetadata  what brunoscheufler/aws-ecs-metadata-go finds by the variables
 //	probe credentials  the AWS SDK's way to credentials, prints the access key id
 package main
 
@@ -74,10 +74,11 @@ func first() error {
 type (
 	limits    struct{ CPU, Memory uint }
 	container struct {
-		DockerId, Name, DockerName, Image, ImageID, DesiredStatus, KnownStatus, Type string
-		Labels                                                                       map[string]string
-		Limits                                                                       limits
-		CreatedAt, StartedAt                                                         time.Time
+		DockerId, Name, DockerName, Image, ImageID string
+		DesiredStatus, KnownStatus, Type           string
+		Labels                                     map[string]string
+		Limits                                     limits
+		CreatedAt, StartedAt                       time.Time
 	}
 	task struct {
 		Cluster, TaskARN, Family, Revision, DesiredStatus, KnownStatus string
@@ -127,7 +128,9 @@ func validate() error {
 		return err
 	}
 	if len(t.Containers) != 2 {
-		return fmt.Errorf("got %d containers, want 2: the pause container and the application", len(t.Containers))
+		return fmt.Errorf(
+			"got %d containers, want 2: the pause container and the application",
+			len(t.Containers))
 	}
 	var id string
 	for _, c := range t.Containers {
@@ -154,7 +157,8 @@ func validate() error {
 func credentials() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	c, err := endpointcreds.New(endpoint + os.Getenv("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")).Retrieve(ctx)
+	c, err := endpointcreds.New(endpoint +
+		os.Getenv("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")).Retrieve(ctx)
 	if err != nil {
 		return err
 	}

@@ -40,7 +40,8 @@ type Container struct {
 func (h *Host) Create(t testing.TB, c Container) (id string) {
 	t.Helper()
 	config := &container.Config{Image: c.Image, Cmd: c.Cmd, Env: c.Env, Labels: c.Labels,
-		StopSignal: "SIGKILL"} // else a process 1 without a handler makes docker stop wait 10 s
+		// else a process 1 without a handler makes docker stop wait 10 s
+		StopSignal: "SIGKILL"}
 	if config.Image == "" {
 		config.Image = BusyboxImage
 	}
@@ -48,7 +49,8 @@ func (h *Host) Create(t testing.TB, c Container) (id string) {
 	if c.Configure != nil {
 		c.Configure(config, host)
 	}
-	created, err := h.Client.ContainerCreate(context.Background(), config, host, nil, nil, c.Name)
+	created, err := h.Client.ContainerCreate(context.Background(), config, host, nil, nil,
+		c.Name)
 	if err != nil {
 		t.Fatalf("create container: %v", err)
 	}
@@ -59,7 +61,8 @@ func (h *Host) Create(t testing.TB, c Container) (id string) {
 // StartContainer starts a created or stopped container.
 func (h *Host) StartContainer(t testing.TB, id string) {
 	t.Helper()
-	if err := h.Client.ContainerStart(context.Background(), id, container.StartOptions{}); err != nil {
+	if err := h.Client.ContainerStart(context.Background(), id,
+		container.StartOptions{}); err != nil {
 		t.Fatalf("start container: %v", err)
 	}
 }
@@ -81,7 +84,8 @@ func (h *Host) Remove(t testing.TB, id string) {
 }
 
 func (h *Host) remove(id string) error {
-	return h.Client.ContainerRemove(context.Background(), id, container.RemoveOptions{Force: true, RemoveVolumes: true})
+	return h.Client.ContainerRemove(context.Background(), id,
+		container.RemoveOptions{Force: true, RemoveVolumes: true})
 }
 
 // Inspect returns what the Engine says about a container.
@@ -94,8 +98,8 @@ func (h *Host) Inspect(t testing.TB, id string) container.InspectResponse {
 	return inspect
 }
 
-// Exec runs a command in a running container and returns what it writes, standard error included. An exit
-// code other than 0 fails the test.
+// Exec runs a command in a running container and returns what it writes, standard error included.
+// An exit code other than 0 fails the test.
 func (h *Host) Exec(t testing.TB, id string, cmd ...string) string {
 	t.Helper()
 	out, code, err := h.TryExec(id, cmd...)
@@ -108,7 +112,8 @@ func (h *Host) Exec(t testing.TB, id string, cmd ...string) string {
 // TryExec is Exec that leaves judging the exit code to the caller. Safe for concurrent use.
 func (h *Host) TryExec(id string, cmd ...string) (out string, code int, err error) {
 	ctx := context.Background()
-	created, err := h.Client.ContainerExecCreate(ctx, id, container.ExecOptions{Cmd: cmd, AttachStdout: true, AttachStderr: true})
+	created, err := h.Client.ContainerExecCreate(ctx, id, container.ExecOptions{Cmd: cmd,
+		AttachStdout: true, AttachStderr: true})
 	if err != nil {
 		return "", 0, err
 	}
@@ -133,11 +138,13 @@ func (h *Host) ImageFromBinary(t testing.TB, ref, file string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := h.importImage(ref, map[string][]byte{"app": program}, `ENTRYPOINT ["/app"]`); err != nil {
+	if err := h.importImage(ref, map[string][]byte{"app": program},
+		`ENTRYPOINT ["/app"]`); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_, _ = h.Client.ImageRemove(context.Background(), ref, image.RemoveOptions{Force: true})
+		_, _ = h.Client.ImageRemove(context.Background(), ref,
+			image.RemoveOptions{Force: true})
 	})
 }
 
@@ -162,7 +169,8 @@ func (h *Host) ImageFromTree(t testing.TB, ref, dir string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_, _ = h.Client.ImageRemove(context.Background(), ref, image.RemoveOptions{Force: true})
+		_, _ = h.Client.ImageRemove(context.Background(), ref,
+			image.RemoveOptions{Force: true})
 	})
 }
 
@@ -176,7 +184,8 @@ func (h *Host) importImage(ref string, programs map[string][]byte, changes ...st
 	if err != nil {
 		return fmt.Errorf("image %s: %w", ref, err)
 	}
-	out, err := h.Client.ImageImport(context.Background(), image.ImportSource{Source: layer, SourceName: "-"}, ref,
+	out, err := h.Client.ImageImport(context.Background(), image.ImportSource{Source: layer,
+		SourceName: "-"}, ref,
 		image.ImportOptions{Changes: changes})
 	if err != nil {
 		return fmt.Errorf("image %s: %w", ref, err)
@@ -211,18 +220,22 @@ func busyboxTar(programs map[string][]byte) (io.Reader, error) {
 			_, err = w.Write(body)
 		}
 	}
-	for _, dir := range []string{"bin/", "sbin/", "usr/", "usr/bin/", "usr/sbin/", "etc/", "root/", "dev/", "proc/", "sys/", "run/"} {
+	for _, dir := range []string{"bin/", "sbin/", "usr/", "usr/bin/", "usr/sbin/", "etc/",
+		"root/", "dev/", "proc/", "sys/", "run/"} {
 		add(tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755}, nil)
 	}
 	add(tar.Header{Typeflag: tar.TypeDir, Name: "tmp/", Mode: 0o1777}, nil)
-	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/passwd", Mode: 0o644}, []byte("root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n"))
-	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/group", Mode: 0o644}, []byte("root:x:0:\nnogroup:x:65534:\n"))
+	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/passwd", Mode: 0o644},
+		[]byte("root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n"))
+	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/group", Mode: 0o644},
+		[]byte("root:x:0:\nnogroup:x:65534:\n"))
 	add(tar.Header{Typeflag: tar.TypeReg, Name: "bin/busybox", Mode: 0o755}, binary)
 	for _, applet := range strings.Fields(string(applets)) {
 		if path.Dir(applet) == "." {
 			continue // linuxrc
 		}
-		add(tar.Header{Typeflag: tar.TypeSymlink, Name: applet, Linkname: busybox, Mode: 0o777}, nil)
+		add(tar.Header{Typeflag: tar.TypeSymlink, Name: applet, Linkname: busybox,
+			Mode: 0o777}, nil)
 	}
 	for name, body := range programs {
 		add(tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o755}, body)

@@ -42,25 +42,27 @@ const (
 // PauseName is the label container-name of a pause container.
 const PauseName = "~internal~ecs~pause"
 
-// CreateBridge makes a Docker network on a bridge device of the given name, both called name, which are
-// removed when the test ends. The network's gateway is the subnet's first address.
+// CreateBridge makes a Docker network on a bridge device of the given name, both called name, which
+// are removed when the test ends. The network's gateway is the subnet's first address.
 func (h *Host) CreateBridge(t testing.TB, name string, subnet netip.Prefix) {
 	t.Helper()
-	if err := h.createBridge(name, network.IPAMConfig{Subnet: subnet.String(), Gateway: subnet.Addr().Next().String()}); err != nil {
+	if err := h.createBridge(name, network.IPAMConfig{Subnet: subnet.String(),
+		Gateway: subnet.Addr().Next().String()}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = h.Client.NetworkRemove(context.Background(), name) })
 }
 
-// ECSNetwork returns the name of the Docker network on ecs-bridge, 169.254.172.0/22 with gateway .1. It
-// is made at the first call and lives as long as the host.
+// ECSNetwork returns the name of the Docker network on ecs-bridge, 169.254.172.0/22 with gateway
+// .1. It is made at the first call and lives as long as the host.
 func (h *Host) ECSNetwork(t testing.TB) string {
 	t.Helper()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !h.ecsNetwork {
 		if err := h.createBridge(ECSBridge, network.IPAMConfig{
-			Subnet: ecsSubnet.String(), IPRange: engineSubnet.String(), Gateway: ecsGateway.String()}); err != nil {
+			Subnet: ecsSubnet.String(), IPRange: engineSubnet.String(),
+			Gateway: ecsGateway.String()}); err != nil {
 			t.Fatal(err)
 		}
 		h.ecsNetwork = true
@@ -86,7 +88,8 @@ type Task struct {
 	Cluster string // "": default
 	Family  string // "": test
 	ENI     []netip.Prefix
-	// Containers share the pause container's namespace; they need a Name, the one in the task definition.
+	// Containers share the pause container's namespace; they need a Name, the one in the task
+	// definition.
 	Containers []Container
 }
 
@@ -105,7 +108,8 @@ func (h *Host) RunTask(t testing.TB, task Task) RunningTask {
 	if task.ID == "" {
 		task.ID = strings.NewReplacer("/", "-", "#", "-").Replace(t.Name())
 	}
-	r := RunningTask{ARN: fmt.Sprintf("arn:aws:ecs:us-west-2:111122223333:task/%s/%s", or(task.Cluster, "default"), task.ID)}
+	r := RunningTask{ARN: fmt.Sprintf("arn:aws:ecs:us-west-2:111122223333:task/%s/%s",
+		or(task.Cluster, "default"), task.ID)}
 	r.Pause = h.Run(t, Container{Network: "none", Labels: task.labels(r.ARN, PauseName)})
 	r.Port = h.ConnectAWSVPC(t, r.Pause, task.ENI...)
 	for _, c := range task.Containers {
@@ -128,8 +132,9 @@ func (h *Host) RunTask(t testing.TB, task Task) RunningTask {
 
 func (task Task) labels(arn, name string) map[string]string {
 	return map[string]string{
-		labelTaskARN: arn, labelContainerName: name, labelFamily: or(task.Family, "test"), labelRevision: "1",
-		labelCluster: or(task.Cluster, "default"),
+		labelTaskARN: arn, labelContainerName: name, labelFamily: or(task.Family, "test"),
+		labelRevision: "1",
+		labelCluster:  or(task.Cluster, "default"),
 	}
 }
 
@@ -150,7 +155,8 @@ type Port struct {
 
 // ConnectAWSVPC does to a running pause container what the agent's CNI plugins do: ecs-eth0, a veth
 // to ecs-bridge with an address of 169.254.172.0/22 and the two routes over it; and, if eni is
-// given, a device eth0 (a bridge) with those addresses in the place of the network interface. The veth goes with the namespace.
+// given, a device eth0 (a bridge) with those addresses in the place of the network interface. The
+// veth goes with the namespace.
 func (h *Host) ConnectAWSVPC(t testing.TB, id string, eni ...netip.Prefix) Port {
 	t.Helper()
 	h.ECSNetwork(t)
@@ -171,7 +177,8 @@ func (h *Host) connectAWSVPC(pid int, eni []netip.Prefix) (port Port, err error)
 		return port, fmt.Errorf("no address left after %d tasks", n)
 	}
 	a4 := addr.As4()
-	port = Port{Addr: addr, MAC: append(net.HardwareAddr{0x0a, 0x58}, a4[:]...), Name: fmt.Sprintf("vethecs%d", n)}
+	port = Port{Addr: addr, MAC: append(net.HardwareAddr{0x0a, 0x58}, a4[:]...),
+		Name: fmt.Sprintf("vethecs%d", n)}
 
 	taskNS, err := netns.GetFromPid(pid)
 	if err != nil {
@@ -189,8 +196,8 @@ func (h *Host) connectAWSVPC(pid int, eni []netip.Prefix) (port Port, err error)
 	}
 	defer task.Close()
 
-	// The real network interface is there before ecs-bridge is called. A bridge without ports stands in
-	// for it: wherever Docker works there are bridges, and not everywhere dummies.
+	// The real network interface is there before ecs-bridge is called. A bridge without ports
+	// stands in for it: wherever Docker works there are bridges, and not everywhere dummies.
 	if len(eni) > 0 {
 		eth0 := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}}
 		if err := task.LinkAdd(eth0); err != nil {
@@ -217,7 +224,8 @@ func (h *Host) connectAWSVPC(pid int, eni []netip.Prefix) (port Port, err error)
 		return port, err
 	}
 	veth := &netlink.Veth{
-		LinkAttrs:        netlink.LinkAttrs{Name: port.Name, MasterIndex: bridge.Attrs().Index, MTU: 1500},
+		LinkAttrs: netlink.LinkAttrs{Name: port.Name,
+			MasterIndex: bridge.Attrs().Index, MTU: 1500},
 		PeerName:         "ecs-eth0",
 		PeerHardwareAddr: port.MAC,
 		PeerNamespace:    netlink.NsFd(taskNS),
@@ -257,16 +265,19 @@ func configureTaskEnd(task *netlink.Handle, addr netip.Addr) error {
 	if err := task.LinkSetUp(link); err != nil {
 		return err
 	}
-	if err := task.AddrAdd(link, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(addr, ecsSubnet.Bits()))}); err != nil {
+	if err := task.AddrAdd(link,
+		&netlink.Addr{IPNet: ipNet(netip.PrefixFrom(addr, ecsSubnet.Bits()))}); err != nil {
 		return fmt.Errorf("add %s: %w", addr, err)
 	}
 	for _, dst := range []netip.Addr{ecsEndpoint, ecsGateway} {
-		err := task.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(netip.PrefixFrom(dst, 32)), Gw: ecsGateway.AsSlice()})
+		err := task.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index,
+			Dst: ipNet(netip.PrefixFrom(dst, 32)), Gw: ecsGateway.AsSlice()})
 		if err != nil {
 			return fmt.Errorf("add route to %s: %w", dst, err)
 		}
 	}
-	err = task.RouteDel(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(ecsSubnet), Scope: netlink.SCOPE_LINK})
+	err = task.RouteDel(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(ecsSubnet),
+		Scope: netlink.SCOPE_LINK})
 	if err != nil {
 		return fmt.Errorf("delete the connected route: %w", err)
 	}

@@ -32,7 +32,8 @@ func init() {
 	if len(os.Args) != 2 || os.Args[0] != supervisorArg0 {
 		return
 	}
-	// Pdeathsig follows the thread that forked: keep to the main one, which lives as long as we do.
+	// Pdeathsig follows the thread that forked: keep to the main one, which lives as long as we
+	// do.
 	runtime.LockOSThread()
 	replies := os.NewFile(3, "replies")
 	if err := supervise(hostDir(os.Args[1]), os.Stdin, replies); err != nil {
@@ -172,7 +173,8 @@ func (s *supervisor) endDockerd(sig unix.Signal) error {
 	if err := unix.Kill(pid, sig); err != nil {
 		return err
 	}
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(
+		5 * time.Millisecond) {
 		if s.reap(); s.dockerd == 0 {
 			return nil
 		}
@@ -192,7 +194,8 @@ func (s *supervisor) spawn(name string, args ...string) (pid int, err error) {
 	}
 	defer log.Close()
 	p, err := os.StartProcess(path, append([]string{name}, args...), &os.ProcAttr{
-		Env:   append(os.Environ(), "PATH=/usr/sbin:/usr/bin:/sbin:/bin:"+os.Getenv("PATH")),
+		Env: append(os.Environ(), "PATH=/usr/sbin:/usr/bin:/sbin:/bin:"+
+			os.Getenv("PATH")),
 		Files: []*os.File{nil, log, log},
 		Sys:   &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL},
 	})
@@ -238,18 +241,22 @@ func (s *supervisor) cleanUp() error {
 	for _, socket := range shimSockets(s.dir) {
 		_ = os.Remove(socket)
 	}
-	return errors.Join(unmountBelow(string(s.dir)), removeCgroups(s.dir.cgroupParent()), os.RemoveAll(string(s.dir)))
+	return errors.Join(unmountBelow(string(s.dir)), removeCgroups(s.dir.cgroupParent()),
+		os.RemoveAll(string(s.dir)))
 }
 
-// shimSockets returns the sockets of the shims that were not told to stop: containerd keeps them, for
-// all its instances, in /run/containerd/s. The file that names a socket is containerd 1's or 2's.
+// shimSockets returns the sockets of the shims that were not told to stop: containerd keeps them,
+// for all its instances, in /run/containerd/s. The file that names a socket is containerd 1's or
+// 2's.
 func shimSockets(dir hostDir) (sockets []string) {
 	bundles, _ := filepath.Glob(dir.containerdState() + "/io.containerd.runtime.v2.task/moby/*")
 	for _, bundle := range bundles {
 		var boot struct{ Address string }
 		if b, err := os.ReadFile(filepath.Join(bundle, "address")); err == nil {
 			boot.Address = strings.TrimSpace(string(b))
-		} else if b, err := os.ReadFile(filepath.Join(bundle, "bootstrap.json")); err != nil || json.Unmarshal(b, &boot) != nil {
+		} else if b,
+			err := os.ReadFile(filepath.Join(bundle, "bootstrap.json")); err != nil ||
+			json.Unmarshal(b, &boot) != nil {
 			continue
 		}
 		sockets = append(sockets, strings.TrimPrefix(boot.Address, "unix://"))
@@ -324,7 +331,8 @@ func removeCgroups(parent string) error {
 					break
 				}
 				if try == 100 {
-					errs = append(errs, fmt.Errorf("remove cgroup %s: %w", dir, err))
+					errs = append(errs, fmt.Errorf("remove cgroup %s: %w", dir,
+						err))
 					break
 				}
 				time.Sleep(10 * time.Millisecond)

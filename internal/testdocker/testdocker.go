@@ -3,7 +3,8 @@
 // another test's.
 //
 // A host needs root, dockerd, containerd, runc, iptables and a static busybox (Debian: docker.io,
-// iptables, busybox-static). Everything of it is gone after the test, also if the test panics or is killed.
+// iptables, busybox-static). Everything of it is gone after the test, also if the test panics or is
+// killed.
 package testdocker
 
 import (
@@ -59,12 +60,14 @@ func Start(t testing.TB) *Host {
 	return startWith(t, true)
 }
 
-// StartSwarm is Start with an Engine that is a swarm of one node. Its containers end with it: a swarm and
-// live-restore exclude each other.
+// StartSwarm is Start with an Engine that is a swarm of one node. Its containers end with it: a
+// swarm and live-restore exclude each other.
 func StartSwarm(t testing.TB) *Host {
 	t.Helper()
 	h := startWith(t, false)
-	if _, err := h.Client.SwarmInit(context.Background(), swarm.InitRequest{ListenAddr: "127.0.0.1:2377", AdvertiseAddr: "127.0.0.1"}); err != nil {
+	if _, err := h.Client.SwarmInit(context.Background(),
+		swarm.InitRequest{ListenAddr: "127.0.0.1:2377",
+			AdvertiseAddr: "127.0.0.1"}); err != nil {
 		t.Fatal(err)
 	}
 	return h
@@ -94,7 +97,8 @@ var shared struct {
 }
 
 // Shared returns one host for all tests of the package, started at first use: a start costs
-// about a second. Containers made by Run and its like still end with their test. The package's TestMain must be
+// about a second. Containers made by Run and its like still end with their test. The package's
+// TestMain must be
 //
 //	func TestMain(m *testing.M) { os.Exit(testdocker.Main(m)) }
 func Shared(t testing.TB) *Host {
@@ -142,7 +146,8 @@ func start(liveRestore bool) (h *Host, err error) {
 	if h.NS, err = netns.GetFromPid(h.supervisor.Process.Pid); err != nil {
 		return h, fmt.Errorf("open the host's namespace: %w", err)
 	}
-	h.Client, err = client.NewClientWithOpts(client.WithHost("unix://"+h.Socket), client.WithAPIVersionNegotiation())
+	h.Client, err = client.NewClientWithOpts(client.WithHost("unix://"+h.Socket),
+		client.WithAPIVersionNegotiation())
 	if err != nil {
 		return h, err
 	}
@@ -205,7 +210,8 @@ func (h *Host) startSupervisor() error {
 		Stdout:     log,
 		Stderr:     log,
 		ExtraFiles: []*os.File{repliesW},
-		// A session of its own: Ctrl-C ends the test, and the supervisor then cleans up after it.
+		// A session of its own: Ctrl-C ends the test, and the supervisor then cleans up
+		// after it.
 		SysProcAttr: &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Setsid: true},
 	}
 	if err := h.supervisor.Start(); err != nil {
@@ -244,7 +250,8 @@ func (h *Host) waitDocker() error {
 		select {
 		case <-time.After(10 * time.Millisecond):
 		case <-ctx.Done():
-			return fmt.Errorf("dockerd does not answer; end of its log:\n%s", h.dir.logTail("dockerd"))
+			return fmt.Errorf("dockerd does not answer; end of its log:\n%s",
+				h.dir.logTail("dockerd"))
 		}
 	}
 }
@@ -305,7 +312,8 @@ func (h *Host) StartDocker(t testing.TB) {
 // Command returns a command that will run in the host's network namespace, with the process id that
 // Process.Pid says. The caller must wait for it before the test ends.
 func (h *Host) Command(name string, args ...string) *exec.Cmd {
-	return exec.Command("nsenter", append([]string{"--net=" + h.NSPath(), "--", name}, args...)...)
+	return exec.Command("nsenter", append([]string{"--net=" + h.NSPath(), "--", name},
+		args...)...)
 }
 
 // NSPath is a path at which any process can open the host's network namespace while the host lives.
@@ -330,7 +338,8 @@ func inNamespace(ns netns.NsHandle, f func() error) error {
 	return <-done
 }
 
-// BundleDir is where containerd keeps the bundles of the host's containers; it exists once one was started.
+// BundleDir is where containerd keeps the bundles of the host's containers; it exists once one was
+// started.
 func (h *Host) BundleDir() string {
 	return filepath.Join(h.dir.containerdState(), "io.containerd.runtime.v2.task", "moby")
 }
@@ -350,7 +359,8 @@ func (h *Host) SkipBefore(t testing.TB, release string) {
 	}
 }
 
-// Build returns the static program made of the package "metad/…". In METAD_TEST_BIN it is built already.
+// Build returns the static program made of the package "metad/…". In METAD_TEST_BIN it is built
+// already.
 func Build(t testing.TB, pkg string) (file string) {
 	t.Helper()
 	if dir := os.Getenv("METAD_TEST_BIN"); dir != "" {
@@ -365,13 +375,15 @@ func Build(t testing.TB, pkg string) (file string) {
 	return file
 }
 
-// Compose runs Compose in dir against the Engine at a socket and returns its output, standard error included.
-// An exit code other than 0 fails the test.
+// Compose runs Compose in dir against the Engine at a socket and returns its output, standard error
+// included. An exit code other than 0 fails the test.
 func (h *Host) Compose(t testing.TB, dir, socket string, args ...string) string {
 	t.Helper()
-	cmd := h.Command("/usr/bin/docker-compose", args...) // of Debian: version 1 in bookworm, later 2
+	// of Debian: version 1 in bookworm, later 2
+	cmd := h.Command("/usr/bin/docker-compose", args...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+socket, "DOCKER_CONFIG="+filepath.Join(h.Dir, "cli"), "DOCKER_CONTEXT=")
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+socket,
+		"DOCKER_CONFIG="+filepath.Join(h.Dir, "cli"), "DOCKER_CONTEXT=")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("docker-compose %s: %v: %s", strings.Join(args, " "), err, out)
@@ -386,7 +398,8 @@ func (h *Host) CLICommand(args ...string) *exec.Cmd {
 		docker = "docker"
 	}
 	cmd := h.Command(docker, args...)
-	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+h.Socket, "DOCKER_CONFIG="+filepath.Join(h.Dir, "cli"), "DOCKER_CONTEXT=")
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+h.Socket,
+		"DOCKER_CONFIG="+filepath.Join(h.Dir, "cli"), "DOCKER_CONTEXT=")
 	return cmd
 }
 

@@ -22,7 +22,8 @@ func TestMain(m *testing.M) { os.Exit(Main(m)) }
 func TestRootRun(t *testing.T) {
 	h := Shared(t)
 	id := h.Run(t, Container{Env: []string{"A=b"}})
-	if got, want := h.Exec(t, id, "sh", "-c", "echo $A; wget 2>&1 | head -1"), "b\nBusyBox"; !strings.HasPrefix(got, want) {
+	if got, want := h.Exec(t, id, "sh", "-c", "echo $A; wget 2>&1 | head -1"),
+		"b\nBusyBox"; !strings.HasPrefix(got, want) {
 		t.Errorf("exec: got %q, want prefix %q", got, want)
 	}
 	if _, code, err := h.TryExec(id, "sh", "-c", "exit 3"); err != nil || code != 3 {
@@ -46,7 +47,8 @@ func TestRootPrivateNetwork(t *testing.T) {
 	if own.Equal(h.NS) {
 		t.Error("the host's network namespace is the test's")
 	}
-	if out, err := h.Command("ip", "-o", "link", "show", "docker0").CombinedOutput(); err != nil {
+	if out, err := h.Command("ip", "-o", "link", "show",
+		"docker0").CombinedOutput(); err != nil {
 		t.Errorf("docker0 in the host's namespace: %v: %s", err, out)
 	}
 	err = h.Do(func() error {
@@ -65,17 +67,21 @@ func TestRootPrivateNetwork(t *testing.T) {
 func TestRootRunTask(t *testing.T) {
 	h := Shared(t)
 	eni := netip.MustParsePrefix("10.9.8.7/24")
-	task := h.RunTask(t, Task{ID: "one", ENI: []netip.Prefix{eni}, Containers: []Container{{Name: "app"}, {Name: "side"}}})
+	task := h.RunTask(t, Task{ID: "one", ENI: []netip.Prefix{eni},
+		Containers: []Container{{Name: "app"}, {Name: "side"}}})
 	other := h.RunTask(t, Task{ID: "two", Containers: []Container{{Name: "app"}}})
 	for _, id := range task.Containers {
 		out := h.Exec(t, id, "ip", "-4", "-o", "addr")
-		for _, want := range []string{"inet " + task.Port.Addr.String() + "/22 ", "inet 10.9.8.7/24 "} {
+		for _, want := range []string{"inet " + task.Port.Addr.String() + "/22 ",
+			"inet 10.9.8.7/24 "} {
 			if !strings.Contains(out, want) {
 				t.Errorf("addresses: got %q, want %q", out, want)
 			}
 		}
-		lines := strings.Split(strings.TrimSpace(h.Exec(t, id, "sh", "-c", "ip route | grep ecs-eth0 | sort")), "\n")
-		for i, want := range []string{"169.254.170.2 via 169.254.172.1 dev ecs-eth0", "169.254.172.1 via 169.254.172.1 dev ecs-eth0"} {
+		lines := strings.Split(strings.TrimSpace(h.Exec(t, id, "sh", "-c",
+			"ip route | grep ecs-eth0 | sort")), "\n")
+		for i, want := range []string{"169.254.170.2 via 169.254.172.1 dev ecs-eth0",
+			"169.254.172.1 via 169.254.172.1 dev ecs-eth0"} {
 			if len(lines) != 2 || strings.TrimSpace(lines[i]) != want {
 				t.Errorf("routes: got %q, want %q", lines, want)
 			}
@@ -86,7 +92,9 @@ func TestRootRunTask(t *testing.T) {
 	}
 	h.Exec(t, task.Pause, "ping", "-c1", "-w5", "169.254.172.1")
 	inNetwork := h.Run(t, Container{Network: h.ECSNetwork(t)})
-	if ip := h.Inspect(t, inNetwork).NetworkSettings.Networks[ECSBridge].IPAddress; !strings.HasPrefix(ip, "169.254.174.") {
+	if ip := h.Inspect(t,
+		inNetwork).NetworkSettings.Networks[ECSBridge].IPAddress; !strings.HasPrefix(ip,
+		"169.254.174.") {
 		t.Errorf("the Engine hands out %s, which could be a task's", ip)
 	}
 }
@@ -114,7 +122,8 @@ func TestRootNothingLeftAfterKill(t *testing.T) {
 	if os.Getenv(role) != "" {
 		h := Start(t)
 		id := h.Run(t, Container{})
-		os.Stderr.WriteString("victim " + h.Dir + " " + strconv.Itoa(h.Inspect(t, id).State.Pid) + "\n")
+		os.Stderr.WriteString("victim " + h.Dir + " " +
+			strconv.Itoa(h.Inspect(t, id).State.Pid) + "\n")
 		select {}
 	}
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestRootNothingLeftAfterKill$")
@@ -142,7 +151,10 @@ func TestRootNothingLeftAfterKill(t *testing.T) {
 	}
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
-	expect.Until(t, dir+" to be removed", func() bool { _, err := os.Stat(dir); return err != nil })
+	expect.Until(t, dir+" to be removed", func() bool {
+		_, err := os.Stat(dir)
+		return err != nil
+	})
 	left := append(sockets, dir, "/proc/"+pid)
 	cgroups, _ := filepath.Glob("/sys/fs/cgroup/*/" + filepath.Base(dir))
 	for _, path := range append(left, cgroups...) {

@@ -24,14 +24,15 @@ func newCrowd(t *testing.T, tasks, containers, limit int) *crowd {
 	for range tasks {
 		c.tasks = append(c.tasks, c.AddTask(containers, nil))
 	}
-	t.Logf("%d tasks of %d containers made in %v; an inspect has %d bytes", tasks, containers, time.Since(start).Round(time.Millisecond),
+	t.Logf("%d tasks of %d containers made in %v; an inspect has %d bytes", tasks, containers,
+		time.Since(start).Round(time.Millisecond),
 		c.Engine.InspectBytes(c.tasks[0].Containers[0]))
 	c.Metad = c.Start(binary, limit)
 	t.Logf("ready after %v", c.WaitReady())
 	return c
 }
 
-// right fails the test unless every task gets a right answer.
+// right fails the test unless every task gets its own answer.
 func (c *crowd) right(when, path string, ok func(*Task, string) bool) {
 	c.t.Helper()
 	a := Ask(c.tasks, path, ok)
@@ -40,12 +41,14 @@ func (c *crowd) right(when, path string, ok func(*Task, string) bool) {
 			c.t.Errorf("%s: %s: %s", when, path, wrong)
 		}
 	}
-	c.t.Logf("%s: %s: %d asked, %d wrong, p50 %v, p99 %v; %d MB, %d descriptors", when, path, a.Asked, len(a.Wrong),
-		a.Quantile(0.5).Round(time.Microsecond), a.Quantile(0.99).Round(time.Microsecond), c.RSS()>>20, c.Descriptors())
+	c.t.Logf("%s: %s: %d asked, %d wrong, p50 %v, p99 %v; %d MB, %d descriptors", when, path,
+		a.Asked, len(a.Wrong),
+		a.Quantile(0.5).Round(time.Microsecond), a.Quantile(0.99).Round(time.Microsecond),
+		c.RSS()>>20, c.Descriptors())
 }
 
-// quiet fails the test if metad said that descriptors ran out, or took a container for ended that
-// was not.
+// quiet fails the test if metad logged that descriptors ran out, or took a running container for
+// ended.
 func (c *crowd) quiet() {
 	c.t.Helper()
 	for _, text := range []string{"too many open files", "EMFILE", "no file descriptor free"} {
@@ -87,8 +90,8 @@ func TestRootDensity(t *testing.T) {
 	t.Logf("stopped after %v", c.Stop())
 }
 
-// A thousand containers, all asked for, and 1,024 descriptors: every answer is right, and nothing
-// is said to have failed for want of one.
+// With a thousand hot containers and 1,024 descriptors every answer is right, and no log line says
+// that descriptors ran out.
 func TestRootFewDescriptors(t *testing.T) {
 	const limit = 1024
 	c := newCrowd(t, 334, 3, limit)
@@ -98,9 +101,11 @@ func TestRootFewDescriptors(t *testing.T) {
 		c.right("hot", "/v2/metadata", Metadata)
 		c.right("hot", "/v2/stats", Statistics)
 	}
-	t.Logf("%v descriptors kept of %v", c.Metric("metad_descriptors_kept"), c.Metric("metad_descriptors_room"))
+	t.Logf("%v descriptors kept of %v", c.Metric("metad_descriptors_kept"),
+		c.Metric("metad_descriptors_room"))
 	if n := c.Descriptors(); n > limit*7/8 {
-		t.Errorf("%d descriptors are open, which leaves less than an eighth of %d", n, limit)
+		t.Errorf("%d descriptors are open, which leaves less than an eighth of %d", n,
+			limit)
 	}
 	c.quiet()
 }

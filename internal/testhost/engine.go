@@ -33,21 +33,21 @@ type Engine struct {
 	unknown    map[string]int // paths asked for that it has no answer to
 }
 
-// told is what the Engine tells of a container.
+// told is what the Engine reports about a container.
 type told struct {
 	summary container.Summary
 	inspect []byte
 	created time.Time
 }
 
-// keptEvents is how many events an Engine keeps for those who ask for the past (moby:
-// daemon/events).
+// keptEvents is how many past events an Engine keeps for its clients (moby: daemon/events).
 const keptEvents = 256
 
 func newEngine(t testing.TB) *Engine {
 	t.Helper()
-	e := &Engine{Socket: filepath.Join(t.TempDir(), "docker.sock"), containers: map[string]*told{},
-		more: make(chan struct{}), unknown: map[string]int{}}
+	e := &Engine{Socket: filepath.Join(t.TempDir(), "docker.sock"),
+		containers: map[string]*told{},
+		more:       make(chan struct{}), unknown: map[string]int{}}
 	ln, err := net.Listen("unix", e.Socket)
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +59,7 @@ func newEngine(t testing.TB) *Engine {
 	return e
 }
 
-// Unknown returns the paths that were asked for and that the Engine had no answer to.
+// Unknown returns the requested paths that the Engine does not know.
 func (e *Engine) Unknown() map[string]int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -97,14 +97,16 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		c := e.containers[id]
 		e.mu.Unlock()
 		if c == nil {
-			http.Error(w, `{"message":"No such container: `+id+`"}`, http.StatusNotFound)
+			http.Error(w, `{"message":"No such container: `+id+`"}`,
+				http.StatusNotFound)
 			return
 		}
 		answer(w, c.inspect)
 	case path == "/networks":
 		answer(w, []byte("[]"))
 	case strings.HasPrefix(path, "/images/") && strings.HasSuffix(path, "/json"):
-		answer(w, []byte(`{"Id":"sha256:`+strings.Repeat("5", 64)+`","Config":{"Labels":{"maintainer":"somebody"}}}`))
+		answer(w, []byte(`{"Id":"sha256:`+strings.Repeat("5", 64)+
+			`","Config":{"Labels":{"maintainer":"somebody"}}}`))
 	default:
 		e.mu.Lock()
 		e.unknown[path]++
@@ -139,8 +141,7 @@ func (e *Engine) list() []byte {
 	return b
 }
 
-// serveEvents streams what has happened since the time that is asked for, and what happens from now
-// on.
+// serveEvents streams the events since the requested time, and the new ones.
 func (e *Engine) serveEvents(w http.ResponseWriter, r *http.Request) {
 	since := time.Now().UnixNano()
 	if text := r.URL.Query().Get("since"); text != "" {
@@ -215,25 +216,31 @@ func (e *Engine) set(t *Task, c *Container, state *container.State, action event
 		panic(err)
 	}
 	e.containers[c.ID] = &told{inspect: b, created: created, summary: container.Summary{
-		ID: c.ID, Names: []string{in.Name}, Image: image, ImageID: in.Image, Command: "/bin/server --listen 0.0.0.0:8080", Created: created.Unix(),
-		State: state.Status, Status: "Up 2 hours", Labels: in.Config.Labels, Mounts: in.Mounts,
-		NetworkSettings: &container.NetworkSettingsSummary{Networks: in.NetworkSettings.Networks},
+		ID: c.ID, Names: []string{in.Name}, Image: image, ImageID: in.Image,
+		Command: "/bin/server --listen 0.0.0.0:8080", Created: created.Unix(),
+		State: state.Status, Status: "Up 2 hours", Labels: in.Config.Labels,
+		Mounts: in.Mounts,
+		NetworkSettings: &container.NetworkSettingsSummary{
+			Networks: in.NetworkSettings.Networks},
 	}}
 	e.tell(t.event(c, action))
 }
 
 func (e *Engine) create(t *Task, c *Container) {
-	e.set(t, c, &container.State{Status: "created", StartedAt: "0001-01-01T00:00:00Z", FinishedAt: "0001-01-01T00:00:00Z"}, events.ActionCreate)
+	e.set(t, c, &container.State{Status: "created", StartedAt: "0001-01-01T00:00:00Z",
+		FinishedAt: "0001-01-01T00:00:00Z"}, events.ActionCreate)
 }
 
 func (e *Engine) started(t *Task, c *Container) {
-	e.set(t, c, &container.State{Status: "running", Running: true, Pid: c.PID, StartedAt: time.Now().UTC().Format(time.RFC3339Nano),
+	e.set(t, c, &container.State{Status: "running", Running: true, Pid: c.PID,
+		StartedAt:  time.Now().UTC().Format(time.RFC3339Nano),
 		FinishedAt: "0001-01-01T00:00:00Z"}, events.ActionStart)
 }
 
 func (e *Engine) stopped(t *Task, c *Container) {
 	now := time.Now().UTC().Format(time.RFC3339Nano)
-	e.set(t, c, &container.State{Status: "exited", ExitCode: 137, StartedAt: now, FinishedAt: now}, events.ActionDie)
+	e.set(t, c, &container.State{Status: "exited", ExitCode: 137, StartedAt: now,
+		FinishedAt: now}, events.ActionDie)
 }
 
 func (e *Engine) destroy(t *Task, c *Container) {
@@ -251,19 +258,31 @@ func dockerName(t *Task, c *Container) string {
 
 func labels(t *Task, c *Container) map[string]string {
 	return map[string]string{
-		"com.amazonaws.ecs.cluster": "density", "com.amazonaws.ecs.container-name": c.Name, "com.amazonaws.ecs.task-arn": t.ARN,
-		"com.amazonaws.ecs.task-definition-family": "density", "com.amazonaws.ecs.task-definition-version": "7",
-		"org.opencontainers.image.created": "2026-11-25T10:00:00Z", "org.opencontainers.image.revision": strings.Repeat("c0ffee", 6),
-		"org.opencontainers.image.source": "https://git.example.com/platform/density-server", "org.opencontainers.image.title": "density-server",
-		"com.example.team": "platform", "com.example.cost-center": "4711", "maintainer": "Platform Team <platform@example.com>",
+		"com.amazonaws.ecs.cluster": "density", "com.amazonaws.ecs.container-name": c.Name,
+		"com.amazonaws.ecs.task-arn":                t.ARN,
+		"com.amazonaws.ecs.task-definition-family":  "density",
+		"com.amazonaws.ecs.task-definition-version": "7",
+		"org.opencontainers.image.created":          "2026-11-25T10:00:00Z",
+		"org.opencontainers.image.revision":         strings.Repeat("c0ffee", 6),
+		"org.opencontainers.image.source": "https://git.example.com/platform/" +
+			"density-server",
+		"org.opencontainers.image.title": "density-server",
+		"com.example.team":               "platform",
+		"com.example.cost-center":        "4711",
+		"maintainer":                     "Platform Team <platform@example.com>",
 	}
 }
 
-// inspect is what a real Engine says of a container of an ECS task, 8 KB of it.
-func inspect(t *Task, c *Container, created time.Time, state *container.State) *container.InspectResponse {
-	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "AWS_EXECUTION_ENV=AWS_ECS_EC2"}
+// inspect is the answer of a real Engine for a container of an ECS task, 8 KB.
+func inspect(t *Task, c *Container, created time.Time,
+	state *container.State) *container.InspectResponse {
+	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"AWS_EXECUTION_ENV=AWS_ECS_EC2"}
 	for i := range 20 {
-		env = append(env, fmt.Sprintf("DENSITY_SETTING_%02d=a value that is about as long as values of settings are, %d", i, i))
+		env = append(env,
+			fmt.Sprintf(
+				"DENSITY_SETTING_%02d=a value that is about as long as values "+
+					"of settings are, %d", i, i))
 	}
 	layer := "/var/lib/docker/overlay2/" + strings.Repeat("ab", 32)
 	mode := container.NetworkMode("ecs")
@@ -279,27 +298,40 @@ func inspect(t *Task, c *Container, created time.Time, state *container.State) *
 	} else {
 		mode = container.NetworkMode("container:" + t.Containers[0].ID)
 	}
-	host := &container.HostConfig{NetworkMode: mode, RestartPolicy: container.RestartPolicy{Name: "no"},
-		LogConfig: container.LogConfig{Type: "json-file", Config: map[string]string{"max-size": "10m", "max-file": "3"}}}
+	host := &container.HostConfig{NetworkMode: mode,
+		RestartPolicy: container.RestartPolicy{Name: "no"},
+		LogConfig: container.LogConfig{Type: "json-file",
+			Config: map[string]string{"max-size": "10m", "max-file": "3"}}}
 	host.CPUShares, host.Memory, host.CgroupParent = 256, 512<<20, "/ecs/"+t.ID
 	var mounts []container.MountPoint
 	for i := range 3 {
 		name := fmt.Sprintf("ecs-density-7-data%d-%s", i, t.ID[:20])
 		host.Binds = append(host.Binds, name+fmt.Sprintf(":/data/%d:rw", i))
-		mounts = append(mounts, container.MountPoint{Type: "volume", Name: name, Source: "/var/lib/docker/volumes/" + name + "/_data",
-			Destination: fmt.Sprintf("/data/%d", i), Driver: "local", Mode: "rw", RW: true})
+		mounts = append(mounts, container.MountPoint{Type: "volume", Name: name,
+			Source:      "/var/lib/docker/volumes/" + name + "/_data",
+			Destination: fmt.Sprintf("/data/%d", i), Driver: "local", Mode: "rw",
+			RW: true})
 	}
 	base := &container.ContainerJSONBase{
-		ID: c.ID, Created: created.Format(time.RFC3339Nano), Path: "/bin/server", Args: []string{"--listen", "0.0.0.0:8080"}, State: state,
-		Image: "sha256:" + strings.Repeat("5", 64), Name: "/" + dockerName(t, c), Driver: "overlay2", Platform: "linux", HostConfig: host,
-		ResolvConfPath: "/var/lib/docker/containers/" + c.ID + "/resolv.conf", HostnamePath: "/var/lib/docker/containers/" + c.ID + "/hostname",
-		HostsPath: "/var/lib/docker/containers/" + c.ID + "/hosts", LogPath: "/var/lib/docker/containers/" + c.ID + "/" + c.ID + "-json.log",
+		ID: c.ID, Created: created.Format(time.RFC3339Nano), Path: "/bin/server",
+		Args: []string{"--listen", "0.0.0.0:8080"}, State: state,
+		Image: "sha256:" + strings.Repeat("5", 64), Name: "/" + dockerName(t, c),
+		Driver: "overlay2", Platform: "linux", HostConfig: host,
+		ResolvConfPath: "/var/lib/docker/containers/" + c.ID + "/resolv.conf",
+		HostnamePath:   "/var/lib/docker/containers/" + c.ID + "/hostname",
+		HostsPath:      "/var/lib/docker/containers/" + c.ID + "/hosts",
+		LogPath:        "/var/lib/docker/containers/" + c.ID + "/" + c.ID + "-json.log",
 	}
 	base.GraphDriver.Name = "overlay2"
-	base.GraphDriver.Data = map[string]string{"LowerDir": strings.Repeat(layer+"/diff:", 6), "MergedDir": layer + "/merged",
-		"UpperDir": layer + "/diff", "WorkDir": layer + "/work"}
+	base.GraphDriver.Data = map[string]string{"LowerDir": strings.Repeat(layer+"/diff:", 6),
+		"MergedDir": layer + "/merged",
+		"UpperDir":  layer + "/diff", "WorkDir": layer + "/work"}
 	settings := &container.NetworkSettings{Networks: networks}
-	settings.SandboxID, settings.SandboxKey = strings.Repeat("3", 64), "/var/run/docker/netns/"+c.ID[:12]
-	return &container.InspectResponse{ContainerJSONBase: base, Mounts: mounts, NetworkSettings: settings,
-		Config: &container.Config{Hostname: c.ID[:12], Image: image, Env: env, Labels: labels(t, c), WorkingDir: "/srv", Cmd: []string{"--listen", "0.0.0.0:8080"}}}
+	settings.SandboxID, settings.SandboxKey = strings.Repeat("3", 64),
+		"/var/run/docker/netns/"+c.ID[:12]
+	return &container.InspectResponse{ContainerJSONBase: base, Mounts: mounts,
+		NetworkSettings: settings,
+		Config: &container.Config{Hostname: c.ID[:12], Image: image, Env: env,
+			Labels: labels(t, c), WorkingDir: "/srv",
+			Cmd: []string{"--listen", "0.0.0.0:8080"}}}
 }

@@ -27,7 +27,8 @@ const adminAddr = "127.0.0.1:51683"
 func Build(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "metad")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "metad/cmd/metad")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path,
+		"metad/cmd/metad")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build metad: %v\n%s", err, out)
@@ -58,8 +59,10 @@ func (h *Host) Start(binary string, limit int, args ...string) *Metad {
 	m := &Metad{t: h.t, h: h, runDir: dir + "/run", done: make(chan struct{})}
 	m.cmd = exec.Command("/bin/sh", append([]string{"-c", shell, binary, "serve",
 		"--docker-host", "unix://" + h.Engine.Socket, "--bundle-dirs", h.Bundles,
-		"--pin-dir", testnet.PinDir(h.t), "--run-dir", m.runDir, "--data-dir", dir + "/data",
-		"--docker-proxy", "", "--agent-url", "", "--agent-introspection-url", ""}, args...)...)
+		"--pin-dir", testnet.PinDir(h.t), "--run-dir", m.runDir, "--data-dir",
+		dir + "/data",
+		"--docker-proxy", "", "--agent-url", "", "--agent-introspection-url", ""},
+		args...)...)
 	m.cmd.Stdout, m.cmd.Stderr = &m.Out, &m.Out
 	m.started = time.Now()
 	// The child lives in the namespace of the thread that starts it, and does not end with it.
@@ -90,8 +93,8 @@ func (m *Metad) Get(path string) (int, string, error) {
 	return testnet.GetOn(c, path, 10*time.Second)
 }
 
-// Hot asks for the statistics of all tasks until their containers are sampled each second and have
-// been, more than once.
+// Hot requests the statistics of all tasks until each container has been sampled every second,
+// more than once.
 func (m *Metad) Hot(tasks []*Task) {
 	m.t.Helper()
 	Ask(tasks, "/v2/stats", Statistics)
@@ -135,12 +138,13 @@ func (m *Metad) WaitReady() time.Duration {
 func (m *Metad) WaitHooked(ports int) time.Duration {
 	m.t.Helper()
 	m.wait("all ports are hooked", func() bool {
-		return m.Metric("metad_ports") >= float64(ports) && m.Metric("metad_ports_pending") == 0
+		return m.Metric("metad_ports") >= float64(ports) &&
+			m.Metric("metad_ports_pending") == 0
 	})
 	return time.Since(m.started)
 }
 
-// wait waits for something that comes by itself. The machine may be busy with other things.
+// wait waits for a condition. The limit is generous because the machine may be busy.
 func (m *Metad) wait(what string, ok func() bool) {
 	m.t.Helper()
 	for end := time.Now().Add(5 * time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
@@ -163,7 +167,8 @@ func (m *Metad) Metric(name string) float64 {
 	if err != nil {
 		m.t.Fatalf("metrics: %v", err)
 	}
-	match := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + ` (.*)$`).FindStringSubmatch(body)
+	match := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + ` (.*)$`).FindStringSubmatch(
+		body)
 	if match == nil {
 		return 0
 	}
@@ -224,14 +229,14 @@ func (m *Metad) Stop() time.Duration {
 	return time.Since(start)
 }
 
-// Answers is how a number of questions were answered.
+// Answers sums up the answers to a number of requests.
 type Answers struct {
 	Asked int
 	Wrong []string // answers that were not right, and errors
 	Times []time.Duration
 }
 
-// Quantile returns the time within which the share q of the questions was answered.
+// Quantile returns the time within which the share q of the requests was answered.
 func (a *Answers) Quantile(q float64) time.Duration {
 	if len(a.Times) == 0 {
 		return 0
@@ -240,8 +245,8 @@ func (a *Answers) Quantile(q float64) time.Duration {
 	return a.Times[min(int(q*float64(len(a.Times))), len(a.Times)-1)]
 }
 
-// Ask has each of the tasks ask for path, one after the other, on a connection of its own. An
-// answer is right if its status is 200 and right says so.
+// Ask requests path from each of the tasks, one after the other, on a connection of its own. An
+// answer is right if its status is 200 and right returns true.
 func Ask(tasks []*Task, path string, right func(*Task, string) bool) *Answers {
 	a := &Answers{}
 	for _, t := range tasks {
@@ -250,13 +255,14 @@ func Ask(tasks []*Task, path string, right func(*Task, string) bool) *Answers {
 		a.Times = append(a.Times, time.Since(start))
 		a.Asked++
 		if err != nil || code != 200 || !right(t, body) {
-			a.Wrong = append(a.Wrong, fmt.Sprintf("task %s: %d %.200s %v", t.ID, code, body, err))
+			a.Wrong = append(a.Wrong, fmt.Sprintf("task %s: %d %.200s %v", t.ID, code,
+				body, err))
 		}
 	}
 	return a
 }
 
-// Own reports whether body is the task's metadata, whatever of its containers is known.
+// Own reports whether body is the task's metadata, with any number of its containers.
 func Own(t *Task, body string) bool { return strings.Contains(body, `"TaskARN":"`+t.ARN+`"`) }
 
 // Metadata reports whether body is the task's metadata with all its containers.

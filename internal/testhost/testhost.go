@@ -1,7 +1,6 @@
-// Package testhost makes up a host of thousands of containers: network namespaces, veths, cgroups
-// and processes are the kernel's own, and only the Docker Engine is a fake that speaks of them.
-// metad runs on it as a process of its own and is driven from outside. A test's end undoes
-// everything.
+// Package testhost makes a host of thousands of containers. Network namespaces, veths, cgroups and
+// processes are real; the Docker Engine is a fake that reports them. metad runs on the host as a
+// process, and the test drives it from outside. The end of the test removes everything.
 package testhost
 
 import (
@@ -61,7 +60,7 @@ func New(t testing.TB) *Host {
 	h := &Host{Host: testnet.NewHost(t), Bundles: t.TempDir(), t: t,
 		cgroups: newCgroups(t), start: make(chan func())}
 	h.Engine = newEngine(t)
-	// Children end with the thread that started them: it has to live as long as they are wanted.
+	// Children end with the thread that started them, so the thread lives until the test ends.
 	var starter sync.WaitGroup
 	starter.Go(func() {
 		runtime.LockOSThread() // never unlocked: it has been in other namespaces
@@ -91,10 +90,10 @@ func (h *Host) bridge() *testnet.Bridge {
 	return h.bridges[len(h.bridges)-1]
 }
 
-// AddTask starts a task of n containers and tells of it as Docker does: created, a bundle with a
-// process, started. It returns when the Engine has said that all have started. first, if it is not
-// nil, is called when the first container's program could begin to run, before the Engine says that
-// it does.
+// AddTask starts a task of n containers, and the Engine reports it as Docker does: created, a
+// bundle with a process, started. AddTask returns when the Engine has reported all starts. first,
+// if it is not nil, is called when the program of the first container can begin to run, before the
+// Engine reports its start.
 func (h *Host) AddTask(n int, first func(*Task)) *Task {
 	h.t.Helper()
 	t := &Task{ID: randomHex(32), host: h}
@@ -129,8 +128,10 @@ func (h *Host) run(t *Task, c *Container) error {
 			return
 		}
 		var err error
-		c.PID, err = syscall.ForkExec("/bin/busybox", []string{"sleep", "1000000"}, &syscall.ProcAttr{
-			Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setsid: true}})
+		c.PID, err = syscall.ForkExec("/bin/busybox", []string{"sleep", "1000000"},
+			&syscall.ProcAttr{
+				Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL,
+					Setsid: true}})
 		done <- err
 	}
 	if err := <-done; err != nil {
@@ -140,12 +141,13 @@ func (h *Host) run(t *Task, c *Container) error {
 	return h.cgroups.add(c)
 }
 
-// bundle tells of the container's process as containerd does before its program runs.
+// bundle writes the container's process id as containerd does, before its program runs.
 func (h *Host) bundle(c *Container) {
 	dir := filepath.Join(h.Bundles, c.ID)
 	err := os.Mkdir(dir, 0o755)
 	if err == nil {
-		err = os.WriteFile(filepath.Join(dir, ".init.pid"), []byte(strconv.Itoa(c.PID)), 0o600)
+		err = os.WriteFile(filepath.Join(dir, ".init.pid"), []byte(strconv.Itoa(c.PID)),
+			0o600)
 	}
 	if err == nil {
 		err = os.Rename(filepath.Join(dir, ".init.pid"), filepath.Join(dir, "init.pid"))
@@ -212,7 +214,8 @@ func newCgroups(t testing.TB) *cgroups {
 		}
 		if c == "" { // version 2 gives controllers from one level to the next
 			for _, dir := range []string{mounted, root} {
-				if err := os.WriteFile(dir+"/cgroup.subtree_control", []byte("+cpu +io +memory +pids"), 0); err != nil {
+				if err := os.WriteFile(dir+"/cgroup.subtree_control",
+					[]byte("+cpu +io +memory +pids"), 0); err != nil {
 					t.Fatalf("enable controllers: %v", err)
 				}
 			}
@@ -233,7 +236,8 @@ func (g *cgroups) add(c *Container) error {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err
 		}
-		if err := os.WriteFile(dir+"/cgroup.procs", []byte(strconv.Itoa(c.PID)), 0); err != nil {
+		if err := os.WriteFile(dir+"/cgroup.procs", []byte(strconv.Itoa(c.PID)),
+			0); err != nil {
 			return err
 		}
 	}
@@ -248,7 +252,7 @@ func (g *cgroups) remove(c *Container) error {
 	return errors.Join(errs...)
 }
 
-// removeCgroup waits for the kernel to be done with the processes that were in it.
+// removeCgroup waits until the kernel has removed the processes that were in it.
 func removeCgroup(dir string) error {
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
 		err := syscall.Rmdir(dir)
@@ -261,7 +265,7 @@ func removeCgroup(dir string) error {
 	}
 }
 
-// event is what the Engine tells of a container when something has happened to it.
+// event is the Engine's report of a change of a container.
 func (t *Task) event(c *Container, action events.Action) events.Message {
 	attributes := labels(t, c)
 	attributes["name"], attributes["image"] = dockerName(t, c), image

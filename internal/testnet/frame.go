@@ -21,8 +21,8 @@ const (
 	ACK
 )
 
-// Frame describes an Ethernet frame with an IPv4 packet with a TCP segment. Its zero values are those of
-// a valid one; a test changes one thing.
+// Frame describes an Ethernet frame with an IPv4 packet with a TCP segment. Its zero values are
+// those of a valid one; a test changes one thing.
 type Frame struct {
 	SrcMAC, DstMAC   [6]byte
 	Src, Dst         netip.Addr // Dst zero: the endpoint's
@@ -63,7 +63,8 @@ func (f Frame) Bytes() []byte {
 	binary.BigEndian.PutUint16(tcp[14:], 64240)
 	tcp = append(tcp, f.Payload...)
 	src, dst := f.Src.As4(), f.Dst.As4()
-	pseudo := append(append(append([]byte{}, src[:]...), dst[:]...), 0, unix.IPPROTO_TCP, byte(len(tcp)>>8), byte(len(tcp)))
+	pseudo := append(append(append([]byte{}, src[:]...), dst[:]...), 0, unix.IPPROTO_TCP,
+		byte(len(tcp)>>8), byte(len(tcp)))
 	sum := checksum(append(pseudo, tcp...))
 	if f.BadChecksum {
 		sum ^= 0x5555
@@ -146,12 +147,14 @@ func NewRaw(t testing.TB, ns netns.NsHandle, device string) *Raw {
 		}
 		r.ifindex = d.Index
 		const all = unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8 // network byte order
-		if r.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, all); err != nil {
+		if r.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC,
+			all); err != nil {
 			return err
 		}
 		return errors.Join(
 			unix.Bind(r.fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: r.ifindex}),
-			unix.SetsockoptTimeval(r.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 20000}))
+			unix.SetsockoptTimeval(r.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO,
+				&unix.Timeval{Usec: 20000}))
 	})
 	if err != nil {
 		t.Fatalf("raw socket on %s: %v", device, err)
@@ -160,10 +163,12 @@ func NewRaw(t testing.TB, ns netns.NsHandle, device string) *Raw {
 	return r
 }
 
-// BypassQdisc sends past the device's queue, and with it past the programs on its egress hook (packet(7)).
+// BypassQdisc sends past the device's queue, and with it past the programs on its egress hook
+// (packet(7)).
 func (r *Raw) BypassQdisc() {
 	r.t.Helper()
-	if err := unix.SetsockoptInt(r.fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1); err != nil {
+	if err := unix.SetsockoptInt(r.fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS,
+		1); err != nil {
 		r.t.Fatalf("bypass the queue: %v", err)
 	}
 }
@@ -172,7 +177,8 @@ func (r *Raw) BypassQdisc() {
 func (r *Raw) Send(frames ...[]byte) {
 	r.t.Helper()
 	for _, f := range frames {
-		if err := unix.Sendto(r.fd, f, 0, &unix.SockaddrLinklayer{Ifindex: r.ifindex}); err != nil {
+		if err := unix.Sendto(r.fd, f, 0,
+			&unix.SockaddrLinklayer{Ifindex: r.ifindex}); err != nil {
 			r.t.Fatalf("send frame: %v", err)
 		}
 	}
@@ -187,23 +193,28 @@ type Segment struct {
 	DstMAC  [6]byte
 }
 
-// Answer waits at most d for a segment from the endpoint to port. What goes to port 0 is any.
+// Answer waits at most d for a segment from the endpoint to the TCP port; 0 means any.
 func (r *Raw) Answer(port uint16, d time.Duration) (Segment, bool) {
 	buf := make([]byte, 65536)
 	for deadline := time.Now().Add(d); time.Now().Before(deadline); {
 		n, from, err := unix.Recvfrom(r.fd, buf, 0)
-		if err != nil || n < 54 || binary.BigEndian.Uint16(buf[12:]) != unix.ETH_P_IP || buf[23] != unix.IPPROTO_TCP {
+		if err != nil || n < 54 || binary.BigEndian.Uint16(buf[12:]) != unix.ETH_P_IP ||
+			buf[23] != unix.IPPROTO_TCP {
 			continue
 		}
-		if ll, ok := from.(*unix.SockaddrLinklayer); ok && ll.Pkttype == unix.PACKET_OUTGOING {
+		if ll, ok := from.(*unix.SockaddrLinklayer); ok &&
+			ll.Pkttype == unix.PACKET_OUTGOING {
 			continue
 		}
 		src, _ := netip.AddrFromSlice(buf[26:30])
 		tcp := 14 + int(buf[14]&15)*4
-		s := Segment{DstPort: binary.BigEndian.Uint16(buf[tcp+2:]), Flags: buf[tcp+13], Seq: binary.BigEndian.Uint32(buf[tcp+4:])}
+		s := Segment{DstPort: binary.BigEndian.Uint16(buf[tcp+2:]), Flags: buf[tcp+13],
+			Seq: binary.BigEndian.Uint32(buf[tcp+4:])}
 		s.Dst, _ = netip.AddrFromSlice(buf[30:34])
 		copy(s.DstMAC[:], buf)
-		if netip.AddrPortFrom(src, binary.BigEndian.Uint16(buf[tcp:])).String() == Endpoint && (port == 0 || s.DstPort == port) {
+		if netip.AddrPortFrom(src,
+			binary.BigEndian.Uint16(buf[tcp:])).String() == Endpoint &&
+			(port == 0 || s.DstPort == port) {
 			return s, true
 		}
 	}

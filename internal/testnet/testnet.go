@@ -15,8 +15,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -32,8 +30,8 @@ import (
 // Endpoint is the address that tasks ask.
 const Endpoint = "169.254.170.2:80"
 
-// RequireRoot fails the test if it does not run as root. It does not skip: such a test is built only
-// with the tag root.
+// RequireRoot fails the test if it does not run as root. It does not skip: such a test is built
+// only with the tag root.
 func RequireRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -75,9 +73,11 @@ func NewNS(t testing.TB) netns.NsHandle {
 		if ns, err = netns.New(); err != nil {
 			return err
 		}
-		// Its own chatter would move counters that a test looks at. A kernel without IPv6 has none.
+		// IPv6's own packets would move counters that tests read. A kernel without IPv6 has
+		// no such file.
 		for _, which := range []string{"all", "default"} {
-			err = os.WriteFile("/proc/sys/net/ipv6/conf/"+which+"/disable_ipv6", []byte("1"), 0)
+			err = os.WriteFile("/proc/sys/net/ipv6/conf/"+which+"/disable_ipv6",
+				[]byte("1"), 0)
 			if err != nil && !errors.Is(err, os.ErrNotExist) {
 				return err
 			}
@@ -138,7 +138,8 @@ type Host struct {
 	next atomic.Int64 // for names
 }
 
-// NewHost returns a host without bridges, with forwarding and route_localnet on, as the agent has it.
+// NewHost returns a host without bridges. Forwarding and route_localnet are on, as the agent sets
+// them.
 func NewHost(t testing.TB) *Host {
 	t.Helper()
 	RequireRoot(t)
@@ -152,7 +153,10 @@ func NewHost(t testing.TB) *Host {
 // Sysctl sets path (below /proc/sys) in the host.
 func (h *Host) Sysctl(path, value string) {
 	h.t.Helper()
-	if err := In(h.NS, func() error { return os.WriteFile("/proc/sys/"+path, []byte(value), 0) }); err != nil {
+	if err := In(h.NS, func() error {
+		return os.WriteFile("/proc/sys/"+path, []byte(value),
+			0)
+	}); err != nil {
 		h.t.Fatalf("sysctl: %v", err)
 	}
 }
@@ -173,8 +177,9 @@ func (h *Host) AddBridge(name, gateway string) *Bridge {
 	}
 	b := &Bridge{Host: h, Name: name, Ifindex: l.Attrs().Index, Gateway: prefix}
 	copy(b.MAC[:], h.Link(name).Attrs().HardwareAddr)
-	// Without an address of its own a bridge takes the lowest of its ports': keep it from changing. Not
-	// by setting the one it has: Linux 5.10 would then not know it as its own, and deliver nothing.
+	// A bridge without a MAC of its own takes the lowest of its ports' MACs. This one must not
+	// change. Setting the MAC that it already has does not help: Linux 5.10 would then not
+	// take it for its own, and deliver nothing.
 	b.MAC[5] ^= 1
 	if err := h.NL.LinkSetHardwareAddr(l, b.MAC[:]); err != nil {
 		h.t.Fatalf("bridge %s address: %v", name, err)
@@ -233,173 +238,6 @@ type Bridge struct {
 	Gateway netip.Prefix
 }
 
-// Task is a namespace with one end of a veth, eth0, whose other end is a port of the bridge.
-type Task struct {
-	NS      netns.NsHandle
-	Addr    netip.Addr
-	MAC     [6]byte // of eth0
-	Ifindex int     // of the port, in the host
-	Port    string  // its name
-	Bridge  *Bridge
-
-	t  testing.TB
-	nl *netlink.Handle // in NS
-}
-
-// AddTask adds a task with the address; "" is the next one after the bridge's.
-func (b *Bridge) AddTask(addr string) *Task {
-	t := b.Host.t
-	t.Helper()
-	n := b.Host.next.Add(1)
-	a := b.Gateway.Addr()
-	if addr != "" {
-		a = netip.MustParseAddr(addr)
-	} else {
-		for range n {
-			a = a.Next()
-		}
-	}
-	ns := NewNS(t)
-	task := &Task{NS: ns, Addr: a, Port: fmt.Sprintf("veth%d", n), Bridge: b, t: t, nl: handle(t, ns)}
-	task.addVeth(nil)
-	return task
-}
-
-// ReplaceVeth gives the task a new veth pair with the same address and MAC, as a restarted pause
-// container has.
-func (k *Task) ReplaceVeth() {
-	k.t.Helper()
-	if err := k.Bridge.Host.NL.LinkDel(k.Bridge.Host.Link(k.Port)); err != nil {
-		k.t.Fatalf("delete %s: %v", k.Port, err)
-	}
-	k.addVeth(k.MAC[:])
-}
-
-// Netstat returns one of the TCP counters of the task's namespace, by its name in /proc/net/netstat.
-func (k *Task) Netstat(name string) (value int) {
-	k.t.Helper()
-	err := In(k.NS, func() error {
-		b, err := os.ReadFile("/proc/thread-self/net/netstat")
-		if err != nil {
-			return err
-		}
-		lines := strings.Split(string(b), "\n")
-		for i := 0; i+1 < len(lines); i += 2 {
-			names, values := strings.Fields(lines[i]), strings.Fields(lines[i+1])
-			if n := slices.Index(names, name); n >= 0 && n < len(values) {
-				value, err = strconv.Atoi(values[n])
-				return err
-			}
-		}
-		return fmt.Errorf("no %s", name)
-	})
-	if err != nil {
-		k.t.Fatalf("netstat: %v", err)
-	}
-	return value
-}
-
-// SetGateway tells the task that its bridge is now b, with b's MAC.
-func (k *Task) SetGateway(b *Bridge) {
-	k.t.Helper()
-	k.Bridge = b
-	eth0, err := k.nl.LinkByName("eth0")
-	if err == nil {
-		err = k.nl.NeighSet(k.gateway(eth0))
-	}
-	if err != nil {
-		k.t.Fatalf("set gateway of %s: %v", k, err)
-	}
-}
-
-// gateway is a neighbour entry for the bridge's address, so that no frame waits for ARP.
-func (k *Task) gateway(eth0 netlink.Link) *netlink.Neigh {
-	return &netlink.Neigh{
-		LinkIndex:    eth0.Attrs().Index,
-		IP:           k.Bridge.Gateway.Addr().AsSlice(),
-		HardwareAddr: k.Bridge.MAC[:],
-		State:        netlink.NUD_PERMANENT,
-	}
-}
-
-// Remove deletes the task's veth.
-func (k *Task) Remove() {
-	k.t.Helper()
-	if err := k.Bridge.Host.NL.LinkDel(k.Bridge.Host.Link(k.Port)); err != nil {
-		k.t.Fatalf("delete %s: %v", k.Port, err)
-	}
-}
-
-func (k *Task) addVeth(mac net.HardwareAddr) {
-	k.t.Helper()
-	b, nl := k.Bridge, k.Bridge.Host.NL
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = k.Port
-	v := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(k.NS)), PeerHardwareAddr: mac}
-	if err := nl.LinkAdd(v); err != nil {
-		k.t.Fatalf("add %s: %v", k.Port, err)
-	}
-	port := b.Host.Link(k.Port)
-	k.Ifindex = port.Attrs().Index
-	br := b.Host.Link(b.Name)
-	eth0, err := k.nl.LinkByName("eth0")
-	if err != nil {
-		k.t.Fatalf("eth0: %v", err)
-	}
-	copy(k.MAC[:], eth0.Attrs().HardwareAddr)
-	for _, err := range []error{
-		nl.LinkSetMaster(port, br),
-		nl.LinkSetUp(port),
-		k.nl.LinkSetUp(eth0),
-		k.nl.NeighSet(k.gateway(eth0)),
-	} {
-		if err != nil {
-			k.t.Fatalf("set up task %s: %v", k.Addr, err)
-		}
-	}
-	k.TakeAddr(k.Addr)
-	// Until the kernel has noticed the carrier at both ends, the sender's queue and the bridge drop what
-	// is sent: a client would lose its first SYN.
-	Until(k.t, "the task's link is up", func() bool {
-		inside, err := k.nl.LinkByName("eth0")
-		outside, err2 := nl.LinkByIndex(k.Ifindex)
-		return err == nil && err2 == nil && inside.Attrs().OperState == netlink.OperUp &&
-			outside.Attrs().OperState == netlink.OperUp
-	})
-}
-
-// TakeAddr gives eth0 an address, and the route that goes with it.
-func (k *Task) TakeAddr(addr netip.Addr) {
-	k.t.Helper()
-	eth0, err := k.nl.LinkByName("eth0")
-	if err == nil {
-		err = k.nl.AddrAdd(eth0, k.ipNet(addr))
-	}
-	if err == nil {
-		err = k.nl.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: k.Bridge.Gateway.Addr().AsSlice()})
-	}
-	if err != nil {
-		k.t.Fatalf("give %s to %s: %v", addr, k, err)
-	}
-	k.Addr = addr
-}
-
-// DropAddr takes the address from eth0, and with it the route.
-func (k *Task) DropAddr() {
-	k.t.Helper()
-	eth0, err := k.nl.LinkByName("eth0")
-	if err == nil {
-		err = k.nl.AddrDel(eth0, k.ipNet(k.Addr))
-	}
-	if err != nil {
-		k.t.Fatalf("take the address from %s: %v", k, err)
-	}
-}
-
-func (k *Task) ipNet(addr netip.Addr) *netlink.Addr {
-	return &netlink.Addr{IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(k.Bridge.Gateway.Bits(), 32)}}
-}
-
 // Dial connects from the namespace; local may be "", or an address and port to connect from.
 func Dial(ns netns.NsHandle, local, remote string, timeout time.Duration) (c net.Conn, err error) {
 	err = In(ns, func() error {
@@ -416,21 +254,6 @@ func Dial(ns netns.NsHandle, local, remote string, timeout time.Duration) (c net
 		return err
 	})
 	return c, err
-}
-
-// Dial connects the task to the endpoint.
-func (k *Task) Dial(timeout time.Duration) (net.Conn, error) {
-	return Dial(k.NS, "", Endpoint, timeout)
-}
-
-// Get asks the endpoint on a connection of its own, as the task, and returns status and body.
-func (k *Task) Get(path string, timeout time.Duration) (int, string, error) {
-	c, err := k.Dial(timeout)
-	if err != nil {
-		return 0, "", err
-	}
-	defer c.Close()
-	return GetOn(c, path, timeout)
 }
 
 // GetOn asks on c, which it leaves open.
@@ -454,8 +277,8 @@ func GetOn(c net.Conn, path string, timeout time.Duration) (int, string, error) 
 	return resp.StatusCode, string(body), err
 }
 
-// Serve answers HTTP on addr in ns with f until the test ends. f is given the connection the request
-// came on; its answer is the body.
+// Serve answers HTTP on addr in ns with f until the test ends. f is given the connection the
+// request came on; its answer is the body.
 func Serve(t testing.TB, ns netns.NsHandle, addr string, f func(net.Conn, *http.Request) string) {
 	t.Helper()
 	var ln net.Listener
@@ -488,8 +311,8 @@ func ServeOn(t testing.TB, ln net.Listener, f func(net.Conn, *http.Request) stri
 	t.Cleanup(func() { s.Close(); <-done })
 }
 
-// StandInAgent answers "agent" at the place to which the ECS agent's rule sends requests for the
-// endpoint: the address itself, given to the bridge, or another that a DNAT rule names.
+// StandInAgent answers "agent" where the ECS agent's rule sends requests for the endpoint: at the
+// address itself, which the bridge has, or at another one that a DNAT rule names.
 func (h *Host) StandInAgent(addr string) {
 	h.t.Helper()
 	Serve(h.t, h.NS, addr, func(net.Conn, *http.Request) string { return "agent" })
@@ -507,11 +330,13 @@ func Mark(c net.Conn) (uint32, error) {
 	}
 	var mark int
 	var serr error
-	err = rc.Control(func(fd uintptr) { mark, serr = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK) })
+	err = rc.Control(func(fd uintptr) {
+		mark, serr = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK)
+	})
 	return uint32(mark), errors.Join(err, serr)
 }
 
-// RequireTool fails the test in words where the command is not installed.
+// RequireTool fails the test with a message if the command is not installed.
 func RequireTool(t testing.TB, name string) {
 	t.Helper()
 	if _, err := exec.LookPath(name); err != nil {
@@ -521,8 +346,8 @@ func RequireTool(t testing.TB, name string) {
 
 var pinDirs atomic.Int64
 
-// PinDir returns another directory of the test's own on a BPF file system at each call. It mounts the
-// file system if there is none.
+// PinDir returns a new directory for the test on a BPF file system. It mounts the file system if
+// necessary.
 func PinDir(t testing.TB) string {
 	t.Helper()
 	const bpffs = "/sys/fs/bpf"
@@ -532,7 +357,8 @@ func PinDir(t testing.TB) string {
 			t.Fatalf("mount bpf: %v", err)
 		}
 	}
-	dir := filepath.Join(bpffs, fmt.Sprintf("metad-test-%d-%d-%s", os.Getpid(), pinDirs.Add(1), sanitize(t.Name())))
+	dir := filepath.Join(bpffs, fmt.Sprintf("metad-test-%d-%d-%s", os.Getpid(), pinDirs.Add(1),
+		sanitize(t.Name())))
 	t.Cleanup(func() {
 		if err := os.RemoveAll(dir); err != nil {
 			t.Errorf("remove pins: %v", err)
@@ -541,7 +367,7 @@ func PinDir(t testing.TB) string {
 	return dir
 }
 
-// sanitize makes a test's name a file name; bpffs wants no dots.
+// sanitize makes a file name of a test's name; bpffs allows no dots.
 func sanitize(name string) string {
 	return strings.NewReplacer("/", "-", ".", "-", " ", "-").Replace(name)
 }
@@ -567,9 +393,4 @@ func (h *Host) NoLeak() {
 func Until(t testing.TB, what string, f func() bool) {
 	t.Helper()
 	expect.Until(t, what, f)
-}
-
-// String is for messages.
-func (k *Task) String() string {
-	return k.Addr.String() + " on " + k.Port + "(" + strconv.Itoa(k.Ifindex) + ")"
 }
