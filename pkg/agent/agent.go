@@ -1,5 +1,5 @@
-// Package agent asks the ECS agent for what Docker does not know of a task: its introspection API for all tasks, and
-// its task endpoint for each task's v4 document.
+// Package agent gets from the ECS agent what Docker does not know of a task. It reads the
+// introspection API for all tasks, and the task endpoint for the v4 document of each.
 package agent
 
 import (
@@ -26,15 +26,16 @@ type Config struct {
 	TaskURL string        // of the task endpoint, "http://host:port"; "": not asked
 	Every   time.Duration // between two questions; positive
 	Timeout time.Duration // of each; positive
-	// Changed, if set, is called when the agent's answers have changed: tasks should be
-	// enriched again. It is called from Run and must not block.
+	// Changed, if not nil, is called after the agent's answers have changed. The tasks should
+	// then be enriched again. Run calls it, and it must not block.
 	Changed func()
 	Log     *zap.Logger
 }
 
 // DefaultConfig returns a Config for the agent at its usual place.
 func DefaultConfig() Config {
-	return Config{URL: "http://127.0.0.1:51678", Every: 10 * time.Second, Timeout: 5 * time.Second, Log: zap.NewNop()}
+	return Config{URL: "http://127.0.0.1:51678", Every: 10 * time.Second,
+		Timeout: 5 * time.Second, Log: zap.NewNop()}
 }
 
 // Client holds the agent's last answers. Safe for concurrent use.
@@ -79,7 +80,8 @@ type agentContainer struct {
 
 // New returns a client without answers; Run asks. An error names the field of cfg.
 func New(cfg Config) (*Client, error) {
-	if err := errors.Join(checkURL("URL", cfg.URL), checkURL("TaskURL", cfg.TaskURL)); err != nil {
+	if err := errors.Join(checkURL("URL", cfg.URL),
+		checkURL("TaskURL", cfg.TaskURL)); err != nil {
 		return nil, err
 	}
 	switch {
@@ -90,9 +92,11 @@ func New(cfg Config) (*Client, error) {
 	case cfg.Log == nil:
 		return nil, errors.New("agent: Log must be set")
 	}
-	return &Client{cfg: cfg, docs: documents{tasks: map[string]*asked{}, wake: make(chan struct{}, 1)}, http: &http.Client{
-		Timeout:   cfg.Timeout,
-		Transport: &http.Transport{DisableKeepAlives: true}, // no proxy either: the agent is on this host
+	return &Client{cfg: cfg, docs: documents{tasks: map[string]*asked{},
+		wake: make(chan struct{}, 1)}, http: &http.Client{
+		Timeout: cfg.Timeout,
+		// no proxy either: the agent is on this host
+		Transport: &http.Transport{DisableKeepAlives: true},
 	}}, nil
 }
 
@@ -104,14 +108,15 @@ func checkURL(field, text string) error {
 	case err != nil:
 		return fmt.Errorf("agent: %s: %w", field, err)
 	case u.Scheme != "http" || u.Host == "":
-		return fmt.Errorf("agent: %s must have the form http://host:port, got %q", field, text)
+		return fmt.Errorf("agent: %s must have the form http://host:port, got %q", field,
+			text)
 	}
 	return nil
 }
 
-// Run asks the introspection API at once and then every cfg.Every, and for a task's document when the task has
-// changed, until ctx ends. An agent that does not answer is no error: it may come, and what it said before is
-// kept. One Run at a time.
+// Run reads the introspection API at once and then every cfg.Every, and the document of each task
+// that has changed, until ctx ends. It is no error if the agent does not answer: it may start
+// later, and its last answers stay. One Run at a time.
 func (c *Client) Run(ctx context.Context) {
 	var both sync.WaitGroup
 	defer both.Wait()
@@ -151,7 +156,7 @@ func (c *Client) logChange(err error) {
 	c.failed = err != nil
 }
 
-// ask gets both answers and publishes them if they are new.
+// ask gets both answers, and publishes them if they have changed.
 func (c *Client) ask(ctx context.Context) error {
 	metadata, err := c.get(ctx, c.cfg.URL+"/v1/metadata")
 	if err != nil {
@@ -175,7 +180,7 @@ func (c *Client) ask(ctx context.Context) error {
 	return nil
 }
 
-// maxAnswer bounds an answer: some 4 KiB for each of several thousand containers.
+// maxAnswer is the largest answer: some 4 KiB for each of several thousand containers.
 const maxAnswer = 32 << 20
 
 // statusError is an answer other than 200.
@@ -211,7 +216,8 @@ func (c *Client) get(ctx context.Context, url string) ([]byte, error) {
 	return b, nil
 }
 
-// errNotAgent: the API answers any path with 200, and so may another server on the port.
+// errNotAgent is an answer that is not the API's. Another server on the TCP port may answer any
+// path with 200, too.
 var errNotAgent = errors.New("agent: no cluster in /v1/metadata")
 
 func parse(metadata, tasks []byte) (*answers, error) {
@@ -234,8 +240,8 @@ func parse(metadata, tasks []byte) (*answers, error) {
 	return a, nil
 }
 
-// Enrich adds to t the agent's facts about it. t must not be published yet. A task that the agent
-// does not know stays as it is.
+// Enrich adds the agent's facts to t, which must not be published yet. A task that the agent does
+// not know stays as it is.
 //
 //   - Cluster and ContainerInstanceARN are the agent's.
 //   - KnownStatus and DesiredStatus move forward to the agent's if that is further along
@@ -244,7 +250,8 @@ func parse(metadata, tasks []byte) (*answers, error) {
 //     to stop, so are its containers.
 //   - A container without port bindings gets those of the task definition; one without networks
 //     those of the task's elastic network interface, and the pause container with it.
-//   - What only the task's v4 document has (pull times, ExecutionStoppedAt, launch type and so on) is the document's.
+//   - What only the task's v4 document has (pull times, ExecutionStoppedAt, launch type and so on)
+//     is the document's.
 func (c *Client) Enrich(t *task.Task) {
 	c.docs.enrich(t, time.Now())
 	a := c.last.Load()
@@ -268,12 +275,17 @@ func (c *Client) Enrich(t *task.Task) {
 		}
 		if len(tc.Ports) == 0 {
 			for _, p := range ac.Ports {
-				tc.Ports = append(tc.Ports, task.Port{ContainerPort: p.ContainerPort, Protocol: p.Protocol, HostPort: p.HostPort, HostIP: p.HostIP})
+				tc.Ports = append(tc.Ports,
+					task.Port{ContainerPort: p.ContainerPort,
+						Protocol: p.Protocol, HostPort: p.HostPort,
+						HostIP: p.HostIP})
 			}
 		}
 		for _, n := range ac.Networks {
 			if n.NetworkMode == "awsvpc" {
-				networks = []task.Network{{Mode: n.NetworkMode, IPv4Addresses: n.IPv4Addresses, IPv6Addresses: n.IPv6Addresses}}
+				networks = []task.Network{{Mode: n.NetworkMode,
+					IPv4Addresses: n.IPv4Addresses,
+					IPv6Addresses: n.IPv6Addresses}}
 			}
 		}
 	}
@@ -287,7 +299,7 @@ func (c *Client) Enrich(t *task.Task) {
 	}
 }
 
-// order ranks the statuses that Docker's containers and the agent have in common.
+// order is the rank of each status that both Docker's containers and the agent have.
 var order = map[task.Status]int{task.StatusCreated: 1, task.StatusRunning: 2, task.StatusStopped: 3}
 
 func later(derived task.Status, agents string) task.Status {

@@ -21,7 +21,8 @@ import (
 const (
 	arn      = "arn:aws:ecs:us-west-2:111122223333:task/default/158d"
 	metadata = `{"Cluster":"prod","ContainerInstanceArn":"arn:ci","Version":"Amazon ECS Agent - v1.105.1 (8dfceca6)"}`
-	tasks    = `{"Tasks":[{"Arn":"` + arn + `","DesiredStatus":"STOPPED","KnownStatus":"RUNNING","Family":"web","Version":"7","Containers":[
+	tasks    = `{"Tasks":[{"Arn":"` + arn +
+		`","DesiredStatus":"STOPPED","KnownStatus":"RUNNING","Family":"web","Version":"7","Containers":[
 		{"DockerId":"a","DockerName":"ecs-web-7-app-00","Name":"app","Ports":[{"ContainerPort":80,"Protocol":"tcp","HostPort":80}],
 		 "Networks":[{"NetworkMode":"awsvpc","IPv4Addresses":["192.0.2.3"]}]},
 		{"DockerId":"gone"}]},{"Arn":"other","KnownStatus":"PENDING","Containers":null}]}`
@@ -37,7 +38,8 @@ func fakeAgent(t *testing.T, metadata, tasks *atomic.Value) *httptest.Server {
 		case "/v1/tasks":
 			fmt.Fprint(w, tasks.Load())
 		default:
-			fmt.Fprint(w, `{"AvailableCommands":["/v1/metadata","/v1/tasks","/license"]}`)
+			fmt.Fprint(w,
+				`{"AvailableCommands":["/v1/metadata","/v1/tasks","/license"]}`)
 		}
 	}))
 	t.Cleanup(s.Close)
@@ -88,7 +90,8 @@ func TestEnrich(t *testing.T) {
 	want := derived()
 	want.Cluster, want.ContainerInstanceARN = "prod", "arn:ci"
 	want.DesiredStatus, want.KnownStatus = task.StatusStopped, task.StatusRunning
-	want.Containers[0].DesiredStatus, want.Containers[1].DesiredStatus = task.StatusStopped, task.StatusStopped
+	want.Containers[0].DesiredStatus, want.Containers[1].DesiredStatus = task.StatusStopped,
+		task.StatusStopped
 	want.Containers[0].Ports = []task.Port{{ContainerPort: 80, Protocol: "tcp", HostPort: 80}}
 	want.Containers[0].Networks, want.Containers[1].Networks = eni, eni
 	if !reflect.DeepEqual(got, want) {
@@ -99,13 +102,16 @@ func TestEnrich(t *testing.T) {
 	got = derived()
 	got.KnownStatus = task.StatusStopped
 	got.Containers[0].Ports = []task.Port{{ContainerPort: 81}}
-	got.Containers[0].Networks = []task.Network{{Mode: "awsvpc", IPv4Addresses: []string{"192.0.2.4"}}}
+	got.Containers[0].Networks = []task.Network{{Mode: "awsvpc",
+		IPv4Addresses: []string{"192.0.2.4"}}}
 	c.Enrich(got)
-	if got.KnownStatus != task.StatusStopped || got.Containers[0].Ports[0].ContainerPort != 81 || got.Containers[0].Networks[0].IPv4Addresses[0] != "192.0.2.4" {
+	if got.KnownStatus != task.StatusStopped ||
+		got.Containers[0].Ports[0].ContainerPort != 81 ||
+		got.Containers[0].Networks[0].IPv4Addresses[0] != "192.0.2.4" {
 		t.Errorf("got %+v", got)
 	}
 
-	// A task of somebody else's is left alone.
+	// A task that the agent does not know stays as it is.
 	other := derived()
 	other.ARN = "arn:aws:ecs:us-east-1:000000000000:task/docker/x"
 	c.Enrich(other)
@@ -133,7 +139,7 @@ func TestLater(t *testing.T) {
 	f(task.StatusRunning, "SOMETHING", task.StatusRunning)
 }
 
-// What is no agent's answer changes nothing.
+// An answer that is not the agent's changes nothing.
 func TestAskErrors(t *testing.T) {
 	m, ts := value(metadata), value(tasks)
 	c := newClient(t, fakeAgent(t, m, ts).URL)
@@ -165,12 +171,14 @@ func TestAskErrors(t *testing.T) {
 	}
 	s := httptest.NewServer(http.NotFoundHandler())
 	defer s.Close()
-	if err := newClient(t, s.URL).ask(context.Background()); err == nil || !strings.Contains(err.Error(), "404") {
+	if err := newClient(t, s.URL).ask(context.Background()); err == nil ||
+		!strings.Contains(err.Error(), "404") {
 		t.Errorf("got %v", err)
 	}
 }
 
-// Run tells of each new answer once, logs only changes of state, and ends with its context.
+// Run calls Changed once for each new answer, logs only changes of state, and ends with its
+// context.
 func TestRun(t *testing.T) {
 	m, ts := value(metadata), value(tasks)
 	core, logs := observer.New(zap.InfoLevel)
@@ -192,14 +200,18 @@ func TestRun(t *testing.T) {
 	}()
 	<-changed
 	m.Store("broken")
-	expect.Until(t, "the log to say that there is no answer", func() bool { return logs.FilterMessageSnippet("does not answer").Len() > 0 })
+	expect.Until(t, "the log to say that there is no answer", func() bool {
+		return logs.FilterMessageSnippet("does not answer").Len() > 0
+	})
 	ts.Store(`{"Tasks":[]}`)
 	m.Store(metadata)
 	<-changed
 	if len(c.last.Load().tasks) != 0 {
 		t.Error("the new answer is not there")
 	}
-	expect.Until(t, "the log to say that the agent answers", func() bool { return logs.FilterMessageSnippet("answers").Len() > 0 })
+	expect.Until(t, "the log to say that the agent answers", func() bool {
+		return logs.FilterMessageSnippet("answers").Len() > 0
+	})
 	cancel()
 	<-done
 	if n := len(changed); n != 0 {
@@ -226,11 +238,13 @@ func TestNewErrors(t *testing.T) {
 	f("Log", func(c *Config) { c.Log = nil })
 }
 
-// FuzzParse: whatever has the agent's port says, a task keeps its name and its containers, and no status
-// goes back.
+// Whatever a server on the agent's TCP port answers, a task keeps its name and its containers, and
+// no status goes back.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(metadata), []byte(tasks))
-	f.Add([]byte(`{"Cluster":"c","ContainerInstanceArn":null}`), []byte(`{"Tasks":[null,{"Arn":"`+arn+`","Containers":[{"DockerId":""},{"DockerId":"p","Networks":[{}]}]}]}`))
+	f.Add([]byte(`{"Cluster":"c","ContainerInstanceArn":null}`),
+		[]byte(`{"Tasks":[null,{"Arn":"`+arn+
+			`","Containers":[{"DockerId":""},{"DockerId":"p","Networks":[{}]}]}]}`))
 	f.Fuzz(func(t *testing.T, metadata, tasks []byte) {
 		a, err := parse(metadata, tasks)
 		if err != nil {
@@ -240,10 +254,12 @@ func FuzzParse(f *testing.F) {
 		c.last.Store(a)
 		got, want := derived(), derived()
 		c.Enrich(got)
-		if got.ARN != want.ARN || len(got.Containers) != len(want.Containers) || got.Containers[0].ID != "a" {
+		if got.ARN != want.ARN || len(got.Containers) != len(want.Containers) ||
+			got.Containers[0].ID != "a" {
 			t.Errorf("got %+v", got)
 		}
-		if order[got.KnownStatus] < order[want.KnownStatus] || order[got.DesiredStatus] < order[want.DesiredStatus] {
+		if order[got.KnownStatus] < order[want.KnownStatus] ||
+			order[got.DesiredStatus] < order[want.DesiredStatus] {
 			t.Errorf("status went back: %s, %s", got.KnownStatus, got.DesiredStatus)
 		}
 		task.Render(got)

@@ -14,20 +14,21 @@ import (
 
 // How often the agent is asked for tasks' documents. An answer costs it about 0.1 ms.
 const (
-	askGap     = 50 * time.Millisecond // between two questions
-	changedGap = 2 * time.Second       // between two calls of Changed: each makes all tasks anew
+	askGap = 50 * time.Millisecond // between two questions
+	// between two calls of Changed: each makes all tasks anew
+	changedGap = 2 * time.Second
 	maxTasks   = 10_000
 	maxBackoff = 30 * time.Second // after questions without an answer
 )
 
-// askAfter is when a task's document is asked for after a change of its containers: the agent may hear of the
-// change later than metad. Then it is asked for every askAgain.
+// askAfter is the time from a change of a task's containers to the request for its document: the
+// agent may hear of the change later than metad. After it metad asks every askAgain.
 var askAfter = []time.Duration{0, 2 * time.Second, 15 * time.Second}
 
 const askAgain = 10 * time.Minute
 
-// documents knows what tasks' v4 documents say that neither Docker nor the introspection API does. Its
-// methods are safe for concurrent use.
+// documents holds the facts that only the v4 documents of tasks have. Its methods are safe for
+// concurrent use.
 type documents struct {
 	wake chan struct{} // there is a task to ask for
 
@@ -35,7 +36,7 @@ type documents struct {
 	tasks map[string]*asked
 }
 
-// asked is what is known of one task, and when to ask again.
+// asked is what the agent said of one task, and when metad asks again.
 type asked struct {
 	endpoint string // id to ask by
 	state    string // of its containers, at the last change
@@ -73,7 +74,8 @@ type networkFacts struct {
 	DomainNameServers, DomainNameSearchList            []string
 }
 
-// enrich adds to t, which is a task of ECS, what its document said, and has it asked for if t has changed.
+// enrich adds the facts of its document to t, a task of ECS. If t has changed, the document is
+// requested again.
 func (d *documents) enrich(t *task.Task, now time.Time) {
 	endpoint, state := "", strings.Builder{}
 	for _, c := range t.Containers {
@@ -112,7 +114,7 @@ func (d *documents) enrich(t *task.Task, now time.Time) {
 	}
 }
 
-// next returns the task to ask for now, or else how long there is none.
+// next returns the task whose document is due, or the time until one is.
 func (d *documents) next(now time.Time) (arn, endpoint string, wait time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -132,7 +134,8 @@ func (d *documents) next(now time.Time) (arn, endpoint string, wait time.Duratio
 	return arn, endpoint, 0
 }
 
-// answered notes what the agent said of a task, nil if that was not its document, and reports whether that is new.
+// answered stores the facts about a task, nil if the answer was not its document, and reports
+// whether they have changed.
 func (d *documents) answered(arn, endpoint string, f *facts) (changed bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -142,7 +145,8 @@ func (d *documents) answered(arn, endpoint string, f *facts) (changed bool) {
 	}
 	a.asks++
 	if f == nil {
-		if a.asks >= len(askAfter) { // by now the agent would have heard of it: it has forgotten it
+		// by now the agent would have heard of it: it has forgotten it
+		if a.asks >= len(askAfter) {
 			delete(d.tasks, arn)
 		}
 		return false
@@ -152,8 +156,8 @@ func (d *documents) answered(arn, endpoint string, f *facts) (changed bool) {
 	return changed
 }
 
-// askForDocuments asks for tasks' documents, one at a time, until ctx ends. An agent that does not answer is left alone
-// for a while; what it said before is kept.
+// askForDocuments requests the documents of tasks, one at a time, until ctx ends. It pauses if the
+// agent does not answer; the last answers stay.
 func (c *Client) askForDocuments(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -192,8 +196,9 @@ func (c *Client) askForDocuments(ctx context.Context) {
 	}
 }
 
-// document returns what the agent says of a task; nil if it answers anything but the task's document. A
-// container chooses its own environment, so the endpoint id may be nobody's or another task's.
+// document returns the agent's facts about a task, and nil if the answer is not the document of
+// that task. A container chooses its own environment, so the endpoint id may be unknown or another
+// task's.
 func (c *Client) document(ctx context.Context, arn, endpoint string) (*facts, error) {
 	b, err := c.get(ctx, c.cfg.TaskURL+"/v4/"+endpoint+"/task")
 	if errors.As(err, new(statusError)) {
@@ -211,7 +216,8 @@ func (c *Client) document(ctx context.Context, arn, endpoint string) (*facts, er
 
 // add adds f to t, which is not published yet.
 func (f *facts) add(t *task.Task) {
-	t.PullStartedAt, t.PullStoppedAt, t.ExecutionStoppedAt = f.PullStartedAt, f.PullStoppedAt, f.ExecutionStoppedAt
+	t.PullStartedAt, t.PullStoppedAt, t.ExecutionStoppedAt = f.PullStartedAt, f.PullStoppedAt,
+		f.ExecutionStoppedAt
 	if t.AvailabilityZone == "" { // else the operator has given it
 		t.AvailabilityZone = f.AvailabilityZone
 	}
@@ -242,7 +248,7 @@ func (f *facts) add(t *task.Task) {
 	}
 }
 
-// over returns n as a container's only network; what was known before stands where n says nothing.
+// over returns n as the only network of a container. Where n has no value, the known one stays.
 func (n *networkFacts) over(known []task.Network) []task.Network {
 	var all task.Network
 	if len(known) > 0 {
@@ -266,7 +272,7 @@ func (n *networkFacts) over(known []task.Network) []task.Network {
 	return []task.Network{all}
 }
 
-// set sets *known to what the agent says, if it says anything.
+// set sets *known to the agent's value, if there is one.
 func set(known *string, agents string) {
 	if agents != "" {
 		*known = agents

@@ -16,7 +16,8 @@ import (
 )
 
 // document is the agent's v4 document of the task derived, as far as it is of use.
-const document = `{"Cluster":"default","TaskARN":"` + arn + `","Family":"web","Revision":"7","DesiredStatus":"RUNNING","KnownStatus":"RUNNING",
+const document = `{"Cluster":"default","TaskARN":"` + arn +
+	`","Family":"web","Revision":"7","DesiredStatus":"RUNNING","KnownStatus":"RUNNING",
 	"Limits":{"CPU":0.25,"Memory":512},"PullStartedAt":"2024-01-02T02:04:05.5Z","PullStoppedAt":"2024-01-02T02:04:06Z",
 	"ExecutionStoppedAt":"2024-01-02T03:04:05Z","AvailabilityZone":"us-west-2b","LaunchType":"EC2","Containers":[
 	{"DockerId":"a","ContainerARN":"arn:aws:ecs:us-west-2:111122223333:container/default/158d/0206","LogDriver":"awslogs",
@@ -44,7 +45,8 @@ type taskEndpoint struct {
 func newTaskEndpoint(t *testing.T, answer http.HandlerFunc) *taskEndpoint {
 	t.Helper()
 	e := &taskEndpoint{}
-	e.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	e.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter,
+		r *http.Request) {
 		e.mu.Lock()
 		e.paths = append(e.paths, r.URL.Path)
 		e.mu.Unlock()
@@ -54,7 +56,8 @@ func newTaskEndpoint(t *testing.T, answer http.HandlerFunc) *taskEndpoint {
 	return e
 }
 
-// run runs a client of e alone and returns it with the channel that gets a token at each call of Changed.
+// run runs a client of e alone and returns it with the channel that gets a token at each call of
+// Changed.
 func run(t *testing.T, e *taskEndpoint) (*Client, <-chan struct{}) {
 	t.Helper()
 	changed := make(chan struct{}, 100)
@@ -73,7 +76,9 @@ func run(t *testing.T, e *taskEndpoint) (*Client, <-chan struct{}) {
 
 // What only the agent knows of a task is in the task soon after Docker has told of it.
 func TestFactsOfDocument(t *testing.T) {
-	e := newTaskEndpoint(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, document) })
+	e := newTaskEndpoint(t, func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, document)
+	})
 	c, changed := run(t, e)
 	got := withEndpoint()
 	c.Enrich(got)
@@ -91,15 +96,19 @@ func TestFactsOfDocument(t *testing.T) {
 	want.PullStartedAt = time.Date(2024, 1, 2, 2, 4, 5, 5e8, time.UTC)
 	want.PullStoppedAt = time.Date(2024, 1, 2, 2, 4, 6, 0, time.UTC)
 	want.ExecutionStoppedAt = time.Date(2024, 1, 2, 3, 4, 5, 0, time.UTC)
-	want.AvailabilityZone, want.AvailabilityZoneID, want.LaunchType = "us-west-2b", "usw2-az2", "EC2"
+	want.AvailabilityZone, want.AvailabilityZoneID, want.LaunchType = "us-west-2b", "usw2-az2",
+		"EC2"
 	want.VPCID, want.ServiceName, want.FaultInjectionEnabled = "vpc-1", "shop", true
 	app := want.Containers[0]
 	app.ARN = "arn:aws:ecs:us-west-2:111122223333:container/default/158d/0206"
-	app.LogDriver, app.LogOptions = "awslogs", map[string]string{"awslogs-group": "g", "awslogs-stream": "s"}
+	app.LogDriver, app.LogOptions = "awslogs", map[string]string{"awslogs-group": "g",
+		"awslogs-stream": "s"}
 	app.RestartPolicy, app.RestartCount = true, 2
-	app.Networks = []task.Network{{Mode: "awsvpc", IPv4Addresses: []string{"192.0.2.3"}, NetworkDetails: task.NetworkDetails{
-		MAC: "02:00:00:00:00:01", Subnet: "192.0.2.0/24", SubnetGateway: "192.0.2.1/24", DNSName: "ip-192-0-2-3.ec2.internal",
-		DNSServers: []string{"192.0.2.2"}, DNSSearch: []string{"ec2.internal"}}}}
+	app.Networks = []task.Network{{Mode: "awsvpc", IPv4Addresses: []string{"192.0.2.3"},
+		NetworkDetails: task.NetworkDetails{
+			MAC: "02:00:00:00:00:01", Subnet: "192.0.2.0/24",
+			SubnetGateway: "192.0.2.1/24", DNSName: "ip-192-0-2-3.ec2.internal",
+			DNSServers: []string{"192.0.2.2"}, DNSSearch: []string{"ec2.internal"}}}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
@@ -112,9 +121,11 @@ func TestFactsOfDocument(t *testing.T) {
 	given := withEndpoint()
 	given.AvailabilityZone = "eu-west-1a"
 	given.Containers[0].RestartPolicy, given.Containers[0].RestartCount = true, 7
-	given.Containers[0].Networks = []task.Network{{Mode: "awsvpc", IPv4Addresses: []string{"192.0.2.9"}}}
+	given.Containers[0].Networks = []task.Network{{Mode: "awsvpc",
+		IPv4Addresses: []string{"192.0.2.9"}}}
 	c.Enrich(given)
-	if n := given.Containers[0]; given.AvailabilityZone != "eu-west-1a" || n.RestartCount != 7 || n.Networks[0].IPv4Addresses[0] != "192.0.2.9" ||
+	if n := given.Containers[0]; given.AvailabilityZone != "eu-west-1a" ||
+		n.RestartCount != 7 || n.Networks[0].IPv4Addresses[0] != "192.0.2.9" ||
 		n.Networks[0].MAC == "" {
 		t.Errorf("got %+v, %+v", given, n)
 	}
@@ -149,7 +160,8 @@ func TestForeignDocument(t *testing.T) {
 	}
 }
 
-// The agent is not asked about tasks that it has not made, nor again about one that has not changed.
+// The agent is not asked about tasks that it has not made, nor again about one that has not
+// changed.
 func TestWhoIsAskedFor(t *testing.T) {
 	d := &documents{tasks: map[string]*asked{}, wake: make(chan struct{}, 1)}
 	now := time.Now()
@@ -178,7 +190,8 @@ func TestWhoIsAskedFor(t *testing.T) {
 	}
 	d.enrich(tk, now)
 	asks = at(1300 * time.Second)
-	if want := []time.Duration{0, 2 * time.Second, 15 * time.Second, 600 * time.Second, 1200 * time.Second}; !slices.Equal(asks, want) {
+	if want := []time.Duration{0, 2 * time.Second, 15 * time.Second, 600 * time.Second,
+		1200 * time.Second}; !slices.Equal(asks, want) {
 		t.Errorf("asked at %v, want %v", asks, want)
 	}
 	now = now.Add(time.Hour)
@@ -189,7 +202,7 @@ func TestWhoIsAskedFor(t *testing.T) {
 	}
 }
 
-// A task that the agent has forgotten is forgotten here, and there is no more memory for tasks than some.
+// metad forgets a task that the agent has forgotten, and the memory for tasks is bounded.
 func TestTasksAreBounded(t *testing.T) {
 	d := &documents{tasks: map[string]*asked{}, wake: make(chan struct{}, 1)}
 	now := time.Now()
@@ -211,7 +224,7 @@ func TestTasksAreBounded(t *testing.T) {
 	}
 }
 
-// An agent that hangs up is not asked once for each task: it is left alone for a while.
+// If the agent hangs up, metad pauses, and does not ask it for each task.
 func TestAgentAwayIsLeftAlone(t *testing.T) {
 	e := newTaskEndpoint(t, func(w http.ResponseWriter, r *http.Request) {
 		if hj, ok := w.(http.Hijacker); ok {

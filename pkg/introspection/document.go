@@ -6,7 +6,8 @@ import (
 	"metad/pkg/task"
 )
 
-// {"Arn": ARN, "DesiredStatus": status, "KnownStatus": status, "Family": text, "Version": "7", "Containers": […]}
+// {"Arn": ARN, "DesiredStatus": status, "KnownStatus": status, "Family": text, "Version": "7",
+// "Containers": […]}
 type taskDocument struct {
 	Arn           string
 	DesiredStatus string `json:",omitempty"`
@@ -49,10 +50,11 @@ type volumeDocument struct {
 	Destination string `json:",omitempty"`
 }
 
-// newTask is t as the agent's API shows it: without the agent's internal containers.
+// newTask returns t as the agent's API shows it, without the agent's internal containers.
 func newTask(t *task.Task) taskDocument {
-	d := taskDocument{Arn: t.ARN, DesiredStatus: backendStatus(t.DesiredStatus), KnownStatus: backendStatus(t.KnownStatus),
-		Family: t.Family, Version: t.Revision, Containers: []containerDocument{}}
+	d := taskDocument{Arn: t.ARN, DesiredStatus: backendStatus(t.DesiredStatus),
+		KnownStatus: backendStatus(t.KnownStatus),
+		Family:      t.Family, Version: t.Revision, Containers: []containerDocument{}}
 	for _, c := range t.Containers {
 		if c.ID != "" && c.Type == task.TypeNormal {
 			d.Containers = append(d.Containers, newContainer(c))
@@ -61,7 +63,7 @@ func newTask(t *task.Task) taskDocument {
 	return d
 }
 
-// backendStatus is s in the words of ECS's own API, which has three.
+// backendStatus returns s as one of the three statuses of the ECS API.
 func backendStatus(s task.Status) string {
 	switch s {
 	case task.StatusRunning, task.StatusStopped:
@@ -71,17 +73,21 @@ func backendStatus(s task.Status) string {
 }
 
 func newContainer(c *task.Container) containerDocument {
-	d := containerDocument{DockerId: c.ID, DockerName: c.DockerName, Name: c.Name, Image: c.Image, ImageID: c.ImageID,
-		CreatedAt: shown(c.CreatedAt), StartedAt: shown(c.StartedAt), RestartCount: c.RestartCount}
+	d := containerDocument{DockerId: c.ID, DockerName: c.DockerName, Name: c.Name,
+		Image: c.Image, ImageID: c.ImageID,
+		CreatedAt: shown(c.CreatedAt), StartedAt: shown(c.StartedAt),
+		RestartCount: c.RestartCount}
 	for _, p := range c.Ports {
 		d.Ports = append(d.Ports, portDocument{p.ContainerPort, p.Protocol, p.HostPort})
 	}
 	for _, n := range c.Networks {
-		d.Networks = append(d.Networks, networkDocument{n.Mode, n.IPv4Addresses, n.IPv6Addresses})
+		d.Networks = append(d.Networks, networkDocument{n.Mode, n.IPv4Addresses,
+			n.IPv6Addresses})
 	}
 	if len(c.Networks) == 0 {
 		for _, n := range c.DockerNetworks {
-			d.Networks = append(d.Networks, networkDocument{n.Name, addresses(n.IPAddress), addresses(n.IPv6Address)})
+			d.Networks = append(d.Networks, networkDocument{n.Name,
+				addresses(n.IPAddress), addresses(n.IPv6Address)})
 		}
 	}
 	for _, v := range c.Volumes {
@@ -98,7 +104,7 @@ func addresses(addr string) []string {
 	return []string{addr}
 }
 
-// shown returns t in UTC, nil if it is not known or RFC 3339 cannot write it.
+// shown returns t in UTC; nil if t is zero or RFC 3339 has no form for it.
 func shown(t time.Time) *time.Time {
 	t = t.UTC()
 	if t.IsZero() || t.Year() < 0 || t.Year() > 9999 {

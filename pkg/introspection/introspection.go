@@ -1,6 +1,6 @@
-// Package introspection serves the ECS agent's introspection API on hosts where no agent runs:
-// log collectors and old scripts ask there who the containers are
-// (ecs-agent/introspection/v1, agent/handlers/v1).
+// Package introspection serves the ECS agent's introspection API on hosts without an agent. Log
+// collectors and old scripts read from it which containers run (ecs-agent/introspection/v1,
+// agent/handlers/v1).
 package introspection
 
 import (
@@ -16,7 +16,7 @@ import (
 	"metad/pkg/task"
 )
 
-// Config is what the API shows, and where.
+// Config holds the contents of the API and its address.
 type Config struct {
 	Addr    string // host:port
 	Cluster string
@@ -31,14 +31,15 @@ type Server struct {
 	http *http.Server
 }
 
-// Listen takes cfg.Addr. It fails if something listens there, an ECS agent for one.
+// Listen listens at cfg.Addr. It fails if the address is in use, for example by an ECS agent.
 func Listen(cfg Config) (*Server, error) {
 	ln, err := net.Listen("tcp", cfg.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("introspection: %w", err)
 	}
 	return &Server{ln: ln, http: &http.Server{Handler: handler(cfg),
-		ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, IdleTimeout: 30 * time.Second, MaxHeaderBytes: 8 << 10}}, nil
+		ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second,
+		IdleTimeout: 30 * time.Second, MaxHeaderBytes: 8 << 10}}, nil
 }
 
 // Addr returns the address that the server listens at.
@@ -53,18 +54,20 @@ func (s *Server) Serve(ctx context.Context) error {
 	return nil
 }
 
-// handler routes as the agent does: what it does not know is a list of what it does.
+// handler routes as the agent does: for an unknown path it answers with the list of paths.
 func handler(cfg Config) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/v1/metadata", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, metadataOf(cfg))
 	})
 	mux.HandleFunc("/v1/tasks", func(w http.ResponseWriter, r *http.Request) {
-		status, doc := tasksOf(cfg.Tasks(), r.URL.Query().Get("taskarn"), r.URL.Query().Get("dockerid"))
+		status, doc := tasksOf(cfg.Tasks(), r.URL.Query().Get("taskarn"),
+			r.URL.Query().Get("dockerid"))
 		answer(w, status, doc)
 	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, http.StatusOK, struct{ AvailableCommands []string }{[]string{"/v1/metadata", "/v1/tasks"}})
+		answer(w, http.StatusOK,
+			struct{ AvailableCommands []string }{[]string{"/v1/metadata", "/v1/tasks"}})
 	})
 	return mux
 }
@@ -97,9 +100,9 @@ func metadataOf(cfg Config) metadata {
 	return m
 }
 
-// tasksOf answers /v1/tasks: all tasks, or the one that is asked for by ARN or by a container's id,
-// of which the first 12 characters or fewer are enough. Where there is not exactly one, or both are
-// asked for, the answer is an error with an empty task.
+// tasksOf answers /v1/tasks with all tasks, or with one task by its ARN or by the id of a
+// container. Of the id, up to 12 of the first characters are enough. If not exactly one task
+// matches, or if both are given, it answers with an error and an empty task.
 func tasksOf(tasks []*task.Task, arn, dockerID string) (int, any) {
 	if arn == "" && dockerID == "" {
 		all := struct{ Tasks []taskDocument }{make([]taskDocument, 0, len(tasks))}

@@ -12,12 +12,15 @@ import (
 )
 
 func tasks() []*task.Task {
-	web := &task.Container{ID: strings.Repeat("ab", 32), Name: "web", DockerName: "shop-web-1", Image: "nginx", ImageID: "sha256:aa",
+	web := &task.Container{ID: strings.Repeat("ab", 32), Name: "web", DockerName: "shop-web-1",
+		Image: "nginx", ImageID: "sha256:aa",
 		Type: task.TypeNormal, CreatedAt: time.Date(2024, 1, 2, 3, 4, 5, 0, time.UTC),
 		DockerNetworks: []task.DockerNetwork{{Name: "shop", IPAddress: "172.18.0.2"}},
 		Ports:          []task.Port{{ContainerPort: 80, Protocol: "tcp", HostPort: 8080}}}
-	pause := &task.Container{ID: strings.Repeat("ef", 32), Name: task.PauseName, Type: task.TypeCNIPause}
-	other := &task.Container{ID: strings.Repeat("ab", 31) + "00", Name: "other", Type: task.TypeNormal}
+	pause := &task.Container{ID: strings.Repeat("ef", 32), Name: task.PauseName,
+		Type: task.TypeCNIPause}
+	other := &task.Container{ID: strings.Repeat("ab", 31) + "00", Name: "other",
+		Type: task.TypeNormal}
 	return []*task.Task{
 		{ARN: "arn:one", Family: "shop", Revision: "7", DesiredStatus: task.StatusRunning, KnownStatus: task.StatusRunning, Containers: []*task.Container{web, pause}},
 		{ARN: "arn:two", KnownStatus: task.StatusCreated, Containers: []*task.Container{other}},
@@ -70,7 +73,8 @@ func TestAPI(t *testing.T) {
 			t.Errorf("%s: got %d %s, want %d %s", path, gotStatus, got, status, body)
 		}
 	}
-	id, commands := strings.Repeat("ab", 32), `{"AvailableCommands":["/v1/metadata","/v1/tasks"]}`
+	id, commands := strings.Repeat("ab", 32),
+		`{"AvailableCommands":["/v1/metadata","/v1/tasks"]}`
 	f("/v1/metadata", 200, `{"Cluster":"demo","ContainerInstanceArn":null,"Version":"metad - 1"}`)
 	f("/v1/tasks", 200, `{"Tasks":[`+one+","+strings.Replace(two, "ab00", "00", 1)+`]}`)
 	f("/v1/tasks?taskarn=arn:one", 200, one)
@@ -84,10 +88,11 @@ func TestAPI(t *testing.T) {
 	f("/v2/tasks", 200, commands)
 }
 
-// Where something listens already, an agent for one, the API does not.
+// Listen fails at an address that is in use, for example by an agent.
 func TestAddressTaken(t *testing.T) {
 	s, _ := started(t)
-	if _, err := Listen(Config{Addr: s.Addr().String(), Tasks: tasks}); err == nil || !strings.Contains(err.Error(), "in use") {
+	if _, err := Listen(Config{Addr: s.Addr().String(), Tasks: tasks}); err == nil ||
+		!strings.Contains(err.Error(), "in use") {
 		t.Errorf("got %v", err)
 	}
 }

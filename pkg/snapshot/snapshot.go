@@ -1,6 +1,6 @@
-// Package snapshot keeps the last tasks and their samples in a file. The next process answers with
-// them before it has asked Docker. They may be out of date: lookup.Table.Restore takes only those
-// that the kernel's map confirms.
+// Package snapshot stores the current tasks and their samples in a file. The next process answers
+// with them before Docker has answered it. They may be out of date, so lookup.Table.Restore takes
+// only the tasks that the kernel's map confirms.
 package snapshot
 
 import (
@@ -25,8 +25,8 @@ import (
 	"metad/pkg/task"
 )
 
-// version is of the file's shape, task.Task's included. A file of the version before is read too,
-// for the sake of an upgrade; one of any other is not.
+// version is that of the file's format, with that of task.Task in it. For upgrades, the version
+// before is read too. A file of any other version is ignored.
 const (
 	version       = 2
 	versionBefore = 1 // samples had no V2
@@ -36,17 +36,18 @@ const (
 	fileName = "snapshot.json"
 	tempName = "snapshot.tmp"
 
-	// maxBytes is more than 1,000 tasks with 10 containers each take.
+	// maxBytes is more than 1,000 tasks of 10 containers need.
 	maxBytes = 128 << 20
 
 	defaultEvery = 5 * time.Second
 
-	// soonest is the least time between two writings: one takes some 20 ms with 1,000 tasks.
+	// soonest is the shortest time between two writes. A write takes some 20 ms with 1,000
+	// tasks.
 	soonest = time.Second
 )
 
-// file is what is written: {"Version": 2, "Tasks": [{"Tag": 7, "Task": {…}, "Samples": {id:
-// {"Read": time, "V2": 1234, "JSON": {…}}}}]}.
+// file is the contents of the file: {"Version": 2, "Tasks": [{"Tag": 7, "Task": {…}, "Samples":
+// {id: {"Read": time, "V2": 1234, "JSON": {…}}}}]}.
 type file struct {
 	Version int
 	Tasks   []saved
@@ -73,7 +74,8 @@ func (s *sample) parse() *task.Sample {
 	if s.V2 == 0 { // versionBefore
 		s.V2 = whole
 	}
-	if s.V2 < 1 || s.V2 > whole || s.V2 < whole && !json.Valid(append(bytes.Clone(s.JSON[:s.V2]), '}')) {
+	if s.V2 < 1 || s.V2 > whole || s.V2 < whole &&
+		!json.Valid(append(bytes.Clone(s.JSON[:s.V2]), '}')) {
 		return nil
 	}
 	return &task.Sample{JSON: s.JSON, V2: s.V2, Read: s.Read}
@@ -101,7 +103,8 @@ func Parse(b []byte) ([]lookup.Saved, error) {
 			return nil, fmt.Errorf("snapshot: task with tag %d: %w", s.Tag, err)
 		}
 		if tags[s.Tag] || arns[t.ARN] {
-			return nil, fmt.Errorf("snapshot: task %q or tag %d appears twice", t.ARN, s.Tag)
+			return nil, fmt.Errorf("snapshot: task %q or tag %d appears twice", t.ARN,
+				s.Tag)
 		}
 		tags[s.Tag], arns[t.ARN] = true, true
 		all = append(all, lookup.Saved{Tag: s.Tag, Task: t})
@@ -129,7 +132,7 @@ func (s *saved) parse() (*task.Task, error) {
 		if c == nil {
 			return nil, errors.New("a container is null")
 		}
-		// The id is written into documents as it is.
+		// The id is written into documents without escaping.
 		if strings.Trim(c.ID, "0123456789abcdef") != "" {
 			return nil, fmt.Errorf("container id %q", c.ID)
 		}
@@ -141,8 +144,8 @@ func (s *saved) parse() (*task.Task, error) {
 	return t, nil
 }
 
-// Read returns the tasks that the Writer in dir wrote last. Without a file there are none. A file
-// that cannot be read or has another version gives none either, and a line in the log.
+// Read returns the tasks that the Writer in dir wrote last, and none if there is no file. If the
+// file cannot be read or has another version, Read logs that and returns none.
 func Read(dir string, log *zap.Logger) []lookup.Saved {
 	all, err := read(filepath.Join(dir, fileName))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -195,11 +198,11 @@ func NewWriter(dir string) (*Writer, error) {
 	return &Writer{dir: dir, max: maxBytes}, nil
 }
 
-// Run writes the result of views at every interval (zero: 5s) in which something has changed, soon
-// after changed has said so, and once more when ctx ends. It writes nothing while views says that
-// the file belongs to another process. Of several errors in a row the first is logged.
+// Run writes the result of views after each interval (zero: 5s) with a change, soon after a
+// message on changed, and once more when ctx ends. It writes nothing while views reports that the
+// file belongs to another process. It logs the first of several errors in a row.
 //
-// What changed brings is not looked at, but it must be in views already.
+// Run does not use the messages on changed; views must already return the new tasks.
 func (w *Writer) Run(ctx context.Context, every time.Duration, changed <-chan []*task.Task,
 	views func() (v []*lookup.View, ours bool), log *zap.Logger) {
 	if every == 0 {
@@ -213,7 +216,8 @@ func (w *Writer) Run(ctx context.Context, every time.Duration, changed <-chan []
 		select {
 		case <-tick.C:
 		case <-changed:
-			// A task that the kernel knows and the file does not would be nobody's after a kill.
+			// After a kill, a task that is in the kernel's map and not in the file
+			// would get no answers.
 			select {
 			case <-time.After(time.Until(last.Add(soonest))):
 			case <-ctx.Done():
@@ -249,7 +253,8 @@ func (w *Writer) Write(views []*lookup.View) error {
 	return nil
 }
 
-// identity returns the parts of views. All are immutable, so the same pointers mean the same text.
+// identity returns the pointers in views. What they point to is immutable, so the same pointers
+// mean the same text.
 func identity(views []*lookup.View) []any {
 	all := make([]any, 0, 4*len(views)+1)
 	all = append(all, version) // never empty: nil is a file not yet written
@@ -270,7 +275,7 @@ func (w *Writer) replace(views []*lookup.View) (err error) {
 	if err != nil {
 		return err
 	}
-	// The buffer is small: the file may be larger than everything else that metad holds.
+	// The buffer is small because the file may be larger than all of metad's other memory.
 	b := bufio.NewWriterSize(f, 64<<10)
 	err = errors.Join(w.enc.encode(b, views), b.Flush())
 	if st, e := f.Stat(); err == nil && e == nil && st.Size() > w.max {
@@ -285,10 +290,10 @@ func (w *Writer) replace(views []*lookup.View) (err error) {
 	return err
 }
 
-// encoder keeps the text of tasks: they change seldom, while samples change every second.
+// encoder keeps the text of the tasks, because they change seldom and samples change every second.
 type encoder struct{ tasks map[*task.Task][]byte }
 
-// encode writes views to b. b keeps the errors of its own.
+// encode writes views to b. The caller gets the write errors from b.
 func (e *encoder) encode(b interface {
 	io.Writer
 	io.StringWriter
@@ -321,7 +326,8 @@ func (e *encoder) encode(b interface {
 			if err != nil {
 				return fmt.Errorf("sample of %s: %w", c.ID, err)
 			}
-			fmt.Fprintf(b, `%s"%s":{"Read":%s,"V2":%d,"JSON":%s}`, sep, c.ID, read, s.V2, s.JSON)
+			fmt.Fprintf(b, `%s"%s":{"Read":%s,"V2":%d,"JSON":%s}`, sep, c.ID, read,
+				s.V2, s.JSON)
 			sep = ","
 		}
 		b.WriteString("}}")

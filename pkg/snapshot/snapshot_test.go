@@ -55,7 +55,8 @@ func fill(v reflect.Value) {
 	case reflect.Struct:
 		switch v.Type() {
 		case reflect.TypeFor[time.Time]():
-			v.Set(reflect.ValueOf(time.Date(2026, 11, 22, 10, 44, 7, 123456789, time.UTC)))
+			v.Set(reflect.ValueOf(time.Date(2026, 11, 22, 10, 44, 7, 123456789,
+				time.UTC)))
 		case reflect.TypeFor[netip.Addr]():
 			v.Set(reflect.ValueOf(netip.MustParseAddr("169.254.172.2")))
 		default:
@@ -72,7 +73,8 @@ func fill(v reflect.Value) {
 		}
 	case reflect.Map:
 		v.Set(reflect.MakeMap(v.Type()))
-		key, value := reflect.New(v.Type().Key()).Elem(), reflect.New(v.Type().Elem()).Elem()
+		key, value := reflect.New(v.Type().Key()).Elem(),
+			reflect.New(v.Type().Elem()).Elem()
 		fill(key)
 		fill(value)
 		v.SetMapIndex(key, value)
@@ -113,7 +115,8 @@ func TestRestart(t *testing.T) {
 	dir, k := t.TempDir(), kernel{}
 	was := fullTask()
 	const v2 = `{"read":"x","name":"<&>","n":[1, 2]`
-	sample := &task.Sample{JSON: []byte(v2 + `,"network_rate_stats":{}}`), V2: len(v2), Read: time.Date(2026, 11, 22, 10, 0, 0, 5, time.UTC)}
+	sample := &task.Sample{JSON: []byte(v2 + `,"network_rate_stats":{}}`), V2: len(v2),
+		Read: time.Date(2026, 11, 22, 10, 0, 0, 5, time.UTC)}
 	was.Containers[0].Stats.Store(sample)
 	vs := views(t, k, was)
 	w, err := NewWriter(dir)
@@ -133,20 +136,23 @@ func TestRestart(t *testing.T) {
 		t.Fatal("got no task")
 	}
 	for _, version := range []task.Version{task.V2, task.V3, task.V4} {
-		if got, want := v.Document(version).String(), vs[0].Document(version).String(); got != want {
+		if got, want := v.Document(version).String(),
+			vs[0].Document(version).String(); got != want {
 			t.Errorf("got document\n%s\nwant\n%s", got, want)
 		}
 	}
 	is := v.Task
 	got := is.Containers[0].Stats.Load()
-	if got == nil || !bytes.Equal(got.JSON, sample.JSON) || got.V2 != sample.V2 || !got.Read.Equal(sample.Read) {
+	if got == nil || !bytes.Equal(got.JSON, sample.JSON) || got.V2 != sample.V2 ||
+		!got.Read.Equal(sample.Read) {
 		t.Errorf("got sample %v, want %v", got, sample)
 	}
 	is.Containers[0].Stats = was.Containers[0].Stats
 	if !reflect.DeepEqual(is, was) {
 		t.Errorf("got %+v, want %+v", is, was)
 	}
-	if st, err := os.Stat(filepath.Join(dir, fileName)); err != nil || st.Mode().Perm() != 0o600 {
+	if st, err := os.Stat(filepath.Join(dir, fileName)); err != nil ||
+		st.Mode().Perm() != 0o600 {
 		t.Errorf("got %v, %v, want mode 0600", st, err)
 	}
 }
@@ -163,7 +169,8 @@ func TestVersion(t *testing.T) {
 		t.Fatal(err)
 	}
 	if string(b) != strings.TrimSpace(string(want)) {
-		t.Errorf("task.Task has changed:\n%s\nwant as in %s (version %d)\n%s", b, golden, version, want)
+		t.Errorf("task.Task has changed:\n%s\nwant as in %s (version %d)\n%s", b, golden,
+			version, want)
 	}
 }
 
@@ -173,12 +180,14 @@ func TestVersionBefore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all, err := Parse(fmt.Appendf(nil, `{"Version":1,"Tasks":[{"Tag":7,"Task":%s,"Samples":{"%s":{"Read":"2026-11-22T10:44:07Z","JSON":{"a":1}}}}]}`, text, id1))
+	all, err := Parse(fmt.Appendf(nil,
+		`{"Version":1,"Tasks":[{"Tag":7,"Task":%s,"Samples":{"%s":{"Read":"2026-11-22T10:44:07Z","JSON":{"a":1}}}}]}`, text, id1))
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := all[0].Task.Containers[0]
-	if s := c.Stats.Load(); s == nil || string(s.JSON) != `{"a":1}` || s.V2 != len(`{"a":1`) || c.DockerNetworks[0].MAC == "" {
+	if s := c.Stats.Load(); s == nil || string(s.JSON) != `{"a":1}` || s.V2 != len(`{"a":1`) ||
+		c.DockerNetworks[0].MAC == "" {
 		t.Errorf("got sample %+v of %+v", s, c)
 	}
 }
@@ -193,7 +202,8 @@ func TestIgnored(t *testing.T) {
 		t.Helper()
 		dir := t.TempDir()
 		if content != nil {
-			if err := os.WriteFile(filepath.Join(dir, fileName), content, 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(dir, fileName), content,
+				0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -205,7 +215,8 @@ func TestIgnored(t *testing.T) {
 		if log == "" && len(lines) != 0 {
 			t.Errorf("%s: got %v in the log, want nothing", name, lines)
 		}
-		if log != "" && (len(lines) != 1 || !strings.Contains(fmt.Sprint(lines[0].ContextMap()), log)) {
+		if log != "" && (len(lines) != 1 ||
+			!strings.Contains(fmt.Sprint(lines[0].ContextMap()), log)) {
 			t.Errorf("%s: got %v in the log, want one line with %q", name, lines, log)
 		}
 	}
@@ -216,7 +227,8 @@ func TestIgnored(t *testing.T) {
 		}
 		return bytes.ReplaceAll(good, []byte(old), []byte(new))
 	}
-	one := strings.TrimSuffix(strings.TrimPrefix(string(good), `{"Version":2,"Tasks":[`), "]}\n")
+	one := strings.TrimSuffix(strings.TrimPrefix(string(good), `{"Version":2,"Tasks":[`),
+		"]}\n")
 	f("good", good, 1, "")
 	f("none", nil, 0, "")
 	f("empty", []byte{}, 0, "unexpected end")
@@ -346,7 +358,8 @@ func TestWriteFails(t *testing.T) {
 	}
 }
 
-// TestTooLarge: a file that would not be read is not written, and none is read into memory to find out.
+// TestTooLarge: a file that would not be read is not written, and none is read into memory to find
+// out.
 func TestTooLarge(t *testing.T) {
 	dir := t.TempDir()
 	w, err := NewWriter(dir)
@@ -357,7 +370,8 @@ func TestTooLarge(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.max = 100
-	if err := w.Write(views(t, kernel{}, fullTask())); err == nil || !strings.Contains(err.Error(), "more than 100") {
+	if err := w.Write(views(t, kernel{}, fullTask())); err == nil ||
+		!strings.Contains(err.Error(), "more than 100") {
 		t.Errorf("write: got %v, want an error", err)
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
@@ -366,7 +380,8 @@ func TestTooLarge(t *testing.T) {
 	if err := os.Truncate(filepath.Join(dir, fileName), maxBytes+1); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := read(filepath.Join(dir, fileName)); err == nil || !strings.Contains(err.Error(), "more than") {
+	if got, err := read(filepath.Join(dir, fileName)); err == nil ||
+		!strings.Contains(err.Error(), "more than") {
 		t.Errorf("read: got %v, %v, want an error", got, err)
 	}
 }
@@ -385,7 +400,8 @@ func TestRun(t *testing.T) {
 	if got := Read(dir, zap.NewNop()); len(got) != 1 {
 		t.Errorf("got %d tasks, want 1", len(got))
 	}
-	w.Run(ctx, time.Hour, nil, func() ([]*lookup.View, bool) { return nil, false }, zap.NewNop())
+	w.Run(ctx, time.Hour, nil, func() ([]*lookup.View, bool) { return nil, false },
+		zap.NewNop())
 	if got := Read(dir, zap.NewNop()); len(got) != 1 {
 		t.Errorf("after a run that did not own the file: got %d tasks, want 1", len(got))
 	}
@@ -421,10 +437,13 @@ func TestRunAfterAChange(t *testing.T) {
 	changed, done := make(chan []*task.Task), make(chan struct{})
 	go func() {
 		defer close(done)
-		w.Run(ctx, time.Hour, changed, func() ([]*lookup.View, bool) { return vs, true }, zap.NewNop())
+		w.Run(ctx, time.Hour, changed, func() ([]*lookup.View, bool) { return vs, true },
+			zap.NewNop())
 	}()
 	changed <- nil
-	expect.Until(t, "the task in the file", func() bool { return len(Read(dir, zap.NewNop())) == 1 })
+	expect.Until(t, "the task in the file", func() bool {
+		return len(Read(dir, zap.NewNop())) == 1
+	})
 	vs = nil // the writer waits for changed
 	changed <- nil
 	expect.Until(t, "the task to go", func() bool { return len(Read(dir, zap.NewNop())) == 0 })
@@ -434,9 +453,11 @@ func TestRunAfterAChange(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	// Small ones: the fuzzer spends its time on shrinking large ones.
-	f.Add([]byte(`{"Version":2,"Tasks":[{"Tag":1,"Task":{"ARN":"a","Containers":[{"ID":"0a","StartedAt":"2026-11-22T10:44:07Z"}],` +
-		`"Endpoints":[{"Addr":"10.0.0.1","Ifindex":4,"MAC":[1,2]}]},"Samples":{"0a":{"Read":"2026-11-22T10:44:07Z","JSON":{"n":1}}}}]}`))
-	f.Add([]byte(`{"Version":2,"Tasks":[{"Tag":1,"Task":{"ARN":"a","Containers":[{"ID":""}]},"Samples":{"":{"JSON":{}}}}]}`))
+	f.Add([]byte(
+		`{"Version":2,"Tasks":[{"Tag":1,"Task":{"ARN":"a","Containers":[{"ID":"0a","StartedAt":"2026-11-22T10:44:07Z"}],` +
+			`"Endpoints":[{"Addr":"10.0.0.1","Ifindex":4,"MAC":[1,2]}]},"Samples":{"0a":{"Read":"2026-11-22T10:44:07Z","JSON":{"n":1}}}}]}`))
+	f.Add([]byte(
+		`{"Version":2,"Tasks":[{"Tag":1,"Task":{"ARN":"a","Containers":[{"ID":""}]},"Samples":{"":{"JSON":{}}}}]}`))
 	f.Add([]byte(`{"Version":2}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		all, err := Parse(b)
@@ -447,7 +468,8 @@ func FuzzParse(f *testing.F) {
 		k := kernel{}
 		for _, s := range all {
 			for _, ep := range s.Task.Endpoints {
-				k[ep.Addr] = bpf.TaskValue{Tag: s.Tag, Ifindex: uint32(ep.Ifindex), Mac: ep.MAC}
+				k[ep.Addr] = bpf.TaskValue{Tag: s.Tag, Ifindex: uint32(ep.Ifindex),
+					Mac: ep.MAC}
 			}
 		}
 		table := lookup.New(k, zap.NewNop())
@@ -457,10 +479,13 @@ func FuzzParse(f *testing.F) {
 		vs := table.Views()
 		for _, v := range vs {
 			for _, c := range v.Containers {
-				if s := c.Stats.Load(); s != nil && !(json.Valid(s.JSON) && json.Valid(append(bytes.Clone(s.JSON[:s.V2]), '}'))) {
+				if s := c.Stats.Load(); s != nil && !(json.Valid(s.JSON) &&
+					json.Valid(append(bytes.Clone(s.JSON[:s.V2]), '}'))) {
 					t.Errorf("sample %q, for v2 %d", s.JSON, s.V2)
 				}
-				if len(c.StatsKey) != len(c.ID)+3 || !json.Valid(append(append([]byte{'{'}, c.StatsKey...), "0}"...)) {
+				if len(c.StatsKey) != len(c.ID)+3 ||
+					!json.Valid(append(append([]byte{'{'}, c.StatsKey...),
+						"0}"...)) {
 					t.Errorf("key %q", c.StatsKey)
 				}
 			}
@@ -470,7 +495,8 @@ func FuzzParse(f *testing.F) {
 			return // a time past the year 9999 can be read and not written
 		}
 		if back, err := Parse(again); err != nil || len(back) != len(vs) {
-			t.Errorf("got %d tasks, %v, want %d again of\n%s", len(back), err, len(vs), again)
+			t.Errorf("got %d tasks, %v, want %d again of\n%s", len(back), err, len(vs),
+				again)
 		}
 	})
 }

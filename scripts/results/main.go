@@ -1,6 +1,7 @@
-// Command results reads what the test guests of scripts/kernels/run or scripts/engines/run printed and
-// prints a table of tests and guests. Its exit code is 0 only if every test has a result on every
-// guest, none failed, none was skipped that the guest could have run, and no guest complained.
+// Command results reads what the test guests of scripts/kernels/run or scripts/engines/run printed
+// and prints a table of tests and guests. Its exit code is 0 only if every test has a result on
+// every guest, none failed, none was skipped that the guest could have run, and no guest
+// complained.
 package main
 
 import (
@@ -20,7 +21,8 @@ import (
 )
 
 func main() {
-	tests := flag.String("tests", "", "folder with the test binaries that ran, named as their package with _ for /")
+	tests := flag.String("tests", "",
+		"folder with the test binaries that ran, named as their package with _ for /")
 	run := flag.String("run", "^TestRoot", "pattern that the guests were given")
 	skip := flag.String("skip", "", "pattern of tests that the guests left out")
 	flag.Parse()
@@ -135,7 +137,8 @@ func parse(r io.Reader) *guest {
 				g.problems = append(g.problems, rest)
 			case "@exit":
 				if rest != "0" {
-					g.problems = append(g.problems, pkg+": the tests ended with code "+rest)
+					g.problems = append(g.problems,
+						pkg+": the tests ended with code "+rest)
 				}
 			case "@end":
 				g.ended = true
@@ -145,7 +148,8 @@ func parse(r io.Reader) *guest {
 		if m := resultLine.FindStringSubmatch(line); m != nil {
 			current = get(m[2])
 			current.verdict, current.seconds = m[1], m[3]
-			if mode := modeTest.FindStringSubmatch(m[2]); mode != nil && m[1] == "PASS" {
+			if mode := modeTest.FindStringSubmatch(m[2]); mode != nil &&
+				m[1] == "PASS" {
 				current.modes[mode[1]] = true
 			}
 			continue
@@ -167,8 +171,8 @@ func parse(r io.Reader) *guest {
 	return g
 }
 
-// cell returns a test's text in the table, whether it is good, and what it and those of its subtests
-// printed that did not pass.
+// cell returns a test's text in the table, whether it is good, and what it and those of its
+// subtests printed that did not pass.
 func (g *guest) cell(name string) (text string, ok bool, output []string) {
 	top := g.tests[name]
 	if top == nil {
@@ -197,7 +201,8 @@ func (g *guest) cell(name string) (text string, ok bool, output []string) {
 	case top.verdict != "PASS":
 		return top.verdict, false, output
 	}
-	text = strings.Join(append([]string{"ok", top.seconds}, slices.Sorted(maps.Keys(modes))...), " ")
+	text = strings.Join(append([]string{"ok", top.seconds}, slices.Sorted(maps.Keys(modes))...),
+		" ")
 	return text, true, output
 }
 
@@ -210,7 +215,8 @@ func (g *guest) needs(r *result) string {
 	return m[1]
 }
 
-// older reports whether release a ("6.1.0-47-cloud-amd64", "26.1.5+dfsg1") is before version b ("6.6").
+// older reports whether release a ("6.1.0-47-cloud-amd64", "26.1.5+dfsg1") is before version b
+// ("6.6").
 func older(a, b string) bool {
 	var x, y [2]int
 	fmt.Sscanf(a, "%d.%d", &x[0], &x[1])
@@ -254,6 +260,7 @@ func table(w io.Writer, want []string, guests []*guest) bool {
 			fmt.Fprintf(w, "%s: %s\n", g.name, p)
 		}
 	}
-	fmt.Fprintf(w, "\n%d of %d results good on %d guests\n", results, len(want)*len(guests), len(guests))
+	fmt.Fprintf(w, "\n%d of %d results good on %d guests\n", results, len(want)*len(guests),
+		len(guests))
 	return good
 }

@@ -34,7 +34,8 @@ PASS
 `
 
 func TestTable(t *testing.T) {
-	want := []string{"pkg/doctor TestRootDoctor", "pkg/loader TestRootAttach", "pkg/loader TestRootBoth", "pkg/loader TestRootLinks"}
+	want := []string{"pkg/doctor TestRootDoctor", "pkg/loader TestRootAttach",
+		"pkg/loader TestRootBoth", "pkg/loader TestRootLinks"}
 	f := func(name, old, new string, wantOK bool, wantText ...string) {
 		t.Helper()
 		in := transcript
@@ -57,7 +58,8 @@ func TestTable(t *testing.T) {
 		}
 	}
 	f("good", "", "", true,
-		"pkg/loader TestRootAttach  ok 0.26s clsact", "TestRootBoth    ok 0.90s clsact", "TestRootLinks   - (needs 6.6)", "ok 1.50s", "4 of 4")
+		"pkg/loader TestRootAttach  ok 0.26s clsact", "TestRootBoth    ok 0.90s clsact",
+		"TestRootLinks   - (needs 6.6)", "ok 1.50s", "4 of 4")
 	f("failed", "PASS: TestRootDoctor", "FAIL: TestRootDoctor", false, "TestRootDoctor on 6.1: FAIL", "3 of 4")
 	f("failure shows its output", "PASS: TestRootAttach", "FAIL: TestRootAttach", false, "loader_root_test.go:14")
 	f("no result", "--- PASS: TestRootDoctor", "panic:", false, "TestRootDoctor on 6.1: NO RESULT")
