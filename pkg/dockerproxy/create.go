@@ -19,7 +19,7 @@ import (
 	"metad/pkg/mdfile"
 )
 
-// fileTime is how long a creation waits for the directory of the metadata file.
+// fileTime is how long a creation waits for the data directory, before the Engine is asked and after.
 const fileTime = 2 * time.Second
 
 // createKey is the context key of a *create.
@@ -28,6 +28,7 @@ type createKey struct{}
 // create is a creation that something is put into.
 type create struct {
 	entry    *mdfile.Entry // nil: no file
+	bounded  *inject.Bounded
 	log      *zap.Logger
 	original []byte // bodies
 	edited   []byte
@@ -35,9 +36,19 @@ type create struct {
 }
 
 func (c *create) release() {
-	if !c.settled && c.entry != nil {
-		c.entry.Unsure()
+	if !c.settled {
+		_ = c.settle(func(e *mdfile.Entry) error { e.Unsure(); return nil })
 	}
+}
+
+// settle has f tell the entry, if there is one, what became of the container. A client gets the
+// Engine's answer also when the data directory hangs.
+func (c *create) settle(f func(*mdfile.Entry) error) error {
+	c.settled = true
+	if c.entry == nil {
+		return nil
+	}
+	return c.bounded.Settle(func() error { return f(c.entry) })
 }
 
 // prepare makes the directory and the new body of a create request. It returns nil if the request
@@ -89,7 +100,7 @@ func (p *Proxy) prepare(r *http.Request) *create {
 	if e := plan.Entry; e != nil {
 		add.bind = e.HostDir + ":" + e.ContainerDir + ":ro" + p.relabel(r.Context())
 	}
-	return &create{entry: plan.Entry, log: log, original: raw, edited: body.with(add)}
+	return &create{entry: plan.Entry, bounded: p.bounded, log: log, original: raw, edited: body.with(add)}
 }
 
 // without logs that a container does not get what it should have.
@@ -143,14 +154,11 @@ func (p *Proxy) create(r *http.Request, c *create) (*http.Response, error) {
 		return nil, err
 	}
 	if resp.StatusCode == http.StatusCreated {
-		c.settled = true
-		if c.entry == nil {
-			return resp, nil
-		}
 		var created struct{ ID string } // "Id"
 		if err := json.Unmarshal(answer, &created); err != nil || created.ID == "" {
-			c.entry.Unsure() // Apply will find the container by its mount
-		} else if err := c.entry.Created(created.ID); err != nil {
+			return resp, nil // Apply will find the container by its mount
+		}
+		if err := c.settle(func(e *mdfile.Entry) error { return e.Created(created.ID) }); err != nil {
 			if ok, held := p.warn.allow(); ok {
 				c.log.Warn("metadata file not written at creation", zap.String("dir", c.entry.HostDir), zap.Error(err), zap.Int("held_back", held))
 			}
@@ -158,10 +166,7 @@ func (p *Proxy) create(r *http.Request, c *create) (*http.Response, error) {
 		return resp, nil
 	}
 
-	c.settled = true
-	if c.entry != nil {
-		c.entry.Abandon()
-	}
+	_ = c.settle(func(e *mdfile.Entry) error { e.Abandon(); return nil })
 	switch resp.StatusCode {
 	case http.StatusNotFound, http.StatusConflict:
 		return resp, nil // no such image, name in use: nothing of ours

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
 	"metad/internal/expect"
@@ -43,6 +44,7 @@ type ground struct {
 	bodies  []string // of create requests, as the Engine got them
 	answers []int    // status codes of the next creations; then 201
 	handle  http.HandlerFunc
+	wrote   func(zapcore.Entry) // hears what the Writer logs; nil: nothing does
 }
 
 const testID = "ef3dabed9bef087ed147024a221d2d3a822e85d53c0ca4024d3d78e7913eeb64"
@@ -68,7 +70,13 @@ func newGround(t *testing.T, cfg config, layout mdfile.Layout) *ground {
 	go server.Serve(engine)
 	t.Cleanup(func() { server.Close() })
 
-	if g.files, err = mdfile.NewWriter(mdfile.Config{DataDir: g.dataDir, Layout: layout}, zap.New(core)); err != nil {
+	writerLog := zap.New(core, zap.Hooks(func(e zapcore.Entry) error {
+		if g.wrote != nil {
+			g.wrote(e)
+		}
+		return nil
+	}))
+	if g.files, err = mdfile.NewWriter(mdfile.Config{DataDir: g.dataDir, Layout: layout}, writerLog); err != nil {
 		t.Fatal(err)
 	}
 	if g.proxy, err = New(cfg.Config, inject.New(cfg.Inject, g.files), g.files, zap.New(core)); err != nil {
@@ -557,6 +565,54 @@ func TestCreatedButNotWritten(t *testing.T) {
 	if w := g.warnings(); len(w) != 1 {
 		t.Errorf("got warnings %q", w)
 	}
+}
+
+// The data directory begins to hang while the Engine creates the container: the client gets its answer,
+// with one warning, and so does the next, whose container has no file. What was begun ends by itself.
+func TestDiskHangsAfterCreation(t *testing.T) {
+	g := newGround(t, config{Inject: inject.Config{File: true}}, mdfile.Layout{})
+	left, err := g.files.Reserve(&task.Task{}, &task.Container{Name: "left"}, mdfile.FormProposal, strings.Repeat("0", 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	left.Unsure()
+	// The Writer says of a directory that it sweeps it while it holds what all of its methods need.
+	hangs, thawed, swept := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	g.wrote = func(zapcore.Entry) {
+		close(hangs)
+		<-thawed
+	}
+	g.handle = func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/containers/create" {
+			http.NotFound(w, r)
+			return
+		}
+		select {
+		case <-hangs:
+		default:
+			go func() {
+				defer close(swept)
+				g.files.Sweep(time.Now().Add(time.Hour), nil)
+			}()
+			<-hangs
+		}
+		w.WriteHeader(http.StatusCreated)
+		fmt.Fprintf(w, `{"Id":%q}`, testID)
+	}
+	for n, want := range []string{"metadata file not written at creation", "container is created without its metadata file"} {
+		if status := g.post("/containers/create", ecsBody); status != http.StatusCreated {
+			t.Errorf("creation %d: got %d", n, status)
+		}
+		if w := g.warnings(); len(w) != n+1 || !strings.HasPrefix(w[n], want) {
+			t.Errorf("creation %d: got warnings %q, the last to be: %s", n, w, want)
+		}
+	}
+	close(thawed)
+	<-swept
+	expect.Until(t, "the file to name the container", func() bool {
+		b, err := os.ReadFile(filepath.Join(g.dataDir, "metadata/default/158d/app", mdfile.FileName))
+		return err == nil && strings.Contains(string(b), testID)
+	})
 }
 
 // The Engine is not there: an error in its own form, and the directory is kept only as long as the

@@ -141,8 +141,11 @@ func (i *Injector) File(c Container, form mdfile.Form) (*mdfile.Entry, error) {
 type Bounded struct {
 	inject *Injector
 	within time.Duration
-	late   atomic.Int32 // files that are still in the making after that time
+	late   atomic.Int32 // calls that still go on after that time
 }
+
+// errSlow: the data directory took longer than there was time.
+var errSlow = errors.New("the data directory is slow")
 
 // Within returns what makes files within t, each user its own.
 func (i *Injector) Within(t time.Duration) *Bounded { return &Bounded{inject: i, within: t} }
@@ -158,33 +161,56 @@ func (b *Bounded) File(ctx context.Context, c Container, form mdfile.Form,
 	if b.Late() > 0 {
 		return nil, errors.New("the data directory hangs")
 	}
-	type result struct {
-		entry *mdfile.Entry
-		err   error
-	}
-	done := make(chan result, 1)
-	go func() {
-		entry, err := b.inject.File(c, form)
-		if entry != nil && created != nil {
-			err = created(entry)
-		}
-		done <- result{entry, err}
-	}()
 	ctx, cancel := context.WithTimeout(ctx, b.within)
 	defer cancel()
+	r, ok := wait(ctx, b, func() (r reserved) {
+		r.entry, r.err = b.inject.File(c, form)
+		if r.entry != nil && created != nil {
+			r.err = created(r.entry)
+		}
+		return r
+	}, func(r reserved) {
+		if r.entry != nil {
+			r.entry.Abandon()
+		}
+	})
+	if !ok {
+		return nil, errSlow
+	}
+	return r.entry, r.err
+}
+
+type reserved struct {
+	entry *mdfile.Entry
+	err   error
+}
+
+// Settle calls f, which tells an entry what became of its container, and returns f's error. f goes on
+// by itself if it takes longer than the time.
+func (b *Bounded) Settle(f func() error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), b.within)
+	defer cancel()
+	if err, ok := wait(ctx, b, f, func(error) {}); ok {
+		return err
+	}
+	return errSlow
+}
+
+// wait returns what f does, and true, unless ctx ends before f does. late then gets it.
+func wait[T any](ctx context.Context, b *Bounded, f func() T, late func(T)) (r T, ok bool) {
+	done := make(chan T, 1)
+	go func() { done <- f() }()
 	select {
-	case r := <-done:
-		return r.entry, r.err
+	case r = <-done:
+		return r, true
 	case <-ctx.Done():
 	}
 	b.late.Add(1)
 	go func() {
-		if r := <-done; r.entry != nil {
-			r.entry.Abandon()
-		}
+		late(<-done)
 		b.late.Add(-1)
 	}()
-	return nil, errors.New("the data directory is slow")
+	return r, false
 }
 
 // claimed says what of the container's own is in the way of the file, "" if nothing is.

@@ -2,6 +2,7 @@ package inject
 
 import (
 	"errors"
+	"io/fs"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -202,8 +203,16 @@ func TestBounded(t *testing.T) {
 	}
 	f(Container{Name: "slow", Mounts: func() []Mount { <-hang; return nil }}, "is slow") // in the disk's place
 	f(Container{Name: "next"}, "hangs")
+	ended := make(chan struct{})
+	if err := files.Settle(func() error { <-hang; close(ended); return nil }); !errors.Is(err, errSlow) {
+		t.Errorf("settle: got %v, want %v", err, errSlow)
+	}
 	close(hang)
-	expect.Until(t, "the late one to come", func() bool { return files.Late() == 0 })
+	<-ended
+	expect.Until(t, "the late ones to come", func() bool { return files.Late() == 0 })
+	if err := i.Within(time.Minute).Settle(func() error { return fs.ErrClosed }); !errors.Is(err, fs.ErrClosed) {
+		t.Errorf("settle: got %v, want %v", err, fs.ErrClosed)
+	}
 	if _, err := i.Within(time.Minute).File(t.Context(), Container{Name: "quick"}, mdfile.FormPrivate, nil); err != nil {
 		t.Fatal(err)
 	}

@@ -69,8 +69,8 @@ type Config struct {
 	Layout uint32        // version of what State means; a predecessor with another one refuses
 	Build  string        // of this process, for messages
 	Within time.Duration // how long a successor may take from hello to serving; zero: 10s
-	// Patience is how long Take waits for a predecessor's state; zero: 30s. Others that start at the
-	// same time may be served first.
+	// Patience is how long Take waits for a predecessor's state, and Serving for its answer; zero: 30s.
+	// Others that start at the same time may be served first.
 	Patience time.Duration
 	Log      *zap.Logger // nil: none
 
@@ -419,10 +419,13 @@ func take(k *conn, cfg Config) (*Predecessor, error) {
 
 // Serving tells the predecessor that this process serves, and waits until it agrees. From then on
 // the predecessor accepts no connection. If the predecessor has died meanwhile, everything is the
-// caller's. After an error, ErrAborted or ctx's, the caller stops serving, closes the Predecessor, and
-// leaves the kernel's state alone.
+// caller's. After an error, ErrAborted, ErrHung or ctx's, the caller stops serving, closes the
+// Predecessor, and leaves the kernel's state alone. A predecessor that wakes up after ErrHung finds
+// the connection closed, and goes on.
 func (p *Predecessor) Serving(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { p.k.deadline(time.Unix(1, 0)) })
+	patient, cancel := context.WithTimeoutCause(ctx, p.cfg.Patience, ErrHung)
+	defer cancel()
+	stop := context.AfterFunc(patient, func() { p.k.deadline(time.Unix(1, 0)) })
 	defer stop()
 	// A write that fails means that the predecessor is gone; what it said last can still be read.
 	_ = p.k.send(message{Type: typeServing})
@@ -431,7 +434,7 @@ func (p *Predecessor) Serving(ctx context.Context) error {
 	switch {
 	case errors.Is(err, io.EOF):
 	case err != nil:
-		return fmt.Errorf("predecessor: %w", errors.Join(err, ctx.Err()))
+		return fmt.Errorf("predecessor: %w", errors.Join(err, context.Cause(patient)))
 	case m.Type == typeAbort:
 		return fmt.Errorf("%w: %s", ErrAborted, m.Reason)
 	case m.Type != typeAccepted:

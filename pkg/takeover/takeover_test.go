@@ -361,6 +361,42 @@ func TestSuccessorGivesUp(t *testing.T) {
 	}
 }
 
+// TestHungAfterState: a predecessor that is stopped after it has given its state keeps no successor
+// waiting. When it wakes up it goes on, and the next successor takes over from it.
+func TestHungAfterState(t *testing.T) {
+	ctx, cfg := testContext(t), testConfig(t)
+	stopped := make(chan struct{})
+	hangs := cfg
+	hangs.at = func(step string) {
+		if step == "given" {
+			<-stopped
+		}
+	}
+	h := newPredecessor(t, ctx, hangs, emptyState)
+	p, err := Take(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.cfg.Patience = 10 * time.Millisecond
+	if err := p.Serving(ctx); !errors.Is(err, ErrHung) {
+		t.Errorf("got %v, want %v", err, ErrHung)
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	close(stopped)
+	expect.Until(t, "the predecessor to resume", func() bool { return h.resumed.Load() == 1 })
+	if p, err = Take(ctx, cfg); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Serving(ctx); err != nil {
+		t.Error(err)
+	}
+	(<-h.result).successor.Close()
+	<-p.Left()
+	p.Close()
+}
+
 // TestStart: of many that start at once one holds, and each other takes over from one before it.
 func TestStart(t *testing.T) {
 	ctx, cfg := testContext(t), testConfig(t)
