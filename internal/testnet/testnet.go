@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"metad/internal/expect"
+	"metad/pkg/netdump"
 )
 
 // Endpoint is the address that tasks ask.
@@ -212,13 +213,7 @@ func (h *Host) Link(name string) netlink.Link {
 // LinkNames returns the names of the host's devices.
 func (h *Host) LinkNames() []string {
 	h.t.Helper()
-	all, err := h.NL.LinkList()
-	for range 20 {
-		if !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-		all, err = h.NL.LinkList()
-	}
+	all, err := netdump.Whole(h.NL.LinkList)
 	if err != nil {
 		h.t.Fatalf("list devices: %v", err)
 	}

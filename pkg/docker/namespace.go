@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"metad/pkg/netdump"
 	"metad/pkg/task"
 )
 
@@ -105,20 +106,14 @@ func (n *namespaces) read(c *task.Container) (*namespace, error) {
 		return nil, fmt.Errorf("enter network namespace: %w", err)
 	}
 	defer h.Close()
-	// A change beside the dump makes the kernel break it off (NLM_F_DUMP_INTR): what it has told is
-	// not the whole. While containers come and go that happens often, and seldom many times in a
-	// row.
-	const most = 20
-	for range most {
+	// All lists anew: they must agree with each other.
+	return netdump.Whole(func() (*namespace, error) {
 		f := *found
-		if err = f.fill(h, n.host, assigned(c)); err == nil {
-			return &f, nil
+		if err := f.fill(h, n.host, assigned(c)); err != nil {
+			return nil, err
 		}
-		if !errors.Is(err, netlink.ErrDumpInterrupted) && !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	return nil, err
+		return &f, nil
+	})
 }
 
 // assigned returns the IPv4 addresses that Docker gave the container.

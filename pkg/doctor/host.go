@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"metad/pkg/loader"
+	"metad/pkg/netdump"
 )
 
 // host is where the checks get their facts; a test has a fake one.
@@ -91,7 +92,7 @@ func thisHost() *host {
 			_ = rlimit.RemoveMemlock()
 			return features.HaveProgramHelper(ebpf.SchedCLS, asm.FnRedirectPeer)
 		},
-		links:  netlink.LinkList,
+		links:  func() ([]netlink.Link, error) { return netdump.Whole(netlink.LinkList) },
 		hooks:  ingressHooks,
 		tasks:  loader.PinnedTasks,
 		claims: claims,
@@ -121,7 +122,7 @@ func ingressHooks(ifindex int) ([]hook, error) {
 			hooks = append(hooks, hook{kind: "tcx", name: programName(p.ID)})
 		}
 	}
-	filters, err := netlink.FilterList(l, netlink.HANDLE_MIN_INGRESS)
+	filters, err := netdump.Whole(func() ([]netlink.Filter, error) { return netlink.FilterList(l, netlink.HANDLE_MIN_INGRESS) })
 	if err != nil && !errors.Is(err, unix.EINVAL) { // no clsact there
 		return nil, fmt.Errorf("tc filters of %q: %w", l.Attrs().Name, err)
 	}
@@ -155,7 +156,7 @@ func programName(id ebpf.ProgramID) string {
 }
 
 func claims() ([]claim, error) {
-	links, err := netlink.LinkList()
+	links, err := netdump.Whole(netlink.LinkList)
 	if err != nil {
 		return nil, err
 	}
@@ -164,14 +165,14 @@ func claims() ([]claim, error) {
 		name[l.Attrs().Index] = l.Attrs().Name
 	}
 	var all []claim
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	addrs, err := netdump.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return nil, err
 	}
 	for _, a := range addrs {
 		all = append(all, claim{iface: name[a.LinkIndex], what: prefix(a.IPNet)})
 	}
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := netdump.Whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"metad/bpf"
+	"metad/pkg/netdump"
 )
 
 // Where our clsact filters are. Low enough a priority number to come before most, fixed so that a
@@ -188,7 +189,7 @@ func detachClsact(h *netlink.Handle, ifindex int, parent uint32) error {
 }
 
 func filterInOurPlace(h *netlink.Handle, ifindex int, parent uint32) (netlink.Filter, error) {
-	fs, err := whole(func() ([]netlink.Filter, error) {
+	fs, err := netdump.Whole(func() ([]netlink.Filter, error) {
 		return h.FilterList(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}, parent)
 	})
 	if err != nil {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 
+	"metad/pkg/netdump"
+
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
@@ -32,7 +34,7 @@ func Detach(cfg Config) (err error) {
 		return fmt.Errorf("netlink: %w", err)
 	}
 	defer h.Close()
-	all, err := whole(h.LinkList)
+	all, err := netdump.Whole(h.LinkList)
 	if err != nil {
 		return fmt.Errorf("list devices: %w", err)
 	}

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"metad/pkg/netdump"
+
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"go.uber.org/zap"
@@ -196,7 +198,7 @@ func (f *follower) rebuild() {
 
 // resync makes ports and tasks what the kernel says now.
 func (f *follower) resync() error {
-	links, err := whole(f.nl.LinkList)
+	links, err := netdump.Whole(f.nl.LinkList)
 	if err != nil {
 		return fmt.Errorf("list network devices: %w", err)
 	}
@@ -251,14 +253,4 @@ func wait(done <-chan struct{}) bool {
 	case <-time.After(time.Second):
 		return true
 	}
-}
-
-// whole calls a netlink listing until nothing has changed under it, a few times at most.
-func whole[T any](list func() ([]T, error)) (all []T, err error) {
-	for range 20 {
-		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
-	return all, err
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"metad/pkg/netdump"
 	"metad/pkg/task"
 
 	"github.com/vishvananda/netlink"
@@ -36,7 +37,7 @@ func ListLinks(nsfd int) ([]Link, error) {
 		return nil, err
 	}
 	defer h.Close()
-	list, err := h.LinkList()
+	list, err := netdump.Whole(h.LinkList)
 	if err != nil {
 		return nil, err
 	}
