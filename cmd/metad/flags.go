@@ -101,7 +101,7 @@ func (c *config) dataPathFlags(s *flagSet) {
 	s.category = "data path"
 	s.list(&c.bridges, "bridges", loader.DefaultBridges, "patterns of the bridges to watch")
 	s.text(&c.pinDir, "pin-dir", loader.DefaultPinDir, "where the maps are pinned")
-	s.text(&c.attach, "attach", string(loader.AttachAuto), "auto, tcx or clsact")
+	s.text(&c.attach, "attach", string(loader.AttachAuto), "auto (tcx links, filters for more than 64 devices), tcx or clsact")
 	s.bool(&c.trustBridge, "trust-bridge",
 		"let address and MAC prove a task on a port that has no program yet")
 	s.text(&c.onExit, "on-exit", string(loader.OnExitOpen),

@@ -28,9 +28,16 @@ var filterNames = map[string]bool{
 	bpf.MetadProgMetadEnter: true, bpf.MetadProgMetadCarry: true, bpf.MetadProgMetadHost: true,
 }
 
+// maxLinks is how many devices get a TCX link where the choice is metad's; the others get filters.
+// The kernel makes and takes a link in a grace period, one after the other (16 ms at 250 ticks a
+// second), also those of a process that was killed, which is not gone until then. A filter takes it
+// half a millisecond, and a tenth to remove.
+const maxLinks = 64
+
 // tcAttacher attaches by tc: with TCX links or clsact filters.
 type tcAttacher struct {
 	mode  AttachMode // never AttachAuto once the pair is attached to
+	mixed bool       // with AttachTCX: filters where there are maxLinks links
 	host  netns.NsHandle
 	nl    *netlink.Handle // in host
 	fds   *lowFDs
@@ -49,13 +56,30 @@ func (a *tcAttacher) programFor(bridge bool) (*ebpf.Program, string, where) {
 
 // attach implements attacher.
 func (a *tcAttacher) attach(ifindex int, bridge bool) (io.Closer, error) {
-	p, name, w := a.programFor(bridge)
-	if a.mode == AttachClsact {
-		if err := attachClsact(a.nl, ifindex, p, name, netlink.HANDLE_MIN_INGRESS); err != nil {
-			return nil, err
-		}
-		return &clsactFilter{a.nl, ifindex}, nil
+	switch {
+	case a.mode == AttachClsact:
+		return a.attachFilter(ifindex, bridge)
+	case !a.mixed || a.fds.links() < maxLinks:
+		return a.attachLink(ifindex, bridge)
 	}
+	on, err := a.attachFilter(ifindex, bridge)
+	if err == nil || isGone(err) {
+		return on, err
+	}
+	// Another program's filter is in our place, or the kernel has no clsact: a link is only slower.
+	return a.attachLink(ifindex, bridge)
+}
+
+func (a *tcAttacher) attachFilter(ifindex int, bridge bool) (io.Closer, error) {
+	p, name, _ := a.programFor(bridge)
+	if err := attachClsact(a.nl, ifindex, p, name, netlink.HANDLE_MIN_INGRESS); err != nil {
+		return nil, err
+	}
+	return &clsactFilter{a.nl, ifindex}, nil
+}
+
+func (a *tcAttacher) attachLink(ifindex int, bridge bool) (io.Closer, error) {
+	p, _, w := a.programFor(bridge)
 	k, err := attachTCX(a.host, ifindex, p, ebpf.AttachTCXIngress)
 	if err != nil {
 		return nil, err
@@ -63,6 +87,10 @@ func (a *tcAttacher) attach(ifindex int, bridge bool) (io.Closer, error) {
 	low, err := a.fds.place(k, w)
 	if err != nil {
 		return nil, err
+	}
+	// A process that was killed may have left a filter here. It does nothing, and would stay.
+	if err := detachClsact(a.nl, ifindex, netlink.HANDLE_MIN_INGRESS); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		return nil, errors.Join(err, low.Close())
 	}
 	return low, nil
 }

@@ -20,7 +20,7 @@ type AttachMode string
 // Attach modes. TCX links (Linux 6.6) go with the process that holds them. A clsact filter stays
 // when the process dies, but leaves every packet alone from then on.
 const (
-	AttachAuto   AttachMode = "auto" // TCX if the kernel has it, else clsact
+	AttachAuto   AttachMode = "auto" // TCX if the kernel has it, and clsact where there are many devices; else clsact
 	AttachTCX    AttachMode = "tcx"
 	AttachClsact AttachMode = "clsact"
 )

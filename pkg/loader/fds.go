@@ -21,7 +21,7 @@ import (
 // So the array gets a high number, and links, which come and go while the process runs, get low
 // ones that were reserved before anything else was opened.
 const (
-	maxLowFDs   = 2048  // links; beyond that they get what is free
+	maxLowFDs   = 256   // links; beyond that they get what is free
 	highFDLimit = 65536 // the kernel's table of files is as long as the highest number
 )
 
@@ -86,6 +86,13 @@ const (
 	lowest  where = false
 	highest where = true
 )
+
+// links returns how many links there are at reserved numbers, which is all of them up to maxLowFDs.
+func (f *lowFDs) links() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.held) - len(f.free)
+}
 
 // fdLink is a link known by its file descriptor alone.
 type fdLink struct {

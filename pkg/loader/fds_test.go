@@ -38,6 +38,9 @@ func TestFDsPlace(t *testing.T) {
 	if !f.held[low.fd] || !f.held[high.fd] || low.fd >= high.fd {
 		t.Errorf("got %d and %d, want two reserved numbers in order", low.fd, high.fd)
 	}
+	if n := f.links(); n != 2 {
+		t.Errorf("got %d links, want 2", n)
+	}
 	if err := low.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -128,7 +128,8 @@ func (l *Loader) load(given map[string]*ebpf.Map) (err error) {
 	if l.progs, err = load(&l.cfg, l.end, given); err != nil {
 		return err
 	}
-	l.tc = &tcAttacher{mode: l.cfg.Attach, host: l.host, nl: l.nl, fds: l.fds, progs: &l.progs.MetadPrograms}
+	l.tc = &tcAttacher{mode: l.cfg.Attach, mixed: l.cfg.Attach == AttachAuto, host: l.host, nl: l.nl, fds: l.fds,
+		progs: &l.progs.MetadPrograms}
 	l.gate = &gate{progs: l.progs, end: l.end, tc: l.tc, hostRoute: l.cfg.HostRoute, log: l.log}
 	l.ports = newPorts(l.tc, l.cfg.Bridges, l.log)
 	l.tasks = &taskMap{

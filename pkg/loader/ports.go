@@ -39,8 +39,8 @@ type hook struct {
 	err     error     // why it is not attached
 }
 
-// portsAtOnce is how many ports a start waits for. A TCX link takes an RCU grace period to attach
-// (16 ms at 250 ticks a second); until a port's turn comes, what it sends is seen at its bridge.
+// portsAtOnce is how many ports a start waits for, since a TCX link takes an RCU grace period (see
+// maxLinks). Until a port's turn comes, what it sends is seen at its bridge.
 const portsAtOnce = 64
 
 // ports knows the host's devices and which of them have a program. One goroutine writes (the

@@ -479,21 +479,12 @@ func TestRootBpftool(t *testing.T) {
 // A thousand ports on one bridge, there at the start and then new ones: metad serves before all are
 // hooked, all are in the end, and the last is answered like the first.
 func TestRootThousandPorts(t *testing.T) {
-	bothModes(t, func(t *testing.T, mode AttachMode) {
+	f := func(t *testing.T, mode AttachMode) {
 		h := testnet.NewHost(t)
 		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
 		first := b.AddTask("")
-		br := h.Link("ecs-bridge")
 		const n = 1000
-		for i := range n {
-			attrs := netlink.NewLinkAttrs()
-			attrs.Name = fmt.Sprintf("p%d", i)
-			attrs.MasterIndex = br.Attrs().Index
-			attrs.Flags |= unix.IFF_UP
-			if err := h.NL.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: fmt.Sprintf("q%d", i)}); err != nil {
-				t.Fatal(err)
-			}
-		}
+		addPorts(t, h, b.Name, n)
 		last := b.AddTask("169.254.175.1") // the highest ifindex: its turn comes last
 		began := time.Now()
 		l := open(t, h, Config{Attach: mode, Log: zap.NewNop()})
@@ -523,7 +514,7 @@ func TestRootThousandPorts(t *testing.T) {
 		wantAnswer(t, last, "last") // seen at the bridge: no tag, and the answer can go nowhere else
 		s := l.Status()
 		t.Logf("first answers after %v, with %d ports hooked and %d to come", time.Since(began).Round(time.Millisecond), s.Ports, s.Pending)
-		if mode == AttachTCX && s.Pending == 0 {
+		if mode == AttachAuto && s.Pending == 0 {
 			t.Error("metad served only when all ports were hooked")
 		}
 		for end := began.Add(2 * time.Minute); l.Status().Ports < n+2 && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
@@ -542,7 +533,9 @@ func TestRootThousandPorts(t *testing.T) {
 			t.Error(err)
 		}
 		t.Logf("closed within %v", time.Since(began).Round(time.Millisecond))
-	})
+	}
+	t.Run("clsact", func(t *testing.T) { f(t, AttachClsact) })
+	t.Run("auto", func(t *testing.T) { testnet.SkipBefore(t, "6.6"); f(t, AttachAuto) })
 }
 
 // One address, one container after another, milliseconds apart: nobody is ever taken for the one

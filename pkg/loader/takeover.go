@@ -136,7 +136,7 @@ func (l *Loader) restore() error {
 			p, _, _ := l.tc.programFor(h.bridge == 0)
 			err = k.update(p)
 		} else {
-			_, err = l.tc.attach(h.ifindex, h.bridge == 0)
+			_, err = l.tc.attachFilter(h.ifindex, h.bridge == 0)
 		}
 		if err != nil && !isGone(err) {
 			errs = append(errs, fmt.Errorf("attach to %q: %w", h.name, err))
@@ -298,7 +298,7 @@ func (l *Loader) relink(o *offer) (err error) {
 			links = links[1:]
 			h.on, err = l.takeLink(f, p, w)
 		} else {
-			h.on, err = l.tc.attach(h.ifindex, h.bridge == 0)
+			h.on, err = l.tc.attachFilter(h.ifindex, h.bridge == 0)
 		}
 		if isGone(err) { // since the offer was made
 			continue
