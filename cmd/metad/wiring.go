@@ -155,6 +155,7 @@ func (c *config) serverConfig(samples server.Samples, log *zap.Logger) server.Co
 	cfg.SocketCgroup = func(pid int, from, to netip.AddrPort) (uint64, error) {
 		return sockdiag.Cgroup(fmt.Sprintf("/proc/%d/ns/net", pid), from, to)
 	}
+	cfg.CgroupContainer = docker.OpenCgroups("/proc", "/sys/fs/cgroup").Container
 	return cfg
 }
 

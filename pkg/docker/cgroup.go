@@ -1,6 +1,8 @@
 package docker
 
 import (
+	"encoding/binary"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -11,29 +13,29 @@ import (
 	"metad/pkg/task"
 )
 
-// cgroups finds containers' own cgroups of version 2. Safe for concurrent use.
-type cgroups struct {
+// Cgroups finds containers' own cgroups of version 2. Safe for concurrent use.
+type Cgroups struct {
 	procRoot string
 	root     string // where version 2 is mounted; "": the host has none
 }
 
-// openCgroups looks for version 2 below mounted, where the host has its cgroups: there itself, or
-// beside the controllers of version 1. A metad in a cgroup namespace of its own sees no other
+// OpenCgroups looks for version 2 below mounted, where the host has its cgroups: there itself, or
+// beside the controllers of version 1. procRoot is where the host's processes are seen. A metad in a cgroup namespace of its own sees no other
 // process's cgroup as it is called outside: then none is found.
-func openCgroups(procRoot, mounted string) *cgroups {
+func OpenCgroups(procRoot, mounted string) *Cgroups {
 	for _, root := range []string{mounted, filepath.Join(mounted, "unified")} {
 		var fs unix.Statfs_t
 		if unix.Statfs(root, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC {
-			return &cgroups{procRoot, root}
+			return &Cgroups{procRoot, root}
 		}
 	}
-	return &cgroups{procRoot: procRoot}
+	return &Cgroups{procRoot: procRoot}
 }
 
 // of returns the cgroup that was made for the container with the full id, of which pid is a
 // process; zero if it has none. The directory is named after the container, so that a process id
 // that is another's by now does no harm.
-func (g *cgroups) of(pid int, id string) task.Cgroup {
+func (g *Cgroups) of(pid int, id string) task.Cgroup {
 	if g.root == "" {
 		return task.Cgroup{}
 	}
@@ -47,6 +49,46 @@ func (g *cgroups) of(pid int, id string) task.Cgroup {
 		return task.Cgroup{}
 	}
 	return task.Cgroup{ID: st.Ino, Level: level}
+}
+
+// Container returns the full id of the container that the cgroup with the id, or one above it, was
+// made for: the one nearest to the root, whose packets they are. Nothing needs to be known of the
+// container for that. It returns "" if there is none, the cgroup is gone, or the kernel does not
+// show it: that takes CAP_DAC_READ_SEARCH, and a metad that sees the host's cgroups from their root.
+func (g *Cgroups) Container(cgroup uint64) string {
+	if g.root == "" {
+		return ""
+	}
+	mount, err := os.Open(g.root)
+	if err != nil {
+		return ""
+	}
+	defer mount.Close()
+	// FILEID_KERNFS of linux/exportfs.h, since Linux 5.5: a directory's handle is the cgroup's id.
+	const kernfs = 0xfe
+	handle := unix.NewFileHandle(kernfs, binary.NativeEndian.AppendUint64(nil, cgroup))
+	fd, err := unix.OpenByHandleAt(int(mount.Fd()), handle, unix.O_PATH|unix.O_CLOEXEC)
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(fd)
+	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		return ""
+	}
+	below, _ := strings.CutPrefix(path, g.root+"/")
+	return nearest(below)
+}
+
+// nearest returns the id of the first container that a path's directories are named after, "" if
+// there is none.
+func nearest(path string) string {
+	for name := range strings.SplitSeq(path, "/") {
+		if id := containerID(name); id != "" {
+			return id
+		}
+	}
+	return ""
 }
 
 // ownCgroup returns the path of the container's own cgroup and its level, 0 if the process is in
@@ -68,7 +110,7 @@ func ownCgroup(list, id string) (path string, level uint8) {
 				return "", 0
 			case name == id, strings.HasSuffix(name, "-"+id+".scope"):
 				return strings.Join(names[:i+1], "/"), uint8(i + 1)
-			case holdsContainer(name):
+			case containerID(name) != "":
 				return "", 0
 			}
 		}
@@ -79,9 +121,12 @@ func ownCgroup(list, id string) (path string, level uint8) {
 // maxLevel is more than any runtime's cgroups are deep.
 const maxLevel = 32
 
-// holdsContainer reports whether a cgroup's name is that of a container's.
-func holdsContainer(name string) bool {
+// containerID returns the id of the container that a cgroup's name is that of, "" if it is none's.
+func containerID(name string) string {
 	name = strings.TrimSuffix(name, ".scope")
 	id := name[strings.LastIndexByte(name, '-')+1:]
-	return len(id) == 64 && strings.Trim(id, "0123456789abcdef") == ""
+	if len(id) != 64 || strings.Trim(id, "0123456789abcdef") != "" {
+		return ""
+	}
+	return id
 }

@@ -38,6 +38,24 @@ func TestOwnCgroup(t *testing.T) {
 	f("", "", 0)
 }
 
+// Of a cgroup in another's the outer container is the one: its packets are the outer one's.
+func TestNearest(t *testing.T) {
+	id, other := strings.Repeat("a1", 32), strings.Repeat("b2", 32)
+	f := func(path, want string) {
+		t.Helper()
+		if got := nearest(path); got != want {
+			t.Errorf("%q: got %q, want %q", path, got, want)
+		}
+	}
+	f("docker/"+id, id)
+	f("docker/"+id+"/init/leaf", id)
+	f("docker/"+id+"/docker/"+other, id)
+	f("ecs.slice/docker-"+id+".scope/"+other, id)
+	f("system.slice/ssh.service", "")
+	f("docker/"+id[1:], "")
+	f("", "")
+}
+
 // Where there is no version 2, no container has a cgroup, whatever its process says.
 func TestNoCgroup2(t *testing.T) {
 	id, proc := strings.Repeat("a1", 32), t.TempDir()
@@ -51,10 +69,10 @@ func TestNoCgroup2(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(root, "docker", id), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if got := openCgroups(proc, root).of(7, id); got != (task.Cgroup{}) {
+	if got := OpenCgroups(proc, root).of(7, id); got != (task.Cgroup{}) {
 		t.Errorf("got %v", got)
 	}
-	g := &cgroups{proc, root} // as if it were one
+	g := &Cgroups{proc, root} // as if it were one
 	if got := g.of(7, id); got.ID == 0 || got.Level != 2 {
 		t.Errorf("got %v", got)
 	}

@@ -117,7 +117,7 @@ func New(cfg Config) (*Follower, error) {
 		return nil, err
 	}
 	f.read, f.state.inode = f.ns.read, f.ns.inode
-	f.cgroupOf = openCgroups(cmp.Or(cfg.ProcRoot, "/proc"), cmp.Or(cfg.CgroupRoot, "/sys/fs/cgroup")).of
+	f.cgroupOf = OpenCgroups(cmp.Or(cfg.ProcRoot, "/proc"), cmp.Or(cfg.CgroupRoot, "/sys/fs/cgroup")).of
 	if len(cfg.BundleDirs) == 0 {
 		cfg.BundleDirs = defaultBundleDirs
 	}

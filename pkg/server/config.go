@@ -85,6 +85,10 @@ type Config struct {
 	// another was made, as the network namespace of process pid has it. It is asked about a connection
 	// once, if a client wants to know which container it is and nothing else tells. Nil: nobody knows.
 	SocketCgroup func(pid int, from, to netip.AddrPort) (uint64, error)
+	// CgroupContainer returns the Docker id of the container that such a cgroup, or one above it, was
+	// made for, "" if there is none. It is asked where no container of the task is known to have that
+	// cgroup. Nil: nobody knows.
+	CgroupContainer func(cgroup uint64) string
 
 	// Log gets changes of state and panics.
 	Log *zap.Logger

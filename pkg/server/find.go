@@ -3,9 +3,11 @@ package server
 import (
 	"context"
 	"net/netip"
+	"time"
 
 	"metad/bpf"
 	"metad/pkg/lookup"
+	"metad/pkg/task"
 )
 
 // proven returns the task that c comes from, as the kernel proves it, and the container, nil if the
@@ -45,7 +47,8 @@ func namesContainer(tag uint32) bool {
 
 // findMaker finds out, by the socket itself, which container c comes from, where the mark does not say
 // it: the container's cgroup may not have been known when the connection was made. It reports whether
-// that is known now. Once for each connection, whatever comes of it.
+// that is known now. A container that the task does not show as started is waited for. Once for each
+// connection, whatever comes of it.
 func (s *Server) findMaker(c *conn) bool {
 	if s.cfg.SocketCgroup == nil || c.searched || c.view == nil || namesContainer(c.tag) {
 		return false
@@ -62,8 +65,45 @@ func (s *Server) findMaker(c *conn) bool {
 	}
 	if cv := c.view.InCgroup(cgroup); cv != nil {
 		c.maker = cv.ID
+	} else if s.cfg.CgroupContainer != nil {
+		c.maker = s.cfg.CgroupContainer(cgroup)
+		s.awaitMaker(c)
 	}
 	return c.maker != ""
+}
+
+// makerWait bounds the wait for a container that is known to ask and not known to run. It is longer
+// than MaxUnknownWait: while the Engine starts a container it may not answer for it, on a busy host
+// for a second, and what the client would be told is wrong.
+const makerWait = 2 * time.Second
+
+// awaitMaker waits, for makerWait at most, until c's task shows that c.maker has been started.
+func (s *Server) awaitMaker(c *conn) {
+	if c.maker == "" || s.cfg.UnknownWait == 0 {
+		return
+	}
+	s.waiting.Add(1)
+	defer s.waiting.Add(-1)
+	ctx, cancel := context.WithTimeout(s.life, makerWait)
+	defer cancel()
+	for {
+		v := s.tasks.Resolve(c.tag, c.remote.Addr())
+		if v == nil {
+			return
+		}
+		if cv := v.Container([]byte(c.maker)); cv != nil && started(cv.KnownStatus) {
+			return
+		}
+		select {
+		case <-s.tasks.Changed(v):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func started(s task.Status) bool {
+	return s == task.StatusRunning || s == task.StatusResourcesProvisioned
 }
 
 // find sets c's view and container to what its target names, after a bounded wait if need be, or
