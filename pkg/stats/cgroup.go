@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CgroupConfig says where the kernel's files are. The zero value is a host's usual places.
+// CgroupConfig holds the places of the kernel's files. The zero value means the usual places.
 type CgroupConfig struct {
 	CgroupRoot string // mount point of cgroup v2, or of the directory of the v1 controllers; "": /sys/fs/cgroup
 	ProcRoot   string // "": /proc
@@ -40,9 +40,9 @@ func (c *CgroupConfig) setDefaults() {
 	}
 }
 
-// Visible reports whether the cgroup source can work here: the files of cgroup v1 or v2 and the
-// host's processes are there to be read. In a private cgroup namespace (metad in a container of its
-// own) what is outside it is not: the paths there begin with "/..".
+// Visible reports whether the cgroup source can work here: it must be able to read the files of
+// cgroup v1 or v2 and the host's processes. In a private cgroup namespace (metad in a container)
+// it cannot read the other cgroups: their paths begin with "/..".
 func Visible(cfg CgroupConfig) bool {
 	cfg.setDefaults()
 	b, err := os.ReadFile(filepath.Join(cfg.ProcRoot, "1/cgroup"))
@@ -198,7 +198,7 @@ type cgroupFeed struct {
 	io, memory, pids bool           // v2: controllers enabled
 }
 
-// Open finds the container's cgroups by its process.
+// Open finds the container's cgroups through its process.
 func (s *CgroupSource) Open(t *task.Task, c *task.Container, _ func(*Counters)) (Feed, error) {
 	f := &cgroupFeed{src: s, pid: c.PID, id: c.ID}
 	for i := range f.dir {
@@ -219,7 +219,7 @@ func (s *CgroupSource) Open(t *task.Task, c *task.Container, _ func(*Counters)) 
 	return f, nil
 }
 
-// reach opens the container's directories and net/dev. They are the container's, or it is an error.
+// reach opens the container's directories and net/dev. It returns an error if they are not the container's.
 func (f *cgroupFeed) reach() error {
 	s := f.src
 	proc, err := openProc(s.cfg.ProcRoot, f.pid)
@@ -227,8 +227,8 @@ func (f *cgroupFeed) reach() error {
 		return err
 	}
 	defer unix.Close(proc)
-	// The network comes first: only after it do we learn that the process was the container's, and
-	// a number used again meanwhile shows in the check.
+	// The network comes first. The check that the process is the container's comes after it,
+	// and so finds a process number that was used again meanwhile.
 	if err := f.net.reach(proc, f.pid, s.buf); err != nil {
 		return err
 	}
@@ -270,7 +270,7 @@ func (f *cgroupFeed) openCgroup(i int, controller string, path []byte) error {
 	return err
 }
 
-// describe finds out which controllers the container has. Its directories are open.
+// describe finds which controllers the container has. Its directories must be open.
 func (f *cgroupFeed) describe() error {
 	s := f.src
 	if !s.v2 {
@@ -308,7 +308,7 @@ func (f *cgroupFeed) describe() error {
 	}
 }
 
-// leave ends a reading: the directories are closed, and files that are not kept.
+// leave ends a reading: it closes the directories and the files that are not kept.
 func (f *cgroupFeed) leave() {
 	if f.held == 0 {
 		f.net.dev.close()
@@ -321,10 +321,10 @@ func (f *cgroupFeed) leave() {
 	}
 }
 
-// Close lets go of what is open.
+// Close closes all files.
 func (f *cgroupFeed) Close() { f.cool() }
 
-// cool closes the files.
+// cool closes the files that are kept.
 func (f *cgroupFeed) cool() {
 	for i := range f.kept {
 		f.kept[i].close()
@@ -334,7 +334,7 @@ func (f *cgroupFeed) cool() {
 	f.held, f.complete = 0, false
 }
 
-// budget decides whether the files stay open after the reading that begins.
+// budget decides whether the files stay open after the coming reading.
 func (f *cgroupFeed) budget(hot bool) {
 	b := f.src.cfg.Budget
 	switch {
@@ -345,8 +345,8 @@ func (f *cgroupFeed) budget(hot bool) {
 	}
 }
 
-// filled takes note that a reading has opened all that it keeps, and gives back what it had no use
-// for.
+// filled is called when a reading has opened all the files that it keeps. It returns the rest of
+// the budget.
 func (f *cgroupFeed) filled() {
 	if f.held == 0 || f.complete {
 		return

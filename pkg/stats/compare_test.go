@@ -18,7 +18,7 @@ import (
 	"golang.org/x/tools/txtar"
 )
 
-// render returns what a feed has to say now, without a past. The files stay open in between.
+// render returns the sample of a feed, without a previous one. The files stay open afterwards.
 func render(t testing.TB, feed Feed, c *task.Container) []byte {
 	t.Helper()
 	s, err := feed.Sample(true)

@@ -2,8 +2,8 @@ package stats
 
 import "time"
 
-// Counters is one reading of a container's counters, in the Engine API's terms and units. The
-// slices are reused from one reading to the next: whoever keeps one copies it.
+// Counters is one reading of a container's counters, in the terms and units of the Engine API. The
+// next reading uses the slices again, so a caller that keeps one copies it.
 type Counters struct {
 	Read     time.Time
 	CPU      CPU
@@ -35,7 +35,7 @@ type Stat struct {
 	Value uint64
 }
 
-// Pids is pids_stats. cgroup v1 without a limit is 0, v2 without is the largest number: so says Docker.
+// Pids is pids_stats. As in Docker, no limit is 0 in cgroup v1 and the largest number in v2.
 type Pids struct{ Current, Limit uint64 }
 
 // Blkio is blkio_stats. A nil list prints as null, an empty one as [].

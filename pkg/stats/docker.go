@@ -20,15 +20,15 @@ import (
 type Engine func(ctx context.Context, id string, stream bool) (io.ReadCloser, error)
 
 const (
-	// silence is how long a stream may say nothing before it is given up, as in the ECS agent.
+	// silence is the longest time without data before a stream is closed, as in the ECS agent.
 	silence = 18 * time.Second
-	// maxOneShots bounds how many single questions the Engine has to answer at once.
+	// maxOneShots is the largest number of one-shot requests at a time.
 	maxOneShots = 4
 )
 
-// DockerSource gets the numbers from the Engine: a stream for each hot container, which ends when
-// the container is no longer hot, and a single question when a cold one is due, or a hot one for
-// whose stream the budget has no descriptor.
+// DockerSource gets the numbers from the Engine. A hot container has a stream, which ends when the
+// container is no longer hot. A one-shot request serves a cold container that is due, and a hot
+// one if the budget has no descriptor for a stream.
 type DockerSource struct {
 	engine   Engine
 	net      netSource
@@ -43,9 +43,9 @@ type DockerSource struct {
 	buf []byte
 }
 
-// NewDockerSource returns a source that asks engine. The interfaces of an awsvpc task, of which the
-// Engine knows nothing, are read from the files that cfg names, if they can be. Close it after the
-// sampler's Run has returned.
+// NewDockerSource returns a source of the Engine's numbers. The Engine does not know the
+// interfaces of an awsvpc task: the source reads them from the files that cfg names, if it can.
+// Close it after the sampler's Run has returned.
 func NewDockerSource(engine Engine, cfg CgroupConfig) *DockerSource {
 	cfg.setDefaults()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -63,7 +63,7 @@ func (s *DockerSource) Close() {
 	s.wg.Wait()
 }
 
-// dockerFeed is one container's stream, when it is hot, or question.
+// dockerFeed is the stream of one container while it is hot, otherwise its one-shot requests.
 type dockerFeed struct {
 	src     *DockerSource
 	id      string
@@ -78,7 +78,7 @@ type dockerFeed struct {
 	closed bool
 }
 
-// Open never fails: whether the Engine knows the container shows when it is asked.
+// Open never fails: the first request shows whether the Engine knows the container.
 func (s *DockerSource) Open(t *task.Task, c *task.Container, deliver func(*Counters)) (Feed, error) {
 	f := &dockerFeed{src: s, id: c.ID, deliver: deliver}
 	if pause, eni := netProcess(t, c); eni {
@@ -89,7 +89,7 @@ func (s *DockerSource) Open(t *task.Task, c *task.Container, deliver func(*Count
 	return f, nil
 }
 
-// Sample sees to it that the stream runs if the container is hot, or else that it does not.
+// Sample starts the stream if the container is hot, and otherwise ends it.
 func (f *dockerFeed) Sample(hot bool) (*Counters, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -139,7 +139,7 @@ func (f *dockerFeed) release() {
 	}
 }
 
-// Close ends what is under way, without waiting for it.
+// Close ends the stream or request, without waiting for its end.
 func (f *dockerFeed) Close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -202,7 +202,7 @@ func cause(ctx context.Context, err error) error {
 	return err
 }
 
-// readNetworks puts the awsvpc task's interfaces in the place of the Engine's, which are none.
+// readNetworks sets the awsvpc task's interfaces, because the Engine shows none.
 func (f *dockerFeed) readNetworks(c *Counters) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -218,7 +218,7 @@ func (f *dockerFeed) readNetworks(c *Counters) error {
 	return err
 }
 
-// engineStats is the Engine's stats object, as far as it is passed on.
+// engineStats is the part of the Engine's stats object that metad uses.
 type engineStats struct {
 	Read time.Time `json:"read"`
 	Pids struct {

@@ -179,7 +179,7 @@ func TestDockerFailures(t *testing.T) {
 		sleep(5 * time.Second)
 		decode(t, c.Stats.Load())
 
-		// A stream that says nothing is given up, its old numbers with it.
+		// A silent stream is closed, and its old numbers are removed.
 		e.silent.Store(true)
 		sleep(silence + 2*time.Second)
 		if failed := s.Metrics().Failed.Load(); failed < 2 {

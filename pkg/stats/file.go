@@ -9,27 +9,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errGone means that what the directory stood for, a process or a cgroup, is no more. It is the
-// normal end of a container.
+// errGone means that the directory's process or cgroup has ended. It is the normal end of a
+// container.
 var errGone = errors.New("gone")
 
-// maxFileBytes bounds a file that is read. The largest in the field, io.stat of a host with
+// maxFileBytes is the largest file that is read. The largest known, io.stat of a host with
 // hundreds of disks, is a tenth of it.
 const maxFileBytes = 256 << 10
 
-// listBytes is what a piece of a list has at least if another one follows: less than a page (4096,
-// or more) by one line, and a line of net/dev is less than 300 bytes.
+// listBytes is the smallest size of a piece of a list that another piece follows. A piece is a
+// page (4096 bytes or more) less part of a line, and a line of net/dev has less than 300 bytes.
 const listBytes = 3796
 
-// isShort reports whether err is for want of a file descriptor or of memory in the kernel, which
-// says nothing about what was to be read.
+// isShort reports whether err means that the process had no file descriptor free, or the kernel no
+// memory. Such an error says nothing about the file.
 func isShort(err error) bool {
 	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
 }
 
-// openDir opens a directory as a handle for others' openat: it pins neither a network namespace nor
-// the cgroup, and once the thing is removed it never leads to another one, whatever number or name
-// is used again. The path must end in a NUL.
+// openDir opens a directory as a handle for openat. It pins neither a network namespace nor the
+// cgroup. Once the process or cgroup is gone, it never leads to another one, even if the number or
+// name is used again. The path must end in a NUL.
 func openDir(path []byte) (int, error) {
 	cwd := unix.AT_FDCWD
 	fd, _, errno := unix.Syscall6(unix.SYS_OPENAT, uintptr(cwd), uintptr(unsafe.Pointer(unsafe.SliceData(path))),
@@ -51,17 +51,17 @@ func openProc(root string, pid int) (int, error) {
 	return openDir(append(strconv.AppendInt(path, int64(pid), 10), 0))
 }
 
-// manner is how the kernel makes a file's text.
+// manner is the way in which the kernel makes a file's text.
 type manner uint8
 
 const (
-	// inPieces: of as many whole lines as fit into a page, as files do that list objects
-	// (fs/seq_file.c).
+	// inPieces: each read returns as many whole lines as fit into a page. Files that list
+	// objects do this (fs/seq_file.c).
 	inPieces manner = iota
 	// whole: in one piece, as all files of cgroupfs.
 	whole
-	// atOnce: whole, and of numbers that are there already: no lock that others hold for long,
-	// nothing to add up.
+	// atOnce: whole, and the kernel has the numbers ready: it adds up nothing, and takes no
+	// lock that is held for long.
 	atOnce
 )
 
@@ -73,7 +73,7 @@ func readFile(dir int, name string, buf []byte, how manner) ([]byte, error) {
 	return once.read(dir, name, buf, how, false)
 }
 
-// readAll reads an open file from its start, which has the kernel make its text anew.
+// readAll reads an open file from its start, for which the kernel makes the text anew.
 func readAll(fd int, buf []byte, how manner) ([]byte, error) {
 	n := 0
 	for {
@@ -94,9 +94,8 @@ func readAll(fd int, buf []byte, how manner) ([]byte, error) {
 	}
 }
 
-// pread tells the Go runtime of the call only where it may take a while. The runtime's watch over a
-// thread that may be waiting costs a tenth of a sample, which is a dozen of calls of a microsecond
-// each.
+// pread tells the Go runtime of the call only if it may take long. A sample is a dozen calls of a
+// microsecond each, and the runtime's bookkeeping for a blocking call costs a tenth of it.
 func pread(fd int, buf []byte, at int, how manner) (int, error) {
 	if how != atOnce {
 		return unix.Pread(fd, buf, int64(at))
@@ -122,9 +121,9 @@ func openat(dir int, name string) (int, error) {
 	return int(fd), nil
 }
 
-// keptFile is a file that may stay open between two readings, each of which begins anew: that takes
-// a fifth of the time, and costs the kernel a page of memory. The zero value is one that is not
-// open.
+// keptFile is a file that may stay open between two readings; each reading starts at its
+// beginning. That takes a fifth of the time, and a page of the kernel's memory. The zero value is
+// a closed file.
 type keptFile struct{ fd int32 } // the descriptor and 1
 
 // open opens the file, which is not open.

@@ -30,8 +30,8 @@ type Link struct {
 
 // ListLinks returns the interfaces of the network namespace that the open file nsfd stands for.
 func ListLinks(nsfd int) ([]Link, error) {
-	// Without the family the library opens all netlink families, some of which are modules that
-	// are not loaded.
+	// Without the family the library opens all netlink families, and some are modules that are
+	// not loaded.
 	h, err := netlink.NewHandleAt(netns.NsHandle(nsfd), unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, err
@@ -48,12 +48,11 @@ func ListLinks(nsfd int) ([]Link, error) {
 	return links, nil
 }
 
-// maxListing is how many namespaces are listed at a time. The kernel makes each wait for whoever
-// changes a network anywhere on the host, for half a second now and then while containers come and
-// go.
+// maxListing is how many namespaces are listed at a time. Each list waits in the kernel for every
+// change of a network anywhere on the host: at times half a second, while containers come and go.
 const maxListing = 4
 
-// errNotYet means that a container's interfaces are not known yet. It is no failure.
+// errNotYet means that a container's interfaces are not known yet. It does not count as a failure.
 var errNotYet = errors.New("interfaces not listed yet")
 
 // netSource opens the interface counters of containers.
@@ -67,7 +66,7 @@ type netSource struct {
 }
 
 func newNetSource(procRoot string, links func(int) ([]Link, error)) netSource {
-	// The host's own namespace: a container in it has, for Docker, no interfaces.
+	// The host's own namespace. For Docker a container in it has no interfaces.
 	hostNS, _ := os.Readlink(filepath.Join(procRoot, "1/ns/net"))
 	return netSource{procRoot: procRoot, links: links, hostNS: hostNS, seed: maphash.MakeSeed(),
 		listing: make(chan struct{}, maxListing), start: func(f func()) { go f() }}
@@ -87,7 +86,7 @@ type netFeed struct {
 	asked *linkList
 }
 
-// linkList is the answer to a question for a namespace's interfaces.
+// linkList is the result of listing a namespace's interfaces.
 type linkList struct {
 	names uint64 // hash of the names that it was asked for
 	done  atomic.Bool
@@ -95,13 +94,13 @@ type linkList struct {
 	err   error
 }
 
-// netProcess returns the container whose process is in the network namespace that holds the
-// container's interfaces, and whether they are those of an awsvpc task: the task's, by the agent's
-// rule, for all its containers alike.
+// netProcess returns the container whose process is in the network namespace of c, and whether the
+// namespace is that of an awsvpc task. By the agent's rule all containers of such a task show the
+// interfaces of the task.
 func netProcess(t *task.Task, c *task.Container) (_ *task.Container, eni bool) {
-	// Docker gave the pause container no network: what is in there, the agent's plugins made. Any
-	// other container is in the namespace that Docker shows the numbers of, its own or the one that
-	// it joined.
+	// Docker gave the pause container no network, so the agent's plugins made the interfaces
+	// in it. Any other container is in the namespace that Docker shows: its own, or the one
+	// that it joined.
 	if p := t.Pause(); p != nil && p.Running() && p.NetworkMode == "none" {
 		return p, true
 	}
@@ -144,7 +143,7 @@ func (f *netFeed) reach(proc, pid int, buf []byte) error {
 	if err := f.openDev(proc); err != nil {
 		return err
 	}
-	// Checked after the opening: whose the process is now it was before.
+	// The check comes after the opening: if the process is the container's now, it was then.
 	membership, err := readFile(proc, "cgroup\x00", buf, inPieces)
 	if err != nil {
 		return gone(err)
@@ -167,12 +166,12 @@ func (f *netFeed) openDev(proc int) error {
 func (f *netFeed) waiting() bool { return !f.known && f.asked != nil && !f.asked.done.Load() }
 
 // read appends the interfaces' counters to dst, ascending by name; buf is scratch, and net/dev is
-// open. It allocates only when interfaces came or went. Returns errNotYet until they have been
-// listed for the first time; which they are that came since shows in a later reading.
+// open. It allocates only when interfaces have come or gone. It returns errNotYet until they have
+// been listed for the first time. A new interface appears in a later reading.
 //
-// keep leaves net/dev open for the next reading: a tenth of all that a sample costs. That holds the
-// namespace, and what nobody took out of it, until the file is closed: only for a container that is
-// sampled so often that its end is soon seen by its other files.
+// keep leaves net/dev open for the next reading, which saves a tenth of a sample. An open net/dev
+// holds the namespace with its interfaces. So keep is only for a container that is sampled so
+// often that its other files soon show its end.
 //
 // The kernel adds frames missed by the hardware to the column of dropped ones, which Docker does
 // not; a veth has none.
@@ -217,13 +216,12 @@ func (f *netFeed) read(dst []Network, buf []byte, keep bool) ([]Network, error) 
 			}
 		}
 	}
-	// One that is shown may be gone, and the list not be made anew yet.
+	// A shown interface may be gone while the new list is not there yet.
 	shown := slices.DeleteFunc(dst[start:], func(n Network) bool { return n.Name == "" })
 	return dst[:start+len(shown)], nil
 }
 
-// choose decides anew which of the interfaces in net/dev are shown, as soon as they have been
-// listed.
+// choose decides again which of the interfaces in net/dev are shown, once they have been listed.
 func (f *netFeed) choose(b []byte, names uint64) {
 	if f.asked == nil || f.asked.names != names {
 		f.ask(names)
@@ -239,7 +237,7 @@ func (f *netFeed) choose(b []byte, names uint64) {
 	}
 }
 
-// ask has the namespace's interfaces listed, which may take a while.
+// ask starts the listing of the namespace's interfaces, which may take long.
 func (f *netFeed) ask(names uint64) {
 	s, pid, id := f.src, f.pid, f.id
 	list := &linkList{names: names}
@@ -270,11 +268,12 @@ func (s *netSource) list(pid int, id string) ([]Link, error) {
 	return s.links(int(ns.Fd()))
 }
 
-// show makes shown of the interfaces in net/dev and their kinds.
+// show sets shown from the interfaces in net/dev and their kinds.
 //
-// In an awsvpc task it is the network cards and VLANs, as the agent does; its ecs-eth0 is a veth.
-// For Docker it is what Docker's drivers make. What a container makes for itself (tun, wg, bridge)
-// and what the kernel puts into each namespace (sit0, tunl0) Docker does not show.
+// In an awsvpc task the network cards and VLANs are shown, as by the agent; its ecs-eth0 is a
+// veth. Otherwise the interfaces that Docker's drivers make are shown. Docker does not show
+// interfaces that a container makes (tun, wg, bridge), or the kernel in each namespace (sit0,
+// tunl0).
 func (f *netFeed) show(b []byte, list *linkList) {
 	kinds := make(map[string]Link, len(list.links))
 	for _, l := range list.links {

@@ -6,14 +6,12 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strings"
-	"unsafe"
 )
 
-// errDamaged means that a file does not say what the kernel would have it say.
+// errDamaged means that a file does not have the kernel's format.
 var errDamaged = errors.New("damaged")
 
-// What cgroupPath finds wrong.
+// The errors of cgroupPath.
 var (
 	errNoController = errors.New("controller is not mounted")
 	errNotOurs      = errors.New("process is not in the container's cgroup")
@@ -26,12 +24,12 @@ const (
 	nsPerTick = 1e9 / userHZ
 )
 
-// maxNumbers bounds every list made of a file: CPUs, devices, interfaces. The kernel has at most
-// 8192 CPUs.
+// maxNumbers is the largest number of CPUs, devices or interfaces in a file. The kernel has at
+// most 8192 CPUs.
 const maxNumbers = 8192
 
 // The keys of memory_stats.stats, as the Engine prints them: ascending. The kernel's files hold
-// more, which are not shown, and may lack some, which are then 0 (moby: daemon/stats_unix.go).
+// more keys, which are not shown. A key that they lack is 0 (moby: daemon/stats_unix.go).
 var (
 	memoryKeysV1 = []string{
 		"active_anon", "active_file", "cache", "dirty", "hierarchical_memory_limit", "hierarchical_memsw_limit",
@@ -57,64 +55,6 @@ func indexOf(keys []string) map[string]int {
 		m[k] = i
 	}
 	return m
-}
-
-// parseUint reads a decimal number. As in the Engine's reader a negative one counts as 0: old
-// kernels print those for counters that are summed up from several CPUs.
-func parseUint(b []byte) (uint64, bool) {
-	neg := len(b) > 0 && b[0] == '-'
-	if neg {
-		b = b[1:]
-	}
-	if len(b) == 0 || len(b) > 20 {
-		return 0, false
-	}
-	var v uint64
-	for _, d := range b {
-		d -= '0'
-		if d > 9 {
-			return 0, false
-		}
-		if v > math.MaxUint64/10 || v*10 > math.MaxUint64-uint64(d) {
-			return 0, false
-		}
-		v = v*10 + uint64(d)
-	}
-	if neg {
-		return 0, true
-	}
-	return v, true
-}
-
-// nextLine cuts the first line off b. ok is false when the line is not ended: the kernel ends
-// every line, so it is a half-written one.
-func nextLine(b []byte) (line, rest []byte, ok bool) {
-	i := bytes.IndexByte(b, '\n')
-	if i < 0 {
-		return nil, nil, false
-	}
-	return b[:i], b[i+1:], true
-}
-
-// nextField cuts the first field off a line; white space is spaces and tabs. An empty field means
-// that there are no more.
-func nextField(b []byte) (field, rest []byte) {
-	i := 0
-	for i < len(b) && (b[i] == ' ' || b[i] == '\t') {
-		i++
-	}
-	j := i
-	for j < len(b) && b[j] != ' ' && b[j] != '\t' {
-		j++
-	}
-	return b[i:j], b[j:]
-}
-
-// nextUint cuts the first field off a line and reads it as a number.
-func nextUint(b []byte) (v uint64, rest []byte, ok bool) {
-	f, rest := nextField(b)
-	v, ok = parseUint(f)
-	return v, rest, ok
 }
 
 // parseValue reads a file of one number; "max" is the largest.
@@ -158,32 +98,6 @@ func parsePerCPU(b []byte, dst []uint64) ([]uint64, uint64, error) {
 		return dst, 0, fmt.Errorf("%w: no CPU", errDamaged)
 	}
 	return dst, sum, nil
-}
-
-// pairs walks a file of "key value" lines.
-type pairs struct {
-	rest []byte
-	err  error
-}
-
-// next returns the next pair; ok is false at the end, and at what is none.
-func (p *pairs) next() (key []byte, v uint64, ok bool) {
-	if p.err != nil || len(p.rest) == 0 {
-		return nil, 0, false
-	}
-	line, rest, ok := nextLine(p.rest)
-	if !ok {
-		p.err = fmt.Errorf("%w: half a line", errDamaged)
-		return nil, 0, false
-	}
-	p.rest = rest
-	key, line = nextField(line)
-	v, line, ok = nextUint(line)
-	if more, _ := nextField(line); !ok || len(more) > 0 {
-		p.err = fmt.Errorf("%w: not a key and a number", errDamaged)
-		return nil, 0, false
-	}
-	return key, v, true
 }
 
 // parseMemoryStat reads memory.stat of either cgroup version into dst, one element for each of keys.
@@ -421,153 +335,4 @@ func parseIOStat(b []byte, dst []BlkioEntry) ([]BlkioEntry, error) {
 			BlkioEntry{Major: major, Minor: minor, Op: "write", Value: wbytes})
 	}
 	return dst, nil
-}
-
-// parseProcStat reads the head of /proc/stat: the host's CPU time in nanoseconds, which is the sum
-// of the first seven columns (guest time is in user time already), and the number of CPUs. Only
-// whole lines count: the file may be cut off behind the CPUs.
-func parseProcStat(b []byte) (system uint64, online uint32, err error) {
-	for {
-		line, rest, ok := nextLine(b)
-		if !ok || len(line) < 4 || string(line[:3]) != "cpu" {
-			break
-		}
-		b = rest
-		if line[3] != ' ' {
-			online++
-			continue
-		}
-		line = line[4:]
-		for range 7 {
-			var v uint64
-			if v, line, ok = nextUint(line); !ok {
-				return 0, 0, fmt.Errorf("%w: too few columns", errDamaged)
-			}
-			system += v
-		}
-	}
-	if system == 0 || online == 0 {
-		return 0, 0, fmt.Errorf("%w: no CPU", errDamaged)
-	}
-	return system * nsPerTick, online, nil
-}
-
-// parseMemTotal returns MemTotal of /proc/meminfo in bytes.
-func parseMemTotal(b []byte) (uint64, error) {
-	for {
-		line, rest, ok := nextLine(b)
-		if !ok {
-			return 0, fmt.Errorf("%w: no MemTotal", errDamaged)
-		}
-		b = rest
-		if line, ok = bytes.CutPrefix(line, []byte("MemTotal:")); !ok {
-			continue
-		}
-		if v, _, ok := nextUint(line); ok {
-			return v * 1024, nil
-		}
-		return 0, fmt.Errorf("%w: MemTotal is not a number", errDamaged)
-	}
-}
-
-// netLines walks /proc/<pid>/net/dev.
-type netLines struct {
-	rest []byte
-	err  error
-}
-
-// newNetLines checks and cuts off the two lines of headings.
-func newNetLines(b []byte) netLines {
-	for range 2 {
-		line, rest, ok := nextLine(b)
-		if !ok || bytes.IndexByte(line, '|') < 0 {
-			return netLines{err: fmt.Errorf("%w: no headings", errDamaged)}
-		}
-		b = rest
-	}
-	return netLines{rest: b}
-}
-
-// next returns the next interface's name, valid as long as the buffer, and fills n's counters.
-func (l *netLines) next(n *Network) (name []byte, ok bool) {
-	if l.err != nil || len(l.rest) == 0 {
-		return nil, false
-	}
-	line, rest, ok := nextLine(l.rest)
-	if !ok {
-		l.err = fmt.Errorf("%w: half a line", errDamaged)
-		return nil, false
-	}
-	l.rest = rest
-	// A name may hold a colon; the numbers do not.
-	i := bytes.LastIndexByte(line, ':')
-	if i < 0 {
-		l.err = fmt.Errorf("%w: no name", errDamaged)
-		return nil, false
-	}
-	name = bytes.TrimLeft(line[:i], " ")
-	line = line[i+1:]
-	// bytes packets errs drop fifo frame compressed multicast | bytes packets errs drop …
-	columns := [16]*uint64{
-		0: &n.RxBytes, 1: &n.RxPackets, 2: &n.RxErrors, 3: &n.RxDropped,
-		8: &n.TxBytes, 9: &n.TxPackets, 10: &n.TxErrors, 11: &n.TxDropped,
-	}
-	for _, c := range columns {
-		var v uint64
-		if v, line, ok = nextUint(line); !ok {
-			l.err = fmt.Errorf("%w: too few columns", errDamaged)
-			return nil, false
-		}
-		if c != nil {
-			*c = v
-		}
-	}
-	return name, true
-}
-
-// cgroupPath returns the path of the container's cgroup for a controller ("" for cgroup v2) as
-// /proc/<pid>/cgroup tells it: up to the component that names the container, because its processes may
-// have made cgroups of their own below. The error is errNoController when the controller is not mounted,
-// and errNotOurs when nothing in its path names the container: then the process is not, or no longer,
-// the container's.
-func cgroupPath(b []byte, controller, id string) ([]byte, error) {
-	for {
-		line, rest, ok := nextLine(b)
-		if !ok {
-			return nil, errNoController
-		}
-		b = rest
-		_, line, _ = bytes.Cut(line, []byte{':'}) // the hierarchy's number
-		list, path, ok := bytes.Cut(line, []byte{':'})
-		if !ok || !inList(list, controller) {
-			continue
-		}
-		at := index(path, id)
-		if id == "" || at < 0 || path[0] != '/' || bytes.Contains(path, []byte("/..")) {
-			return nil, errNotOurs
-		}
-		if end := bytes.IndexByte(path[at:], '/'); end >= 0 {
-			path = path[:at+end]
-		}
-		return path, nil
-	}
-}
-
-// index is bytes.Index without a copy of s.
-func index(b []byte, s string) int {
-	return strings.Index(unsafe.String(unsafe.SliceData(b), len(b)), s) // the string is not kept
-}
-
-// inList reports whether a comma-separated list holds s. The empty list holds only "".
-func inList(list []byte, s string) bool {
-	for {
-		head, tail, more := bytes.Cut(list, []byte{','})
-		if string(head) == s {
-			return true
-		}
-		if !more {
-			return false
-		}
-		list = tail
-	}
 }

@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// rareEvery is how often numbers are read that change by hand only (docker update), or cannot have
-// changed as long as others are what they are.
+// rareEvery is how often the rare numbers are read. They change only by hand (docker update), or
+// cannot have changed while other numbers are equal.
 const rareEvery = 10 * time.Second
 
-// rareNumbers are such numbers, as last read. Their files are not kept open.
+// rareNumbers are the rare numbers of the last reading. Their files are not kept open.
 type rareNumbers struct {
 	due bool      // they are read in this reading
 	at  time.Time // of the last one
@@ -24,10 +24,10 @@ type rareNumbers struct {
 	memoryLimit, memoryFailures, pidsLimit uint64
 	periods                                uint64 // v1: none while CPU time has no limit
 
-	// What was read when the container had used this much CPU time and memory. As long as it uses
-	// no more of either, it has not run, and only the kernel can have changed memory.stat (writing
-	// pages back): that shows the next time that the numbers are due. memory.stat costs as much as
-	// all other files together.
+	// The last memory.stat, with the CPU time and the memory of the container at that time.
+	// While both are equal, the container has not run, and only the kernel can have changed
+	// memory.stat (by writing pages back). That shows when the rare numbers are due.
+	// memory.stat costs as much as all other files together.
 	cpu, memory uint64 // of the last reading
 	times       [2]uint64
 	stats       []uint64 // in the order of the keys
@@ -40,8 +40,8 @@ func (r *rareNumbers) idle(c *CPU) bool {
 	return idle
 }
 
-// begin decides whether they are read in the reading at now. Containers that were opened together
-// take turns.
+// begin decides whether the reading at now has them. Containers that were opened together take
+// turns.
 func (r *rareNumbers) begin(now time.Time, turn int) {
 	if r.due = now.Sub(r.at) >= rareEvery; !r.due {
 		return
@@ -52,8 +52,8 @@ func (r *rareNumbers) begin(now time.Time, turn int) {
 	r.at = now
 }
 
-// failing reports whether the memory's limit can have been hit since the last reading: it has been
-// before, or is near.
+// failing reports whether the container can have hit its memory limit since the last reading: it
+// has hit it before, or is near it.
 func (r *rareNumbers) failing(m *Memory) bool {
 	return r.memoryFailures != 0 || max(m.Usage, m.MaxUsage) > r.memoryLimit/2
 }
@@ -61,7 +61,7 @@ func (r *rareNumbers) failing(m *Memory) bool {
 // file reads a cgroup file into the source's buffer. The bytes are valid until the next one.
 func (f *cgroupFeed) file(i int) ([]byte, error) { return f.read(i, true) }
 
-// read is file, for a file that does not stay open unless keep says so.
+// read is file for a file that stays open only with keep.
 func (f *cgroupFeed) read(i int, keep bool) ([]byte, error) {
 	keep = keep && f.held > 0
 	if keep && f.kept[i].fd == 0 {
@@ -80,8 +80,8 @@ func (f *cgroupFeed) read(i int, keep bool) ([]byte, error) {
 	if isShort(err) {
 		return nil, f.wrong(i, err)
 	}
-	// The files of a removed cgroup are not there, or give ENODEV while they are read. Where the
-	// cgroup lives on, a file that is missing is damage.
+	// The files of a removed cgroup are missing, or a read returns ENODEV. While the cgroup
+	// exists, a missing file is damage.
 	if err := f.alive(at.dir); err != nil {
 		return nil, err
 	}
@@ -91,7 +91,7 @@ func (f *cgroupFeed) read(i int, keep bool) ([]byte, error) {
 	return nil, f.wrong(i, err)
 }
 
-// alive returns errGone if the cgroup is no more, another error if that could not be found out.
+// alive returns errGone if the cgroup is gone, and another error if it cannot tell.
 func (f *cgroupFeed) alive(dir int) error {
 	if f.dir[dir] < 0 {
 		if err := f.reach(); err != nil {
@@ -108,7 +108,7 @@ func (f *cgroupFeed) alive(dir int) error {
 	return unix.Close(fd)
 }
 
-// wrong says which file an error is about.
+// wrong adds the name of the file to an error.
 func (f *cgroupFeed) wrong(i int, err error) error {
 	if err == nil {
 		return nil
@@ -126,7 +126,7 @@ func (f *cgroupFeed) value(i int, dst *uint64) error {
 	return err
 }
 
-// rarely reads a file of one number into dst if it is time for that.
+// rarely reads a file of one number into dst if the rare numbers are due.
 func (f *cgroupFeed) rarely(i int, dst *uint64) error {
 	if !f.rare.due {
 		return nil
@@ -139,7 +139,7 @@ func (f *cgroupFeed) rarely(i int, dst *uint64) error {
 	return err
 }
 
-// memoryStat reads memory.stat, unless it says what it said the last time.
+// memoryStat reads memory.stat, unless it cannot have changed.
 func (f *cgroupFeed) memoryStat(m *Memory, idle bool, keys []string, index map[string]int) error {
 	r := &f.rare
 	unchanged := idle && m.Usage == r.memory
@@ -164,7 +164,7 @@ func (f *cgroupFeed) memoryStat(m *Memory, idle bool, keys []string, index map[s
 	return nil
 }
 
-// Sample reads everything now, but for the numbers that change rarely. The counters are valid until
+// Sample reads everything now, except rare numbers that are not due. The counters are valid until
 // the next call on any feed of the source.
 func (f *cgroupFeed) Sample(hot bool) (*Counters, error) {
 	if f.net.waiting() {
@@ -208,15 +208,15 @@ func (f *cgroupFeed) Sample(hot bool) (*Counters, error) {
 	return c, nil
 }
 
-// readSystem fills in the host's CPU time. The kernel counts it in ticks of 10 ms, so a reading is
-// as good as new for that long, and the containers of one tick share it.
+// readSystem fills in the host's CPU time. The kernel counts it in ticks of 10 ms, so a reading
+// stays good for that long, and the containers of one tick share it.
 func (s *CgroupSource) readSystem(c *Counters) error {
 	if now := time.Now(); s.system.at.IsZero() || now.Sub(s.system.at) >= nsPerTick {
 		f, err := os.Open(filepath.Join(s.cfg.ProcRoot, "stat"))
 		if err != nil {
 			return err
 		}
-		// The CPUs come first; what follows them (interrupts) may be much longer.
+		// The CPUs come first; the interrupts after them may be much longer.
 		n, err := f.Read(s.buf)
 		f.Close()
 		if err != nil {
@@ -366,7 +366,7 @@ func (f *cgroupFeed) readV2(c *Counters) error {
 	return nil
 }
 
-// gone turns the errors of a process that ended into errGone.
+// gone returns errGone for the errors of a process that has ended.
 func gone(err error) error {
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
 		return errGone

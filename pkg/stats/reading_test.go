@@ -116,8 +116,8 @@ func TestRareNumbers(t *testing.T) {
 	})
 }
 
-// A container that has not run keeps its memory.stat for ten seconds; one that has shows the new
-// one at once.
+// A container that has not run keeps its memory.stat for ten seconds; after it has run it shows
+// the new one at once.
 func TestMemoryStatOfTheIdle(t *testing.T) {
 	versions(t, func(t *testing.T, tr *tree) {
 		c := tr.add(0)
@@ -191,7 +191,7 @@ func withoutDescriptors(t testing.TB, f func()) {
 	f()
 }
 
-// No descriptor left is neither the container's end nor damage, whatever is to be opened.
+// A process without a free descriptor takes no container for ended or damaged, at any of the files.
 func TestNoDescriptors(t *testing.T) {
 	versions(t, func(t *testing.T, tr *tree) {
 		c := tr.add(0)
@@ -229,8 +229,8 @@ func TestNoDescriptors(t *testing.T) {
 	})
 }
 
-// For want of a descriptor a container keeps the sample that it has, and has a new one when there
-// is one again. What is kept open is given back.
+// Without a free descriptor a container keeps its sample, and gets a new one when a descriptor is
+// free. The budget is released.
 func TestNoDescriptorsKeepsTheSample(t *testing.T) {
 	versions(t, func(t *testing.T, tr *tree) {
 		c := tr.add(0)

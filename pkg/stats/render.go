@@ -15,15 +15,15 @@ var blkioKeys = [8]string{
 	"io_wait_time_recursive", "io_merged_recursive", "io_time_recursive", "sectors_recursive",
 }
 
-// previous is what a sample needs to know of the one before: its time, its cpu_stats as they
-// were printed, and its traffic. The zero value stands for no sample.
+// previous is what a sample needs of the one before: its time, its cpu_stats as printed, and its
+// traffic. The zero value means that there was none.
 type previous struct {
 	read time.Time
 	cpu  []byte
 	net  traffic
 }
 
-// traffic is the bytes that went over all of a container's interfaces. The zero value stands for none to be seen.
+// traffic is the bytes of all interfaces of a container. The zero value means that no interface is visible.
 type traffic struct {
 	known  bool
 	rx, tx uint64
@@ -38,9 +38,9 @@ func trafficOf(nets []Network) (t traffic) {
 	return t
 }
 
-// appendRates puts network_rate_stats, the traffic per second since prev, at the end of the object that dst is, and
-// returns it with the length of what the object was without it, its closing brace apart. There are no rates without
-// two samples, nor when an interface that was counted has gone.
+// appendRates appends network_rate_stats, the traffic per second since prev, to the object in dst.
+// It returns the object, and the length that it had before without its closing brace. There are no
+// rates without two samples, nor after a counted interface has gone.
 //
 //	{…, "network_rate_stats": {"rx_bytes_per_sec": 12.5, "tx_bytes_per_sec": 0}}
 func appendRates(dst []byte, c *Counters, prev previous) (_ []byte, v2 int) {
@@ -57,8 +57,8 @@ func appendRates(dst []byte, c *Counters, prev previous) (_ []byte, v2 int) {
 }
 
 // appendSample appends the Engine API's stats object to dst and returns it with the bounds of
-// cpu_stats in it, which are the next sample's precpu_stats. Keys are in the order of the Engine's
-// types.StatsJSON (API 1.30 to 1.47), and are left out where the Engine leaves them out.
+// cpu_stats in it, which are the next sample's precpu_stats. The order of the keys, and which
+// empty ones are omitted, is that of the Engine's types.StatsJSON (API 1.30 to 1.47).
 //
 //	{"read": RFC 3339, "preread": RFC 3339, "pids_stats": {}, "blkio_stats": {}, "num_procs": 0, "storage_stats": {},
 //	 "cpu_stats": {}, "precpu_stats": {}, "memory_stats": {}, "name": "/…", "id": "…", "networks": {}}
@@ -144,8 +144,9 @@ func appendBlkio(dst []byte, b *Blkio) []byte {
 func appendCPU(dst []byte, c *CPU) []byte {
 	dst = append(dst, `{"cpu_usage":{`...)
 	dst = appendKey(dst, "total_usage", c.Total)
-	// The Engine lists every possible CPU, which may be more than there are: clients divide by the
-	// length and get it wrong. Only a list that they cannot misread is printed.
+	// The Engine lists every possible CPU, which may be more than exist. Clients that divide
+	// by the length then get wrong numbers. So the list is printed only if its length is the
+	// number of CPUs.
 	if len(c.PerCPU) > 0 && uint64(len(c.PerCPU)) == uint64(c.Online) {
 		dst = append(dst, `,"percpu_usage":[`...)
 		for i, v := range c.PerCPU {

@@ -1,5 +1,5 @@
-// Package stats samples the containers' counters and renders each sample as the Engine API's stats
-// object, once, before anybody asks for it.
+// Package stats samples the containers' counters and renders each sample once, before any request,
+// as the Engine API's stats object.
 //
 // One Sampler serves the whole host. It stores what it renders in each container's task.StatsCell,
 // where the server finds it without a lock and without waiting. The numbers come from a Source: the
@@ -21,27 +21,27 @@ import (
 
 // Source opens containers for sampling.
 type Source interface {
-	// Open starts following a running container of t. deliver takes samples that arrive on their
-	// own time; it copies what it is given, may be called from any goroutine, and may be called
-	// after Close.
+	// Open starts to follow a running container of t. deliver takes samples that arrive at
+	// other times than a call of Sample. It copies the counters, and may be called from any
+	// goroutine and after Close.
 	Open(t *task.Task, c *task.Container, deliver func(*Counters)) (Feed, error)
 }
 
-// Feed is one container being followed. Its methods are called under the sampler's lock and must
-// not wait for anything but local files.
+// Feed follows one container. Its methods are called under the sampler's lock, so they may wait
+// only for local files.
 type Feed interface {
-	// Sample asks for one sample: somebody wants them each second (hot), or it is only time for
-	// one. It returns the counters, valid until the next call, or nil if they will be delivered.
+	// Sample takes a sample. hot: a client wants one each second. It returns the counters,
+	// valid until the next call, or nil if they will be delivered.
 	Sample(hot bool) (*Counters, error)
 	Close()
 }
 
 // Config is the sampler's timing. Zero values take the defaults.
 type Config struct {
-	// HotFor is how long after a question a container is sampled each second. The default, 65 s,
-	// keeps one hot that is asked once a minute.
+	// HotFor is how long after a request a container is sampled each second. With the default,
+	// 65 s, one request a minute keeps it hot.
 	HotFor time.Duration
-	// Cold is the time between two samples that nobody asked for; default 90 s.
+	// Cold is the time between two samples without requests; default 90 s.
 	Cold time.Duration
 
 	Log    *zap.Logger      // nil: none
@@ -50,30 +50,30 @@ type Config struct {
 
 const (
 	hotInterval = time.Second
-	// The hot containers are spread over the slots of a second in groups. A large group is cheap,
-	// because each start finds the processor's caches cold (with 5 containers in one go a sample
-	// was measured to cost twice what it does with 50), and a small one leaves the processor to
-	// others sooner: 128 take about 10 ms.
+	// The hot containers are sampled in groups, which are spread over the slots of a second. A
+	// large group is cheap, because each group starts with cold processor caches: in groups of
+	// 5 a sample costs twice as much as in groups of 50. A small group frees the processor
+	// sooner: 128 take about 10 ms.
 	slots = 10
 	slot  = hotInterval / slots
 	group = 128
-	// together is how much later than due a container may be sampled, and a question noticed, to be
-	// so with others.
+	// together is how late a container may be sampled, or a request noticed, so that several
+	// are done at once.
 	together = slot / 5
-	// prime is the time from a container's first sample, which is not shown, to the second, which
-	// has a real precpu_stats to show. The host's CPU time moves in steps of 10 ms, so it is
-	// precise to 2 %.
+	// prime is the time from a container's first sample to its second. The first is not shown;
+	// the second has a real precpu_stats. The host's CPU time moves in steps of 10 ms, so it
+	// is precise to 2 %.
 	prime = 500 * time.Millisecond
 	// retry is the time to the second attempt to sample a container; it doubles from there.
 	retry = 100 * time.Millisecond
-	// burst is the distance between first samples when many containers appear at once.
+	// burst is the time between first samples if many containers appear at once.
 	burst = time.Millisecond
 )
 
 // Metrics counts what the sampler did since its start.
 type Metrics struct {
 	Samples atomic.Uint64 // rendered
-	Damaged atomic.Uint64 // not rendered: a file was missing, cut off, huge, or held something else
+	Damaged atomic.Uint64 // not rendered: a file was missing, cut off, huge, or in another format
 	Gone    atomic.Uint64 // not rendered: the container had ended
 	Short   atomic.Uint64 // not rendered: the process had no file descriptor free
 	Failed  atomic.Uint64 // not rendered: anything else, such as a container that was not found
@@ -114,7 +114,7 @@ type entry struct {
 	failures uint // in a row
 	waits    uint // in a row: its interfaces were not listed yet
 
-	// last is the newest sample, shown or not: its cpu_stats are the next one's precpu_stats.
+	// last is the newest sample, shown or not. Its cpu_stats are the precpu_stats of the next.
 	last             *task.Sample
 	cpuStart, cpuEnd int
 	net              traffic // of the newest sample
@@ -182,8 +182,8 @@ func (s *Sampler) Apply(tasks []*task.Task) {
 	}
 }
 
-// add begins or goes on to follow the running containers of tasks that are new or have changed, and
-// returns how many containers are new.
+// add follows the running containers of tasks that are new or have changed. It returns how many
+// containers are new.
 func (s *Sampler) add(changed []*task.Task) (added int) {
 	now := time.Since(s.epoch)
 	for _, t := range changed {
@@ -228,8 +228,7 @@ func (s *Sampler) drop() (ended int) {
 	return ended
 }
 
-// arrange makes the order that containers are sampled in anew. A pass may be going through the old
-// one.
+// arrange makes a new order of sampling. A pass may still use the old one.
 func (s *Sampler) arrange(added int) {
 	order := make([]*entry, 0, len(s.order)+added)
 	for _, list := range [][]*entry{s.order, s.added} {
@@ -250,7 +249,7 @@ func (s *Sampler) change(e *entry, t *task.Task, c *task.Container, now time.Dur
 	newNet, _ := netProcess(t, c)
 	restarted := e.c.PID != c.PID || !e.c.StartedAt.Equal(c.StartedAt)
 	if restarted {
-		// Its counters begin anew: nothing of the life before may show.
+		// Its counters start from zero: no number of its former life may show.
 		e.cell.Store(nil)
 		e.rendered = 0
 	}
@@ -282,7 +281,7 @@ func (s *Sampler) end(e *entry) {
 	e.announce()
 }
 
-// announce wakes who waits for a sample.
+// announce wakes the goroutines that wait for a sample.
 func (e *entry) announce() {
 	if e.news != nil {
 		close(e.news)
@@ -339,7 +338,7 @@ func (s *Sampler) pass() time.Duration {
 			continue // Apply has replaced the list meanwhile
 		}
 		if s.step(e, now, wall) {
-			// Let go between two containers, so that Apply need not wait for a thousand of them.
+			// Unlocked between two containers, so that Apply does not wait for a thousand of them.
 			s.mu.Unlock()
 			s.mu.Lock()
 		}
@@ -349,11 +348,11 @@ func (s *Sampler) pass() time.Duration {
 	return max(next-time.Since(s.epoch), together)
 }
 
-// step samples e if it is due, and sets when it is due again.
+// step samples e if it is due, and sets its next time.
 func (s *Sampler) step(e *entry, now time.Duration, wall int64) (sampled bool) {
 	if hot := e.subscribers > 0 || s.asked(e, wall); hot != e.hot {
-		// At once in both directions: who asks gets a fresh sample soon, and a source that keeps a
-		// stream or files open for a hot container learns that it need not.
+		// Both changes take effect at once. A client gets a fresh sample soon, and a
+		// source closes the stream or the files that it keeps open for a hot container.
 		e.hot, e.due = hot, now
 	}
 	if e.due > now {
@@ -394,8 +393,8 @@ func (s *Sampler) interval(e *entry) time.Duration {
 	return s.cfg.Cold
 }
 
-// asked reports whether somebody asked for e not long ago. A clock that was set back does not
-// keep a container hot for long.
+// asked reports whether there was a request for e within HotFor. A clock that was set back does
+// not keep a container hot for long.
 func (s *Sampler) asked(e *entry, wall int64) bool {
 	at := e.cell.Asked()
 	if at == 0 {
@@ -405,7 +404,7 @@ func (s *Sampler) asked(e *entry, wall int64) bool {
 	return ago < s.cfg.HotFor && ago > -s.cfg.HotFor
 }
 
-// sample asks e's feed for a sample, after opening it if need be, and publishes it.
+// sample takes a sample from e's feed, which it opens if necessary, and publishes it.
 func (s *Sampler) sample(e *entry) error {
 	if e.feed == nil {
 		if err := s.open(e); err != nil {
@@ -439,16 +438,16 @@ func (s *Sampler) open(e *entry) error {
 			return nil
 		}
 		if errors.Is(err, errGone) || isShort(err) {
-			return err // no source can know better
+			return err // no other source can help
 		}
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
 
-// failed takes e's sample back: the container shows no numbers rather than old or wrong ones. What
-// it was read from is found anew the next time. For want of a descriptor it keeps its last sample,
-// which says when it was read.
+// failed removes e's sample: no numbers are better than old or wrong ones. The next attempt opens
+// the feed again. If the process has no descriptor free, e keeps its last sample, which has the
+// time of its reading.
 func (s *Sampler) failed(e *entry, err error) {
 	s.closeFeed(e)
 	if isShort(err) {
@@ -470,7 +469,7 @@ func (s *Sampler) failed(e *entry, err error) {
 	}
 }
 
-// short takes note that the process had no descriptor free: what is kept open is given back.
+// short is called when the process had no descriptor free. It has the budget release what is kept open.
 func (s *Sampler) short(err error) {
 	s.metrics.Short.Add(1)
 	s.cfg.Budget.Exhausted()
@@ -484,9 +483,8 @@ func (s *Sampler) short(err error) {
 
 // publish renders c as e's newest sample.
 //
-// Each sample has memory of its own, exactly as large as it is. Its readers hold the bytes while a
-// slow connection takes them, for as long as that lasts, so that no buffer could be known to be
-// free again; the collector knows.
+// Each sample has its own memory, of exactly its size. A slow connection may hold the bytes of a
+// sample for any time, so a buffer could not be reused; the garbage collector frees it.
 func (s *Sampler) publish(e *entry, c *Counters) {
 	var prev previous
 	if e.last != nil {

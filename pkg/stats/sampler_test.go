@@ -193,7 +193,7 @@ func TestAskedInNewCell(t *testing.T) {
 	})
 }
 
-// Who asks once a minute gets a sample of the last second.
+// A client that asks once a minute gets a sample of the last second.
 func TestAskedOnceAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := running(t, Config{}, newFakeSource())
@@ -210,7 +210,7 @@ func TestAskedOnceAMinute(t *testing.T) {
 	})
 }
 
-// The clock was an hour ahead when somebody asked, and was then put right.
+// At the request the clock was an hour ahead; then it was corrected.
 func TestQuestionFromTheFuture(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		src := newFakeSource()

@@ -7,7 +7,7 @@ import (
 	"metad/pkg/task"
 )
 
-// Subscription hands out a container's samples one after the other. It is for one goroutine.
+// Subscription returns a container's samples one after the other. It is for one goroutine.
 type Subscription struct {
 	s    *Sampler
 	e    *entry
@@ -32,8 +32,8 @@ func (s *Sampler) Subscribe(id string) *Subscription {
 	return sub
 }
 
-// Next waits for a sample that it has not returned yet and returns the newest one: those that came
-// and went since the last call are lost. Returns io.EOF once the container has stopped, or ctx's error.
+// Next waits for a sample that it has not returned yet, and returns the newest one: older ones are
+// skipped. It returns io.EOF after the container has stopped, or ctx's error.
 func (sub *Subscription) Next(ctx context.Context) (*task.Sample, error) {
 	for {
 		sub.s.mu.Lock()

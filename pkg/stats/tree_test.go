@@ -287,7 +287,7 @@ func TestRemovedCgroupIsGone(t *testing.T) {
 	})
 }
 
-// The process number that Docker told us is another container's, or no container's, by now.
+// The process number that Docker reported belongs to another container by now, or to none.
 func TestProcessNumberUsedAgain(t *testing.T) {
 	versions(t, func(t *testing.T, tr *tree) {
 		a, b := tr.add(0), tr.add(1)
@@ -399,8 +399,8 @@ func TestNetworksOfServiceConnect(t *testing.T) {
 	})
 }
 
-// A kernel that is slow to list interfaces holds up the containers that wait for theirs, and nobody else; it
-// is asked for a few at a time.
+// A kernel that lists interfaces slowly delays only the containers that wait for theirs, and only
+// a few lists run at a time.
 func TestListingHoldsUpNobodyElse(t *testing.T) {
 	tr := newTree(t, true)
 	src := treeSource(t, tr.dir)
