@@ -42,11 +42,13 @@ type daemon struct {
 	endpoint    *endpoint
 	watchdog    *watchdog   // nil: none
 	guard       *agentGuard // nil: none
+	answers     firstAnswers
+	abandoned   atomic.Uint64 // takeovers of this metad that did not happen
 }
 
 // newDaemon makes the parts. None of them does anything yet.
 func newDaemon(c *config, log *zap.Logger, own *possession) (_ *daemon, err error) {
-	d := &daemon{cfg: c, log: log, own: own}
+	d := &daemon{cfg: c, log: log, own: own, answers: firstAnswers{since: time.Now()}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
@@ -78,7 +80,7 @@ func newDaemon(c *config, log *zap.Logger, own *possession) (_ *daemon, err erro
 	if err := d.tasks.restore(own.saved); err != nil {
 		return nil, err
 	}
-	d.follower.Restore(d.tasks.restored())
+	d.follower.Restore(d.tasks.published())
 	return d, nil
 }
 
@@ -150,9 +152,10 @@ func (d *daemon) run(parts *parts) {
 		sets := d.tasks.mailbox()
 		parts.run(func(ctx context.Context) error { sets.each(ctx, d.sampler.Apply); return nil })
 	}
-	files, saved := d.tasks.mailbox(), d.tasks.mailbox()
+	files, saved, seen := d.tasks.mailbox(), d.tasks.mailbox(), d.tasks.mailbox()
 	parts.runLoose("metadata files", func(ctx context.Context) { d.keepFiles(ctx, files) })
 	parts.run(d.sample)
+	parts.run(func(ctx context.Context) error { seen.each(ctx, d.answers.note); return nil })
 	d.tasks.to(filling) // what an earlier process knew needs no list of containers
 	parts.run(d.follower.Run)
 	parts.run(d.retry)
@@ -261,7 +264,10 @@ func (d *daemon) offer() (takeover.State, error) {
 }
 
 // resume goes on after a takeover that did not happen.
-func (d *daemon) resume() error { return d.tasks.resume(d.own.loader.CancelTakeover) }
+func (d *daemon) resume() error {
+	d.abandoned.Add(1)
+	return d.tasks.resume(d.own.loader.CancelTakeover)
+}
 
 // leave answers what was accepted here, while succ has all that is in the kernel and accepts. It
 // reports whether this metad is done: if succ dies before that, this one serves again.

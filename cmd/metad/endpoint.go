@@ -83,9 +83,6 @@ func (e *endpoint) restart() error {
 	return e.start()
 }
 
-// counters are the current server's.
-func (e *endpoint) counters() server.Counters { return e.current.Load().Counters() }
-
 // Close ends the current server and closes the listener. Called again, it does nothing.
 func (e *endpoint) Close() error {
 	if e.current.Load() != nil {

@@ -65,8 +65,8 @@ func (p *publisher) restore(saved []lookup.Saved) error {
 	return nil
 }
 
-// restored returns the tasks that are known from an earlier process.
-func (p *publisher) restored() (tasks []*task.Task) {
+// published returns the tasks of the table: at the beginning, those that an earlier process knew.
+func (p *publisher) published() (tasks []*task.Task) {
 	for _, v := range p.table.Views() {
 		tasks = append(tasks, v.Task)
 	}

@@ -293,6 +293,11 @@ func TestRootCommands(t *testing.T) {
 	if code, body, err := d.get("127.0.0.1:51683", "/metrics"); err != nil || code != 200 || !strings.Contains(body, `metad_verdicts_total{verdict="port_task"}`) {
 		t.Errorf("metrics: got %d %v %.2000s", code, err, body)
 	}
+	waitFor(t, "the answer in the metrics, and the container's first", func() bool {
+		_, body, err := d.get("127.0.0.1:51683", "/metrics")
+		return err == nil && strings.Contains(body, "\nmetad_first_answer_seconds_count 1\n") &&
+			strings.Contains(body, "\nmetad_requests_total{route=\"/v2/stats\",status=\"2xx\"} 1\n")
+	})
 	if code, body, err := d.get("127.0.0.1:51683", "/tasks"); err != nil || code != 404 {
 		t.Errorf("tasks by TCP: got %d %v %.200s, want 404", code, err, body)
 	}

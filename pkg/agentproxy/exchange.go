@@ -71,8 +71,8 @@ func (x *Exchange) Close() error { return x.agent.Close() }
 const lingering = 500 * time.Millisecond
 
 // Run passes everything between client and agent. It leaves closing the client's connection to its
-// caller.
-func (x *Exchange) Run(client net.Conn) {
+// caller. It returns why the client was sent Failed's answer, nil if it was sent the agent's.
+func (x *Exchange) Run(client net.Conn) (failed error) {
 	x.client = client
 	_ = client.SetDeadline(x.deadline.Add(lingering)) // after the agent's: there may be a 504 to write
 	go x.upload()
@@ -85,10 +85,11 @@ func (x *Exchange) Run(client net.Conn) {
 		default:
 		}
 		_, _ = client.Write(x.Failed(err))
+		failed = err
 	}
 	select {
 	case <-x.uploaded:
-		return
+		return failed
 	default:
 	}
 	if w, ok := client.(interface{ CloseWrite() error }); ok {
@@ -96,6 +97,7 @@ func (x *Exchange) Run(client net.Conn) {
 	}
 	_ = client.SetReadDeadline(time.Now().Add(lingering))
 	<-x.uploaded
+	return failed
 }
 
 // upload sends the request. When the agent stops listening, upload goes on reading, so that the

@@ -33,6 +33,7 @@ type create struct {
 	original []byte // bodies
 	edited   []byte
 	settled  bool // entry knows what became of the container
+	lacking  bool // what it should have had besides: counted already
 }
 
 func (c *create) release() {
@@ -70,14 +71,18 @@ func (p *Proxy) prepare(r *http.Request) *create {
 	file, uris := p.inject.Defaults()
 	anything := file || uris
 	if n > p.cfg.MaxBodyBytes {
-		if anything {
+		if !anything {
+			p.inject.Count(inject.WayProxy, inject.Unchanged)
+		} else {
 			p.without(log, fmt.Errorf("body of more than %d bytes", p.cfg.MaxBodyBytes))
 		}
 		return nil
 	}
 	body, err := parseCreate(raw)
 	if err != nil {
-		if anything {
+		if !anything {
+			p.inject.Count(inject.WayProxy, inject.Unchanged)
+		} else {
 			p.without(log, err)
 		}
 		return nil
@@ -86,25 +91,32 @@ func (p *Proxy) prepare(r *http.Request) *create {
 		Mounts: func() []inject.Mount { return p.mounts(r.Context(), body) }}
 	plan := inject.Plan{URIs: p.inject.URIs(c)}
 	plan.Entry, plan.Err = p.bounded.File(r.Context(), c, p.files.Layout().Form, nil)
+	lacking := false
 	switch {
 	case errors.Is(plan.Err, inject.ErrClaimed):
 		log.Info("container gets no metadata file", zap.Error(plan.Err))
 	case plan.Err != nil:
 		p.without(log, plan.Err)
+		lacking = true
 	}
 	add := additions{env: plan.Env(), ownMount: p.inject.OwnMount}
 	if len(add.env) == 0 {
+		if !lacking {
+			p.inject.Count(inject.WayProxy, inject.Unchanged)
+		}
 		return nil
 	}
 	add.ownVariable = func(e string) bool { return p.inject.Own(e, body.mounts, add.env) }
 	if e := plan.Entry; e != nil {
 		add.bind = e.HostDir + ":" + e.ContainerDir + ":ro" + p.relabel(r.Context())
 	}
-	return &create{entry: plan.Entry, bounded: p.bounded, log: log, original: raw, edited: body.with(add)}
+	return &create{entry: plan.Entry, bounded: p.bounded, lacking: lacking, log: log, original: raw,
+		edited: body.with(add)}
 }
 
 // without logs that a container does not get what it should have.
 func (p *Proxy) without(log *zap.Logger, err error) {
+	p.inject.Count(inject.WayProxy, inject.Without)
 	if ok, held := p.warn.allow(); ok {
 		log.Warn("container is created without its metadata file", zap.Error(err), zap.Int("held_back", held))
 	}
@@ -154,6 +166,9 @@ func (p *Proxy) create(r *http.Request, c *create) (*http.Response, error) {
 		return nil, err
 	}
 	if resp.StatusCode == http.StatusCreated {
+		if !c.lacking {
+			p.inject.Count(inject.WayProxy, inject.Changed)
+		}
 		var created struct{ ID string } // "Id"
 		if err := json.Unmarshal(answer, &created); err != nil || created.ID == "" {
 			return resp, nil // Apply will find the container by its mount
@@ -169,11 +184,14 @@ func (p *Proxy) create(r *http.Request, c *create) (*http.Response, error) {
 	_ = c.settle(func(e *mdfile.Entry) error { e.Abandon(); return nil })
 	switch resp.StatusCode {
 	case http.StatusNotFound, http.StatusConflict:
+		p.inject.Count(inject.WayProxy, inject.Refused)
 		return resp, nil // no such image, name in use: nothing of ours
 	}
 	// The mount may be the cause: a plug-in forbids it, or the Engine cannot see the directory.
 	if resp, err = p.send(r, c.original); err == nil && resp.StatusCode == http.StatusCreated {
 		p.without(c.log, fmt.Errorf("the Docker Engine refuses it with what metad adds: %.500s", bytes.TrimSpace(answer)))
+	} else {
+		p.inject.Count(inject.WayProxy, inject.Refused)
 	}
 	return resp, err
 }

@@ -82,6 +82,8 @@ func (p Plan) Env() []string {
 type Injector struct {
 	cfg   Config
 	files *mdfile.Writer
+
+	creations [2][outcomes]atomic.Uint64
 }
 
 // New returns an Injector that reserves its files with w.

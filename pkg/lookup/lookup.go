@@ -113,6 +113,13 @@ func New(kernel KernelMap, log *zap.Logger) *Table {
 // Conflicts returns how often an address began to be claimed by two at once.
 func (t *Table) Conflicts() uint64 { return t.conflicts.Load() }
 
+// Waiting returns how many connections wait in Await, and how many may.
+func (t *Table) Waiting() (n, limit int) {
+	t.wmu.Lock()
+	defer t.wmu.Unlock()
+	return t.waiting, maxWaiters
+}
+
 // TurnedAway returns how often Await did not wait because too many did already.
 func (t *Table) TurnedAway() uint64 { return t.turned.Load() }
 

@@ -231,12 +231,18 @@ func (p *Plugin) adjust(ctx context.Context, c inject.Container) *api.ContainerA
 			func(e *mdfile.Entry) error { return e.Created(c.ID) })
 	}
 	log := p.cfg.Log.With(zap.String("container", c.Name))
+	outcome := inject.Unchanged
+	if len(plan.Env()) > 0 {
+		outcome = inject.Changed
+	}
 	switch {
 	case errors.Is(plan.Err, inject.ErrClaimed):
 		log.Info("container gets no metadata file", zap.Error(plan.Err))
 	case plan.Err != nil:
+		outcome = inject.Without
 		log.Warn("container is created without its metadata file", zap.Error(plan.Err))
 	}
+	p.inject.Count(inject.WayNRI, outcome)
 	var a api.ContainerAdjustment
 	for _, e := range plan.Env() {
 		key, value, _ := strings.Cut(e, "=")

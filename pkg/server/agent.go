@@ -58,6 +58,7 @@ type agentDocuments struct {
 	agent    *agentproxy.Agent
 	patience time.Duration // with the agent, for one document
 	now      func() time.Time
+	metrics  *AgentMetrics
 	log      *zap.Logger
 
 	mu       sync.Mutex // guards what follows
@@ -118,7 +119,9 @@ func (d *agentDocuments) isAway(now time.Time) (away, due bool) {
 
 // ask asks the agent and takes note of whether it answers.
 func (d *agentDocuments) ask(ctx context.Context, target string, about func(doc []byte) bool) ([]byte, error) {
+	start := time.Now()
 	status, doc, err := d.agent.Get(ctx, target, d.patience)
+	d.metrics.asked(start, err)
 	switch {
 	case errors.Is(err, agentproxy.ErrAbsent):
 		d.note(agentAbsent, true)

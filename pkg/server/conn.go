@@ -67,6 +67,7 @@ type conn struct {
 	arn      string // the client's task when it was last answered as that
 	maker    string // Docker id of the container that made the socket, once it was known
 	searched bool   // for the maker, by the socket itself
+	passedOn bool   // the request in hand is the agent's; the last one of the connection
 	question        // the one in hand
 
 	ahead bool  // what was sent before the last answer may not be all read; by who reads, or the handler
@@ -91,6 +92,7 @@ type question struct {
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	c.ahead = n == len(p)
+	c.all.received.Add(uint64(n))
 	return n, err
 }
 
@@ -98,6 +100,7 @@ func (c *conn) Read(p []byte) (int, error) {
 func (c *conn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
 	c.sent += int64(n)
+	c.all.sent.Add(uint64(n))
 	return n, err
 }
 
@@ -143,7 +146,8 @@ type conns struct {
 	max, maxPerPeer int
 	rate            RateLimit
 
-	refused atomic.Uint64
+	refused        atomic.Uint64
+	received, sent atomic.Uint64 // bytes
 
 	mu    sync.Mutex // guards what follows
 	open  map[*conn]struct{}
@@ -241,6 +245,16 @@ func (cs *conns) closeAll() {
 	for _, c := range open {
 		_ = c.Close() // whoever serves it sees the error
 	}
+}
+
+// usage returns how many connections are open, and how many the source has that has most.
+func (cs *conns) usage() (open, most int) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	for _, p := range cs.peers {
+		most = max(most, p.conns)
+	}
+	return len(cs.open), most
 }
 
 func (cs *conns) count() int {

@@ -3,6 +3,7 @@ package server
 import (
 	"errors"
 	"net"
+	"time"
 
 	"github.com/valyala/fasthttp"
 
@@ -12,15 +13,19 @@ import (
 // forward passes the request on to the agent and its answer back. It returns unanswered where no
 // agent listens.
 func (s *Server) forward(ctx *fasthttp.RequestCtx, c *conn, unanswered *failure) *failure {
+	start := time.Now()
 	x, err := s.agent.Prepare(&ctx.Request.Header, ctx.RequestBodyStream())
 	if err != nil {
+		s.metrics.Requests.asked(start, err)
 		return answerTo(err)
 	}
 	if !s.forwards.take(c.src) {
+		s.metrics.Requests.busy()
 		return s.unforwarded(ctx, c, errBusy)
 	}
 	if err := s.agent.Connect(s.life, standIn(c.tag), x); err != nil {
 		s.forwards.give(c.src)
+		s.metrics.Requests.asked(start, err)
 		if errors.Is(err, agentproxy.ErrAbsent) {
 			return s.unforwarded(ctx, c, unanswered)
 		}
@@ -35,7 +40,8 @@ func (s *Server) forward(ctx *fasthttp.RequestCtx, c *conn, unanswered *failure)
 	})
 	// Answers to pipelined requests before this one may still be in fasthttp's buffer. It writes
 	// them before it calls the handler, which is why the exchange has to wait for it.
-	s.hijack(ctx, func(net.Conn) { x.Run(c) })
+	c.passedOn = true
+	s.hijack(ctx, func(net.Conn) { s.metrics.Requests.asked(start, x.Run(c)) })
 	return nil
 }
 

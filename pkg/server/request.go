@@ -17,7 +17,7 @@ import (
 func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	c := ctx.Conn().(*conn)
 	// A panic costs its request and no more: fasthttp would let it end the process.
-	defer s.recovered(ctx)
+	defer s.finish(ctx, c)
 	if c.ahead {
 		s.turns.await(c.peer, c.sent, s.clock(s.now(ctx)), &s.stopping)
 	}
@@ -27,8 +27,6 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	if f := s.answer(ctx, c); f != nil {
 		fail(&ctx.Response, f, c)
 	}
-	c.ahead, c.sent = true, 0 // unless it is read first, the next request was sent ahead of this answer
-	c.question = question{}   // an idle connection keeps nothing of a task that may be gone
 }
 
 // answer makes the response, or returns why the client does not get what it asks for.

@@ -121,6 +121,7 @@ type target struct {
 
 // routeTable is routes, arranged for finding one. Immutable.
 type routeTable struct {
+	all      []route
 	exact    map[string]target
 	prefixes []prefix                     // those that end in {docker id}
 	versions map[string]map[string]*route // "/v4" → what follows {container} → route
@@ -132,7 +133,7 @@ type prefix struct {
 }
 
 func newRouteTable(routes []route) *routeTable {
-	t := &routeTable{exact: map[string]target{}, versions: map[string]map[string]*route{}}
+	t := &routeTable{all: routes, exact: map[string]target{}, versions: map[string]map[string]*route{}}
 	for i := range routes {
 		r := &routes[i]
 		if text, ok := strings.CutSuffix(r.path, "{docker id}"); ok {

@@ -54,6 +54,7 @@ type Server struct {
 	streams   *shares
 	turns     turns
 	rateLimit []byte // what X-Rate-Limit-Limit says
+	metrics   *Metrics
 
 	waiting atomic.Int64
 	panics  atomic.Uint64
@@ -89,6 +90,7 @@ func New(cfg Config, tasks Tasks) (*Server, error) {
 		start:     time.Now(),
 		now:       (*fasthttp.RequestCtx).Time,
 		conns:     newConns(&cfg),
+		metrics:   newMetrics(routes),
 		forwards:  newShares(cfg.MaxForwards),
 		streams:   newShares(cfg.MaxStreams),
 		turns:     turns{pause: time.Sleep},
@@ -99,9 +101,9 @@ func New(cfg Config, tasks Tasks) (*Server, error) {
 		s.agent = &agentproxy.Agent{Addr: agent, Timeout: cfg.AgentTimeout, MaxBodyBytes: cfg.MaxBodyBytes,
 			Dial: s.dialAgent}
 		s.documents = &agentDocuments{agent: s.agent, patience: cfg.AgentPatience, now: time.Now,
-			log: cfg.Log.With(zap.String("documents", "metadata"))}
+			metrics: &s.metrics.Documents, log: cfg.Log.With(zap.String("documents", "metadata"))}
 		s.tagged = &agentDocuments{agent: s.agent, patience: cfg.AgentTimeout, now: time.Now,
-			log: cfg.Log.With(zap.String("documents", "tags"))}
+			metrics: &s.metrics.Documents, log: cfg.Log.With(zap.String("documents", "tags"))}
 	}
 	s.life, s.end = context.WithCancel(context.Background())
 	s.http = &fasthttp.Server{
@@ -188,12 +190,13 @@ func (s *Server) Shutdown(ctx context.Context) error {
 
 // Counters are totals since New and, for those in the present tense, numbers of now.
 type Counters struct {
-	Open    int    // connections
-	Refused uint64 // connections over MaxConns or MaxConnsPerTask
-	Waiting int    // requests from unknown sources
-	Delayed uint64 // requests that were sent before their turn
-	Panics  uint64 // requests answered 500
-	Unnamed uint64 // looks for the container that asks, of which nothing said which it is
+	Open           int    // connections
+	Refused        uint64 // connections over MaxConns or MaxConnsPerTask
+	Waiting        int    // requests from unknown sources
+	Delayed        uint64 // requests that were sent before their turn
+	Panics         uint64 // requests answered 500
+	Received, Sent uint64 // bytes from and to containers, HTTP headers included
+	Unnamed        uint64 // looks for the container that asks, of which nothing said which it is
 	// Documents that metad answered with its own although the id is of the agent's form: the agent
 	// was away, or does not know the id.
 	AgentAway, AgentDisowned uint64
@@ -204,12 +207,14 @@ func (s *Server) Counters() Counters {
 	away, disowned := s.documents.counts()
 	return Counters{
 		AgentAway: away, AgentDisowned: disowned,
-		Open:    s.conns.count(),
-		Refused: s.conns.refused.Load(),
-		Waiting: int(s.waiting.Load()),
-		Delayed: s.turns.delayed.Load(),
-		Panics:  s.panics.Load(),
-		Unnamed: s.unnamed.Load(),
+		Open:     s.conns.count(),
+		Refused:  s.conns.refused.Load(),
+		Waiting:  int(s.waiting.Load()),
+		Delayed:  s.turns.delayed.Load(),
+		Panics:   s.panics.Load(),
+		Unnamed:  s.unnamed.Load(),
+		Received: s.conns.received.Load(),
+		Sent:     s.conns.sent.Load(),
 	}
 }
 
@@ -217,12 +222,18 @@ func (s *Server) Counters() Counters {
 // clock in between.
 func (s *Server) clock(t time.Time) int64 { return int64(t.Sub(s.start)) }
 
-func (s *Server) recovered(ctx *fasthttp.RequestCtx) {
+// finish, deferred, ends a request, also by a panic.
+func (s *Server) finish(ctx *fasthttp.RequestCtx, c *conn) {
 	if r := recover(); r != nil {
 		s.logPanic(r)
 		ctx.Response.ResetBody()
 		fail(&ctx.Response, errPanicked, nil)
 	}
+	if !c.passedOn { // then its end is counted, and nothing is known of it yet
+		s.answered(ctx, c)
+	}
+	c.ahead, c.sent = true, 0 // unless it is read first, the next request was sent ahead of this answer
+	c.question = question{}   // an idle connection keeps nothing of a task that may be gone
 }
 
 func (s *Server) logPanic(r any) {
@@ -251,5 +262,7 @@ func (s *Server) guard() {
 
 // handleReadError answers what could not be read as a request.
 func (s *Server) handleReadError(ctx *fasthttp.RequestCtx, err error) {
-	fail(&ctx.Response, readError(err), nil)
+	f := readError(err)
+	s.metrics.byRoute[nil].count(f.status)
+	fail(&ctx.Response, f, nil)
 }

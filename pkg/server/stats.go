@@ -2,6 +2,7 @@ package server
 
 import (
 	"io"
+	"time"
 
 	"github.com/valyala/fasthttp"
 
@@ -78,7 +79,11 @@ func (s *Server) sampleOf(cv *lookup.ContainerView, now int64) *task.Sample {
 		return nil
 	}
 	cv.Stats.Ask(now)
-	return cv.Stats.Load()
+	sample := cv.Stats.Load()
+	if sample != nil {
+		s.metrics.SampleAge.Observe(time.Duration(now - sample.Read.UnixNano()))
+	}
+	return sample
 }
 
 // writeSample writes sample in ver's form, or what stands for none if it is nil.

@@ -18,6 +18,8 @@ type StatsCell struct {
 	sample atomic.Pointer[Sample]
 	asked  atomic.Int64
 	notify atomic.Pointer[chan<- struct{}]
+
+	answered atomic.Int64 // Unix ns of the first answer; 0: none, -1: taken
 }
 
 // silence is how long nobody must have asked for the next question to be told of.
@@ -49,3 +51,21 @@ func (c *StatsCell) Notify(ch chan<- struct{}) { c.notify.Store(&ch) }
 
 // Asked returns the time of the last Ask in Unix nanoseconds, 0 if there was none.
 func (c *StatsCell) Asked() int64 { return c.asked.Load() }
+
+// Answered records that the container got an answer at time now, in Unix nanoseconds. Only the first
+// one counts.
+func (c *StatsCell) Answered(now int64) {
+	if c.answered.Load() == 0 {
+		c.answered.CompareAndSwap(0, now)
+	}
+}
+
+// TakeFirstAnswer returns when the container got its first answer, in Unix nanoseconds, to the first
+// caller after it; else 0.
+func (c *StatsCell) TakeFirstAnswer() int64 {
+	at := c.answered.Load()
+	if at <= 0 || !c.answered.CompareAndSwap(at, -1) {
+		return 0
+	}
+	return at
+}
