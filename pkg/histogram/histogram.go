@@ -125,7 +125,8 @@ func span(h *dto.Histogram, key, lastKey int) int {
 	spans := len(h.PositiveSpan)
 	switch {
 	case spans == 0:
-		h.PositiveSpan = append(h.PositiveSpan, &dto.BucketSpan{Offset: new(int32(key)), Length: new(uint32(1))})
+		h.PositiveSpan = append(h.PositiveSpan,
+			&dto.BucketSpan{Offset: new(int32(key)), Length: new(uint32(1))})
 	case key == lastKey+1:
 		*h.PositiveSpan[spans-1].Length++
 	default:

@@ -26,7 +26,7 @@ type Metrics struct {
 type RouteMetrics struct {
 	Route   string              // the path as the table has it, or OtherRoute
 	Answers [6]atomic.Uint64    // by the first digit of the status
-	Took    histogram.Histogram // from the end of the request's header to the answer, without its writing
+	Took    histogram.Histogram // from the end of the request's header, without the writing
 }
 
 // OtherRoute stands for every path that is none of metad's.
