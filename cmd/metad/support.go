@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -53,10 +54,22 @@ func (d *daemon) keepSnapshot(sets mailbox[[]*task.Task]) func(context.Context, 
 	}
 }
 
-// events logs what the programs report about packets, at most once a second for each kind.
+// events logs what the programs report about packets, at most once a second for each verdict, and
+// has a container looked at whose MAC is not what it was.
 func (d *daemon) events(ctx context.Context, up func()) error {
 	up()
+	gates := map[string]*logGate{}
 	return d.own.loader.Events(ctx, func(e loader.Event) {
+		if e.Verdict == "port_wrong_mac" || e.Verdict == "bridge_wrong_mac" {
+			d.follower.WrongMAC(e.Addr)
+		}
+		if gates[e.Verdict] == nil {
+			gates[e.Verdict] = &logGate{}
+		}
+		held, ok := gates[e.Verdict].pass(e)
+		if !ok {
+			return
+		}
 		log, message := d.log.Warn, "packet dropped: its source is not what its port proves"
 		if e.Verdict == "port_unknown" || e.Verdict == "bridge_unknown" {
 			// A container that has just started, mostly.
@@ -64,8 +77,27 @@ func (d *daemon) events(ctx context.Context, up func()) error {
 		}
 		log(message, zap.String("verdict", e.Verdict), zap.Stringer("addr", e.Addr),
 			zap.Stringer("mac", e.HardwareAddr()), zap.Int("ifindex", e.Ifindex),
-			zap.Uint64("held_back", e.HeldBack))
+			zap.Uint64("held_back", held))
 	})
+}
+
+// logGate lets one event a second through. The kernel's gates are the ports', so that a port that
+// floods hides no other: here they come together again.
+type logGate struct {
+	next time.Time
+	held uint64 // packets since the last event that was let through
+}
+
+// pass reports whether e is to be logged, with the packets that were held back since the last one.
+func (g *logGate) pass(e loader.Event) (held uint64, ok bool) {
+	g.held += e.HeldBack
+	if e.Time.Before(g.next) {
+		g.held++
+		return 0, false
+	}
+	// A little less than the kernel's second: Time is converted from its clock.
+	held, g.held, g.next = g.held, 0, e.Time.Add(time.Second-10*time.Millisecond)
+	return held, true
 }
 
 // serveProxy runs the Docker API proxy.

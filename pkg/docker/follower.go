@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -101,6 +102,7 @@ type Follower struct {
 	mailbox struct { // for Run
 		sync.Mutex
 		ports   map[int]bool
+		doubts  map[netip.Addr]bool
 		refresh bool
 		signal  chan struct{} // holds one token while there is something to take
 	}
@@ -157,7 +159,8 @@ func newFollower(cfg Config) (*Follower, error) {
 	f.looks = newInspector(f.look, f.state.known)
 	f.newborns = newInspector(f.look, f.state.knownNewborn)
 	f.state.looks, f.state.newborns = f.looks, f.newborns
-	f.mailbox.ports, f.mailbox.signal = map[int]bool{}, make(chan struct{}, 1)
+	f.mailbox.ports, f.mailbox.doubts = map[int]bool{}, map[netip.Addr]bool{}
+	f.mailbox.signal = make(chan struct{}, 1)
 	return f, nil
 }
 
@@ -214,6 +217,15 @@ func (f *Follower) PortChanged(ifindex int) {
 	f.signal()
 }
 
+// WrongMAC tells that a packet from addr came in by the port of the address and from another MAC: the
+// container may have changed it, and is looked at now. Never blocks; safe for concurrent use.
+func (f *Follower) WrongMAC(addr netip.Addr) {
+	f.mailbox.Lock()
+	defer f.mailbox.Unlock()
+	f.mailbox.doubts[addr] = true
+	f.signal()
+}
+
 // Refresh has every task made anew, because what Enrich adds has changed. Never blocks; safe for
 // concurrent use.
 func (f *Follower) Refresh() {
@@ -230,17 +242,20 @@ func (f *Follower) signal() {
 	}
 }
 
-// openMailbox takes in what came by PortChanged and Refresh.
+// openMailbox takes in what came by PortChanged, WrongMAC and Refresh.
 func (f *Follower) openMailbox() {
 	f.mailbox.Lock()
-	ports, refresh := f.mailbox.ports, f.mailbox.refresh
-	f.mailbox.ports, f.mailbox.refresh = map[int]bool{}, false
+	ports, doubts, refresh := f.mailbox.ports, f.mailbox.doubts, f.mailbox.refresh
+	f.mailbox.ports, f.mailbox.doubts, f.mailbox.refresh = map[int]bool{}, map[netip.Addr]bool{}, false
 	f.mailbox.Unlock()
 	if refresh {
 		f.state.refresh()
 	}
 	if len(ports) > 0 {
 		f.state.portsChanged(ports)
+	}
+	if len(doubts) > 0 {
+		f.state.wrongMACs(doubts)
 	}
 }
 

@@ -52,6 +52,7 @@ type tracked struct {
 	cgroup    task.Cgroup
 	newborn   int        // process of a container that is being started; 0 once the Engine has spoken
 	ended     ending     // of its last life
+	doubt     doubt      // of its MAC
 	restored  *task.Task // desc is of an earlier process's; nil since the first inspect
 	warned    bool
 }
@@ -300,6 +301,7 @@ func (s *state) connected(c *tracked, f *finding) {
 	case f.nsErr != nil:
 		s.unreadable(c, f)
 	default:
+		c.settleDoubt(f.ns)
 		c.ns, c.cgroup = f.ns, f.cgroup
 		s.looks.succeeded(c.id)
 		if c.desc.awaitsCNI() && !c.ns.ecs {
@@ -319,6 +321,7 @@ func (s *state) foundNewborn(f *finding) {
 		return
 	}
 	s.dirty[c.home.arn] = true
+	c.settleDoubt(f.ns)
 	c.ns, c.cgroup = f.ns, f.cgroup
 	switch {
 	case f.nsErr != nil:

@@ -122,12 +122,12 @@ type Event struct {
 	MAC      [6]byte    // its source
 	Ifindex  int        // where it came in
 	Time     time.Time
-	HeldBack uint64 // packets of the verdict since the last event that none was made for
+	HeldBack uint64 // packets since the last event that none was made for
 }
 
 // Events calls f for every event until ctx ends: packets of unknown and refused sources. The kernel
-// makes one event per verdict and second at most. One call at a time; returns nil when ctx has
-// ended.
+// makes one event per verdict, second and device at most; of two devices that share a gate
+// (event_gates in the C) only one is told of. One call at a time; returns nil when ctx has ended.
 func (l *Loader) Events(ctx context.Context, f func(Event)) error {
 	r, err := ringbuf.NewReader(l.progs.Events)
 	if err != nil {

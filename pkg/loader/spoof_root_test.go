@@ -261,6 +261,48 @@ func TestRootEvents(t *testing.T) {
 	}
 }
 
+// A port that floods hides no packet of another port: each has events of its own.
+func TestRootEventsOfEachPort(t *testing.T) {
+	h := testnet.NewHost(t)
+	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+	evil := b.AddTask("")
+	l := open(t, h, Config{})
+	put(t, l, evil, 1)
+	serve(t, l)
+	events := make(chan Event, 1000)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- l.Events(ctx, func(e Event) { events <- e }) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Events: %v", err)
+		}
+	})
+	wrongMAC := func(k *testnet.Task) []byte {
+		return testnet.Frame{SrcMAC: [6]byte{2, 1}, DstMAC: b.MAC, Src: k.Addr}.Bytes()
+	}
+	flood := testnet.NewRaw(t, evil.NS, "eth0")
+	for range 5 {
+		other := b.AddTask("")
+		testnet.Until(t, "the port is hooked", func() bool { return hooked(l, other.Ifindex) })
+		put(t, l, other, 2)
+		for range 100 {
+			flood.Send(wrongMAC(evil))
+		}
+		testnet.NewRaw(t, other.NS, "eth0").Send(wrongMAC(other)) // one packet
+		testnet.Until(t, "the one packet is told of", func() bool {
+			flood.Send(wrongMAC(evil))
+			select {
+			case e := <-events:
+				return e.Verdict == "port_wrong_mac" && e.Ifindex == other.Ifindex && e.Addr == other.Addr
+			default:
+				return false
+			}
+		})
+	}
+}
+
 // Counters are the task's alone, and start anew with the next task.
 func TestRootCounters(t *testing.T) {
 	h := testnet.NewHost(t)
