@@ -30,8 +30,8 @@
  * none of tc's answers. */
 #define FILTER_UNSERVED (TC_ACT_VALUE_MAX + 1)
 
-/* How long an address without a task stays with the port that used it last. Long enough for an
- * answer on its way, short enough for an address that moved. */
+/* How long an address without a task stays with the MAC that used it last at a bridge device. Long
+ * enough for an answer on its way, short enough for an address that moved. */
 #define NEIGHBOUR_HOLD_NS (10ULL * 1000 * 1000 * 1000)
 /* How long a handshake may take: after it the client repeats its SYN. */
 #define HANDSHAKE_NS (1ULL * 1000 * 1000 * 1000)
@@ -116,12 +116,14 @@ static __always_inline int is_agents(struct __sk_buff *skb, const struct sender 
 	return !connection(skb, s, META_ADDR, META_DPORT, server_netns);
 }
 
-/* handshake_of returns the entry for the sender's connection. Another connection may be in it. */
-static __always_inline struct handshake *handshake_of(const struct sender *s)
+/* handshake_of returns the entry for the sender's connection. Another connection may be in it, of a
+ * device that shares the group. */
+static __always_inline struct handshake *handshake_of(struct __sk_buff *skb, const struct sender *s)
 {
 	__u32 key = (s->addr ^ s->sport) * 0x9e3779b1; /* 2^32 by the golden ratio: spreads them */
 
-	key = (key ^ key >> 16) % HANDSHAKES;
+	key = (key ^ key >> 16) % HANDSHAKES_OF_A_GROUP;
+	key = (skb->ifindex * HANDSHAKES_OF_A_GROUP + key) % HANDSHAKES;
 	return bpf_map_lookup_elem(&handshakes, &key);
 }
 
@@ -129,7 +131,7 @@ static __always_inline struct handshake *handshake_of(const struct sender *s)
 static __always_inline int deliver(struct __sk_buff *skb, const struct sender *s, __u32 tag,
 				   enum verdict v)
 {
-	struct handshake *h = s->syn ? handshake_of(s) : NULL;
+	struct handshake *h = s->syn ? handshake_of(skb, s) : NULL;
 
 	if (h) {
 		/* Two CPUs at once may leave a mixture of two entries, and a packet may get a wrong
@@ -170,32 +172,62 @@ static __always_inline void count(struct __sk_buff *skb, const struct sender *s)
 	c->last_seen_ns = bpf_ktime_get_ns();
 }
 
-/* learn stores where a sender without a task is, for the way back. It does not move an address that
- * is in use: a container that claims its neighbour's address would get the neighbour's answers. A
- * port is a proof, so it replaces a bridge device. Returns 0 if the packet may go on. */
-static __always_inline int learn(struct __sk_buff *skb, const struct sender *s, __u32 tag)
+/* place_of returns the key of port_neighbours for the address on the port. */
+static __always_inline struct neighbour_place place_of(__be32 addr, __u32 ifindex)
+{
+	return (struct neighbour_place){ifindex, bpf_ntohl(addr) % NEIGHBOURS_OF_A_PORT};
+}
+
+/* neighbour_of returns where the client of a connection with the tag is: on the tag's port and no
+ * other, or at a bridge device. NULL: it is not known. */
+static __always_inline struct neighbour *neighbour_of(__be32 addr, __u32 tag)
+{
+	struct neighbour_place place = place_of(addr, tag & ~TAG_PORT);
+	struct neighbour *n;
+
+	if (!(tag & TAG_PORT))
+		return bpf_map_lookup_elem(&neighbours, &addr);
+	n = bpf_map_lookup_elem(&port_neighbours, &place);
+	return n && !__builtin_memcmp(&n->addr, &addr, sizeof(addr)) ? n : NULL;
+}
+
+/* learn_port stores the MAC of a sender without a task, for the way back. The port is a proof,
+ * whatever else uses the address: what came in by a port is answered by that port. */
+static __always_inline void learn_port(struct __sk_buff *skb, const struct sender *s, __u32 tag)
+{
+	struct neighbour_place place = place_of(s->addr, skb->ifindex);
+	struct neighbour *had = neighbour_of(s->addr, tag);
+	struct neighbour n = {.tag = tag, .ifindex = skb->ifindex};
+
+	if (had && same_mac(had->mac, s->mac))
+		return;
+	__builtin_memcpy(n.mac, s->mac, ETH_ALEN);
+	__builtin_memcpy(&n.addr, &s->addr, sizeof(n.addr));
+	bpf_map_update_elem(&port_neighbours, &place, &n, BPF_ANY);
+}
+
+/* learn_bridge stores where a sender without a task is that only a bridge device has seen. It does not
+ * move an address that is in use: a container that claims its neighbour's address would get the
+ * neighbour's answers. Returns 0 if the packet may go on. */
+static __always_inline int learn_bridge(struct __sk_buff *skb, const struct sender *s)
 {
 	struct neighbour *had = bpf_map_lookup_elem(&neighbours, &s->addr);
-	__u64 now = bpf_ktime_get_ns();
 	struct neighbour n = {
-	    .tag = tag,
+	    .tag = TAG_NONE,
 	    .ifindex = skb->ifindex,
-	    .seen_ns = now,
+	    .seen_ns = bpf_ktime_get_ns(),
 	};
 
 	if (had) {
-		int same =
-		    had->ifindex == skb->ifindex && (tag != TAG_NONE || same_mac(had->mac, s->mac));
-		int stronger = had->tag == TAG_NONE && tag != TAG_NONE;
-
-		if (!same && !stronger && now - had->seen_ns < NEIGHBOUR_HOLD_NS)
-			return -1;
-		if (same && same_mac(had->mac, s->mac)) {
-			had->seen_ns = now;
+		if (had->ifindex == skb->ifindex && same_mac(had->mac, s->mac)) {
+			had->seen_ns = n.seen_ns;
 			return 0;
 		}
+		if (n.seen_ns - had->seen_ns < NEIGHBOUR_HOLD_NS)
+			return -1;
 	}
 	__builtin_memcpy(n.mac, s->mac, ETH_ALEN);
+	__builtin_memcpy(&n.addr, &s->addr, sizeof(n.addr));
 	bpf_map_update_elem(&neighbours, &s->addr, &n, BPF_ANY);
 	return 0;
 }
@@ -251,8 +283,7 @@ int from_port(struct __sk_buff *skb)
 	if (is_agents(skb, &s))
 		return conclude(VERDICT_PORT_AGENT, TC_ACT_UNSPEC);
 	tag = TAG_PORT | skb->ifindex;
-	if (learn(skb, &s, tag))
-		return refuse(skb, &s, VERDICT_PORT_CLAIMED);
+	learn_port(skb, &s, tag);
 	emit_event(skb, &s, VERDICT_PORT_UNKNOWN);
 	return deliver(skb, &s, tag, VERDICT_PORT_UNKNOWN);
 }
@@ -281,7 +312,7 @@ int from_bridge(struct __sk_buff *skb)
 	}
 	if (is_agents(skb, &s))
 		return conclude(VERDICT_BRIDGE_AGENT, TC_ACT_UNSPEC);
-	if (learn(skb, &s, TAG_NONE))
+	if (learn_bridge(skb, &s))
 		return refuse(skb, &s, VERDICT_BRIDGE_CLAIMED);
 	emit_event(skb, &s, VERDICT_BRIDGE_UNKNOWN);
 	return deliver(skb, &s, TAG_NONE, VERDICT_BRIDGE_UNKNOWN);
@@ -302,7 +333,7 @@ static __always_inline int unserved(struct __sk_buff *skb)
 
 	if (v != VERDICT_OPEN)
 		return conclude(v, TC_ACT_UNSPEC);
-	h = s.sport ? handshake_of(&s) : NULL;
+	h = s.sport ? handshake_of(skb, &s) : NULL;
 	if (h && h->sport == s.sport && !__builtin_memcmp(&h->addr, &s.addr, sizeof(h->addr))) {
 		if (s.syn)
 			h->sport = 0; /* what follows the new SYN goes where the SYN goes */
@@ -494,7 +525,9 @@ int metad_reply(struct __sk_buff *skb)
 			return leave(skb, t->ifindex, t->mac, VERDICT_REPLY_TASK);
 		return hang_up(skb, ip);
 	}
-	n = bpf_map_lookup_elem(&neighbours, &dst);
+	n = neighbour_of(dst, tag);
+	if (!n && tag & TAG_PORT) /* the port is gone, or has other addresses since */
+		return hang_up(skb, ip);
 	if (!n)
 		return conclude(VERDICT_REPLY_NOWHERE, TC_ACT_SHOT);
 	if (tag != TAG_NONE && tag != n->tag)

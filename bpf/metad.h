@@ -13,7 +13,12 @@
 
 #define TASK_ID_LEN 64
 #define CONTAINER_LEN 64
+/* The handshakes in all, in groups of so many. Devices that share a group, by their ifindex, push
+ * only each other's out. */
 #define HANDSHAKES 4096
+#define HANDSHAKES_OF_A_GROUP 64
+/* The addresses without a task that a port can have at once: a container has one or two. */
+#define NEIGHBOURS_OF_A_PORT 8
 
 /* The mark of an accepted socket: what is proved about the sender. */
 enum tag {
@@ -53,7 +58,15 @@ struct neighbour {
 	__u32 ifindex; /* the port, or the bridge device */
 	__u8 mac[ETH_ALEN];
 	__u8 pad[2];
-	__u64 seen_ns; /* bpf_ktime_get_ns of its last packet */
+	struct addr addr;
+	__u32 pad2;
+	__u64 seen_ns; /* bpf_ktime_get_ns of its last packet; 0 on a port */
+};
+
+/* One of the places that a port has for addresses without a task. */
+struct neighbour_place {
+	__u32 ifindex;
+	__u32 place; /* by the address */
 };
 
 /* A SYN that went to the server. */
@@ -92,7 +105,6 @@ enum verdict {
 	VERDICT_PORT_UNKNOWN, /* to the server, with the port's tag: no task has the address */
 	VERDICT_PORT_WRONG_PORT, /* dropped: the address is a task's behind another port */
 	VERDICT_PORT_WRONG_MAC, /* dropped: the task's address and port, not its MAC */
-	VERDICT_PORT_CLAIMED, /* dropped: no task has the address, another port uses it now */
 	VERDICT_PORT_HOST, /* dropped: the address is that of the host's processes */
 	VERDICT_PORT_AGENT, /* left alone: of a connection that the ECS agent has */
 
@@ -138,7 +150,7 @@ enum slot {
 };
 
 /* Set before load. */
-volatile const __u32 layout_version = 3; /* of the pinned maps; a part of their pins' names */
+volatile const __u32 layout_version = 4; /* of the pinned maps; a part of their pins' names */
 volatile const __u32 metad0_ifindex;
 volatile const __u8 trust_bridge; /* address and MAC are enough for a tag at a bridge device */
 volatile const __u8 exit_drop; /* while metad is away, packets for the endpoint are dropped */
@@ -180,9 +192,9 @@ struct {
 	__uint(max_entries, 4096);
 } host_cgroup SEC(".maps");
 
-/* The way back to senders without a task. A sender can fill the map with made-up addresses: the
- * least recently used entry goes, and is learned again from its next packet. Tasks do not need it.
- */
+/* The way back to senders without a task that only a bridge device has seen. Behind a port without a
+ * hook a sender can fill the map with made-up addresses: the least recently used entry goes, and is
+ * learned again from its next packet. Tasks do not need it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct addr);
@@ -190,9 +202,19 @@ struct {
 	__uint(max_entries, 16384);
 } neighbours SEC(".maps");
 
+/* The same for ports. Each port has places of its own, so no container can claim an address that
+ * another one uses, or push another one's entry out. The size is that of 1,024 ports that ask at once
+ * before their tasks are known. Full: the least recently used entry goes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct neighbour_place);
+	__type(value, struct neighbour);
+	__uint(max_entries, 8192);
+} port_neighbours SEC(".maps");
+
 /* The last SYNs that went to the server: these connections may be half open when it goes.
- * Direct-mapped by hash; the newest entry wins. A hash map would cost as much as all other work for
- * a SYN. */
+ * Direct-mapped by device and hash; the newest entry wins. A hash map would cost as much as all other
+ * work for a SYN. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);

@@ -65,7 +65,15 @@ type MetadNeighbour struct {
 	Ifindex uint32
 	Mac     [6]uint8
 	Pad     [2]uint8
+	Addr    MetadAddr
+	Pad2    uint32
 	SeenNs  uint64
+}
+
+type MetadNeighbourPlace struct {
+	_       structs.HostLayout
+	Ifindex uint32
+	Place   uint32
 }
 
 type MetadSlot uint32
@@ -119,33 +127,32 @@ const (
 	MetadVerdictVERDICT_PORT_UNKNOWN      MetadVerdict = 10
 	MetadVerdictVERDICT_PORT_WRONG_PORT   MetadVerdict = 11
 	MetadVerdictVERDICT_PORT_WRONG_MAC    MetadVerdict = 12
-	MetadVerdictVERDICT_PORT_CLAIMED      MetadVerdict = 13
-	MetadVerdictVERDICT_PORT_HOST         MetadVerdict = 14
-	MetadVerdictVERDICT_PORT_AGENT        MetadVerdict = 15
-	MetadVerdictVERDICT_BRIDGE_TASK       MetadVerdict = 16
-	MetadVerdictVERDICT_BRIDGE_TRUSTED    MetadVerdict = 17
-	MetadVerdictVERDICT_BRIDGE_UNKNOWN    MetadVerdict = 18
-	MetadVerdictVERDICT_BRIDGE_WRONG_MAC  MetadVerdict = 19
-	MetadVerdictVERDICT_BRIDGE_CLAIMED    MetadVerdict = 20
-	MetadVerdictVERDICT_BRIDGE_HOST       MetadVerdict = 21
-	MetadVerdictVERDICT_BRIDGE_AGENT      MetadVerdict = 22
-	MetadVerdictVERDICT_HOST              MetadVerdict = 23
-	MetadVerdictVERDICT_HOST_CONTAINER    MetadVerdict = 24
-	MetadVerdictVERDICT_HOST_REFUSED      MetadVerdict = 25
-	MetadVerdictVERDICT_HOST_NOT_OURS     MetadVerdict = 26
-	MetadVerdictVERDICT_ENTERED           MetadVerdict = 27
-	MetadVerdictVERDICT_ENTER_UNMARKED    MetadVerdict = 28
-	MetadVerdictVERDICT_CARRIED           MetadVerdict = 29
-	MetadVerdictVERDICT_REPLY_TASK        MetadVerdict = 30
-	MetadVerdictVERDICT_REPLY_PORT        MetadVerdict = 31
-	MetadVerdictVERDICT_REPLY_BRIDGE      MetadVerdict = 32
-	MetadVerdictVERDICT_REPLY_HOST        MetadVerdict = 33
-	MetadVerdictVERDICT_REPLY_REFUSED     MetadVerdict = 34
-	MetadVerdictVERDICT_REPLY_NOT_OURS    MetadVerdict = 35
-	MetadVerdictVERDICT_REPLY_NOWHERE     MetadVerdict = 36
-	MetadVerdictVERDICT_REPLY_NOT_THEIRS  MetadVerdict = 37
-	MetadVerdictVERDICT_COUNT             MetadVerdict = 38
-	MetadVerdictVERDICT_OPEN              MetadVerdict = 39
+	MetadVerdictVERDICT_PORT_HOST         MetadVerdict = 13
+	MetadVerdictVERDICT_PORT_AGENT        MetadVerdict = 14
+	MetadVerdictVERDICT_BRIDGE_TASK       MetadVerdict = 15
+	MetadVerdictVERDICT_BRIDGE_TRUSTED    MetadVerdict = 16
+	MetadVerdictVERDICT_BRIDGE_UNKNOWN    MetadVerdict = 17
+	MetadVerdictVERDICT_BRIDGE_WRONG_MAC  MetadVerdict = 18
+	MetadVerdictVERDICT_BRIDGE_CLAIMED    MetadVerdict = 19
+	MetadVerdictVERDICT_BRIDGE_HOST       MetadVerdict = 20
+	MetadVerdictVERDICT_BRIDGE_AGENT      MetadVerdict = 21
+	MetadVerdictVERDICT_HOST              MetadVerdict = 22
+	MetadVerdictVERDICT_HOST_CONTAINER    MetadVerdict = 23
+	MetadVerdictVERDICT_HOST_REFUSED      MetadVerdict = 24
+	MetadVerdictVERDICT_HOST_NOT_OURS     MetadVerdict = 25
+	MetadVerdictVERDICT_ENTERED           MetadVerdict = 26
+	MetadVerdictVERDICT_ENTER_UNMARKED    MetadVerdict = 27
+	MetadVerdictVERDICT_CARRIED           MetadVerdict = 28
+	MetadVerdictVERDICT_REPLY_TASK        MetadVerdict = 29
+	MetadVerdictVERDICT_REPLY_PORT        MetadVerdict = 30
+	MetadVerdictVERDICT_REPLY_BRIDGE      MetadVerdict = 31
+	MetadVerdictVERDICT_REPLY_HOST        MetadVerdict = 32
+	MetadVerdictVERDICT_REPLY_REFUSED     MetadVerdict = 33
+	MetadVerdictVERDICT_REPLY_NOT_OURS    MetadVerdict = 34
+	MetadVerdictVERDICT_REPLY_NOWHERE     MetadVerdict = 35
+	MetadVerdictVERDICT_REPLY_NOT_THEIRS  MetadVerdict = 36
+	MetadVerdictVERDICT_COUNT             MetadVerdict = 37
+	MetadVerdictVERDICT_OPEN              MetadVerdict = 38
 )
 
 type MetadVerdictCount struct {
@@ -165,6 +172,7 @@ const (
 	MetadMapHostCgroup      = "host_cgroup"
 	MetadMapIpTask          = "ip_task"
 	MetadMapNeighbours      = "neighbours"
+	MetadMapPortNeighbours  = "port_neighbours"
 	MetadMapSlots           = "slots"
 	MetadMapVerdicts        = "verdicts"
 	MetadProgFromBridge     = "from_bridge"
@@ -250,6 +258,7 @@ type MetadMapSpecs struct {
 	HostCgroup      *ebpf.MapSpec `ebpf:"host_cgroup"`
 	IpTask          *ebpf.MapSpec `ebpf:"ip_task"`
 	Neighbours      *ebpf.MapSpec `ebpf:"neighbours"`
+	PortNeighbours  *ebpf.MapSpec `ebpf:"port_neighbours"`
 	Slots           *ebpf.MapSpec `ebpf:"slots"`
 	Verdicts        *ebpf.MapSpec `ebpf:"verdicts"`
 }
@@ -297,6 +306,7 @@ type MetadMaps struct {
 	HostCgroup      *ebpf.Map `ebpf:"host_cgroup"`
 	IpTask          *ebpf.Map `ebpf:"ip_task"`
 	Neighbours      *ebpf.Map `ebpf:"neighbours"`
+	PortNeighbours  *ebpf.Map `ebpf:"port_neighbours"`
 	Slots           *ebpf.Map `ebpf:"slots"`
 	Verdicts        *ebpf.Map `ebpf:"verdicts"`
 }
@@ -311,6 +321,7 @@ func (m *MetadMaps) Close() error {
 		m.HostCgroup,
 		m.IpTask,
 		m.Neighbours,
+		m.PortNeighbours,
 		m.Slots,
 		m.Verdicts,
 	)

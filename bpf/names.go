@@ -5,7 +5,8 @@ type (
 	TaskValue      = MetadTaskValue      // of ip_task
 	ContainerValue = MetadContainerValue // of container_cgroup and host_cgroup
 	TaskCounters   = MetadTaskCounters   // of counters, one for each CPU
-	Neighbour      = MetadNeighbour      // of neighbours
+	Neighbour      = MetadNeighbour      // of neighbours and port_neighbours
+	NeighbourPlace = MetadNeighbourPlace // key of port_neighbours
 	VerdictCount   = MetadVerdictCount   // of verdicts, one for each CPU
 	Event          = MetadEvent          // a record of events
 	Objects        = MetadObjects

@@ -19,22 +19,6 @@ import (
 	"metad/bpf"
 )
 
-// Neighbour is where an address that no task has was last seen.
-type Neighbour struct {
-	Ifindex int  // of the port, or of the bridge device
-	Port    bool // it is a port: the address was there and nowhere else
-	MAC     [6]byte
-}
-
-// Neighbour returns where addr was seen, if no task had it then.
-func (l *Loader) Neighbour(addr netip.Addr) (Neighbour, bool) {
-	n, ok := l.tasks.neighbours.get(addr)
-	if !ok {
-		return Neighbour{}, false
-	}
-	return Neighbour{int(n.Ifindex), uint32(n.Tag) != bpf.TagNone, n.Mac}, true
-}
-
 // VerdictCount is how many packets ended one way since the map was made, by this process or an
 // earlier one.
 type VerdictCount struct {

@@ -136,6 +136,7 @@ func (l *Loader) load(given map[string]*ebpf.Map) (err error) {
 		tasks:      kernelMap[bpf.TaskValue]{l.progs.IpTask},
 		counters:   kernelMap[[]bpf.TaskCounters]{l.progs.Counters},
 		neighbours: kernelMap[bpf.Neighbour]{l.progs.Neighbours},
+		ofPorts:    kernelPorts{l.progs.PortNeighbours},
 		max:        int(l.progs.IpTask.MaxEntries()),
 		exists:     l.exists,
 	}

@@ -21,7 +21,7 @@ import (
 // emptying it at the process's death is what opens the ports again.
 var pinned = []string{
 	bpf.MetadMapIpTask, bpf.MetadMapContainerCgroup, bpf.MetadMapHostCgroup,
-	bpf.MetadMapNeighbours, bpf.MetadMapCounters, bpf.MetadMapVerdicts,
+	bpf.MetadMapNeighbours, bpf.MetadMapPortNeighbours, bpf.MetadMapCounters, bpf.MetadMapVerdicts,
 }
 
 func pinName(name string, layout uint32) string {

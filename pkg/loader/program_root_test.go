@@ -175,8 +175,8 @@ func TestRootVerdicts(t *testing.T) {
 		{"host, ipv6", l, metadHost, with(ofHost, func(f *testnet.Frame) { f.EtherType = unix.ETH_P_IPV6 }), l.end.metad0, actShot, 0, "host_not_ours"},
 		{"unknown", l, metadPort, stranger.Bytes(), unknown.Ifindex, actRedirect, portTag(unknown.Ifindex), "port_unknown"},
 		{"unknown, another mac on the same port", l, metadPort, with(stranger, func(f *testnet.Frame) { f.SrcMAC = other.MAC }), unknown.Ifindex, actRedirect, portTag(unknown.Ifindex), "port_unknown"},
-		{"unknown, address in use elsewhere", l, metadPort, stranger.Bytes(), other.Ifindex, actShot, 0, "port_claimed"},
-		{"unknown, bridge against port", l, metadBridge, stranger.Bytes(), bridge, actShot, 0, "bridge_claimed"},
+		{"unknown, address in use elsewhere", l, metadPort, with(stranger, func(f *testnet.Frame) { f.SrcMAC = known.MAC }), other.Ifindex, actRedirect, portTag(other.Ifindex), "port_unknown"},
+		{"unknown, bridge beside port", l, metadBridge, stranger.Bytes(), bridge, actRedirect, unproved, "bridge_unknown"},
 		{"agent's connection", l, metadPort, with(own, agents), port, actUnspec, 0, "port_agent"},
 		{"a new connection from the same port", l, metadPort, with(own, func(f *testnet.Frame) { f.SrcPort = agentPort }), port, actRedirect, 7, "port_task"},
 		{"a connection that the agent has closed", l, metadPort, with(own, func(f *testnet.Frame) { f.SrcPort, f.Flags = lingerPort, testnet.ACK }), port, actRedirect, 7, "port_task"},
@@ -334,11 +334,14 @@ func TestRootVerdicts(t *testing.T) {
 		{"another's, no acknowledgement", known.Addr, 8, func(f *testnet.Frame) { f.Flags = testnet.SYN }, actShot, [6]byte{}, "reply_not_theirs"},
 		{"another's, IP options", known.Addr, 8, func(f *testnet.Frame) { f.Options = 4 }, actShot, [6]byte{}, "reply_not_theirs"},
 		{"port", unknown.Addr, portTag(unknown.Ifindex), nil, actRedirect, other.MAC, "reply_port"},
-		{"port, no tag", unknown.Addr, 0, nil, actRedirect, other.MAC, "reply_port"},
-		{"port, another port's tag", unknown.Addr, portTag(other.Ifindex), nil, actRedirect, carrier(portTag(other.Ifindex)), "reply_not_theirs"},
+		{"port, no tag", unknown.Addr, 0, nil, actRedirect, unknown.MAC, "reply_bridge"},
+		{"port, the tag of another one that uses the address", unknown.Addr, portTag(other.Ifindex), nil, actRedirect, known.MAC, "reply_port"},
+		{"port, the tag of one that does not", unknown.Addr, portTag(port), nil, actRedirect, carrier(portTag(port)), "reply_not_theirs"},
+		{"port, another address in the same place", otherPlace(unknown.Addr), portTag(unknown.Ifindex), nil, actRedirect, carrier(portTag(unknown.Ifindex)), "reply_not_theirs"},
 		{"port, a task's tag", unknown.Addr, 7, nil, actRedirect, carrier(7), "reply_not_theirs"},
 		{"bridge", atBridge, 0, nil, actRedirect, unknown.MAC, "reply_bridge"},
 		{"bridge, a port's tag", atBridge, portTag(other.Ifindex), nil, actRedirect, carrier(portTag(other.Ifindex)), "reply_not_theirs"},
+		{"bridge, a task's tag", atBridge, 7, nil, actRedirect, carrier(7), "reply_not_theirs"},
 		{"host", HostAddr, 0, nil, actUnspec, [6]byte{}, "reply_host"},
 		{"refused", known.Addr, 0, func(f *testnet.Frame) { f.SrcPort = 1 }, actUnspec, [6]byte{}, "reply_refused"},
 		{"nobody", netip.MustParseAddr("169.254.173.9"), 0, nil, actShot, [6]byte{}, "reply_nowhere"},
@@ -388,12 +391,19 @@ func TestRootVerdicts(t *testing.T) {
 	}
 }
 
-// samePlace returns another address whose handshake from port has the same place in the map
+// otherPlace returns another address that has the same place on a port (place_of in C).
+func otherPlace(addr netip.Addr) netip.Addr {
+	b := addr.As4()
+	b[3] ^= 8
+	return netip.AddrFrom4(b)
+}
+
+// samePlace returns another address whose handshake from port has the same place in the device's group
 // (handshake_of in C).
 func samePlace(addr netip.Addr, port uint16) netip.Addr {
 	place := func(addr netip.Addr) uint32 {
 		key := (be32(addr) ^ uint32(be16(port))) * 0x9e3779b1
-		return (key ^ key>>16) % 4096
+		return (key ^ key>>16) % 64
 	}
 	other := addr.Next()
 	for place(other) != place(addr) {

@@ -142,11 +142,11 @@ func (p *programs) maps() (names []string, ms []*ebpf.Map) {
 	return []string{
 			bpf.MetadMapIpTask, bpf.MetadMapNeighbours, bpf.MetadMapCounters, bpf.MetadMapVerdicts,
 			bpf.MetadMapEvents, bpf.MetadMapEventGates, bpf.MetadMapSlots, bpf.MetadMapHandshakes,
-			bpf.MetadMapContainerCgroup, bpf.MetadMapHostCgroup,
+			bpf.MetadMapContainerCgroup, bpf.MetadMapHostCgroup, bpf.MetadMapPortNeighbours,
 		}, []*ebpf.Map{
 			p.IpTask, p.Neighbours, p.Counters, p.Verdicts,
 			p.Events, p.EventGates, p.Slots, p.Handshakes,
-			p.ContainerCgroup, p.HostCgroup,
+			p.ContainerCgroup, p.HostCgroup, p.PortNeighbours,
 		}
 }
 

@@ -77,11 +77,17 @@ func TestRootSpoof(t *testing.T) {
 			f.SrcPort, f.Src, f.SrcMAC = 41007, evil.Addr, victim.MAC
 		}))
 
-		// An address that no task has, in use by another: its answers stay its own.
+		// An address that no task has, in use by another: its answers stay its own, and those to
+		// another port go there.
 		wantAnswer(t, newcomer, portTag(newcomer))
-		wantDropped(t, l, stranger, newcomer, "port_claimed", 41008, with(asVictim, func(f *testnet.Frame) {
-			f.SrcPort, f.Src, f.SrcMAC = 41008, newcomer.Addr, newcomer.MAC
-		}))
+		atNewcomer, claims := testnet.NewRaw(t, newcomer.NS, "eth0"), testnet.NewRaw(t, stranger.NS, "eth0")
+		claims.Send(with(asVictim, func(f *testnet.Frame) { f.SrcPort, f.Src, f.SrcMAC = 41008, newcomer.Addr, newcomer.MAC }))
+		if s, ok := claims.Answer(41008, time.Second); !ok || s.Flags != testnet.SYN|testnet.ACK {
+			t.Errorf("a port that uses a neighbour's address: got %+v, %v, want its own SYN's answer", s, ok)
+		}
+		if s, ok := atNewcomer.Answer(41008, 60*time.Millisecond); ok {
+			t.Errorf("the neighbour got an answer that is not its own: %+v", s)
+		}
 		wantAnswer(t, newcomer, portTag(newcomer))
 
 		// A port that is not hooked: address and MAC of a known task, seen at the bridge.
@@ -337,9 +343,6 @@ func TestRootCounters(t *testing.T) {
 	if c := read(k.Addr); c != (TaskCounters{}) {
 		t.Errorf("the next task: got %+v", c)
 	}
-	if n, ok := l.Neighbour(k.Addr); ok {
-		t.Errorf("a task is a neighbour: %+v", n)
-	}
 }
 
 func wantHostAnswer(t testing.TB, h *testnet.Host, want string) {
@@ -478,7 +481,7 @@ func TestRootBpftool(t *testing.T) {
 		"ip_task":    {`"octets": [169,254,172,2`, `"tag": 1`, fmt.Sprintf(`"ifindex": %d`, k.Ifindex), `"mac": `, `"task_id": "158d1c8083dd49d6b527399fd6414f5c"`},
 		"counters":   {`"connections": 0`, `"last_seen_ns": 0`},
 		"verdicts":   {`"packets": `},
-		"neighbours": nil,
+		"neighbours": nil, "port_neighbours": nil,
 	} {
 		out, err := exec.Command("bpftool", "map", "dump", "pinned", filepath.Join(l.cfg.PinDir, pinName(name, l.progs.layout))).CombinedOutput()
 		if err != nil {

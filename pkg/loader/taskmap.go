@@ -22,12 +22,19 @@ type addrMap[V any] interface {
 	all() (map[netip.Addr]V, error)
 }
 
+// portMap is a map of the kernel in which each port has entries of its own.
+type portMap interface {
+	dropPort(ifindex uint32) error
+	clear() error
+}
+
 // taskMap is which task has an address, and what the tasks' addresses have sent. Its methods are
 // safe for concurrent use.
 type taskMap struct {
 	tasks      addrMap[bpf.TaskValue]
 	counters   addrMap[[]bpf.TaskCounters] // one for each CPU
-	neighbours addrMap[bpf.Neighbour]
+	neighbours addrMap[bpf.Neighbour]      // at bridge devices
+	ofPorts    portMap                     // the same on ports
 	max        int
 	exists     func(ifindex int) bool
 
@@ -158,7 +165,11 @@ func (t *taskMap) dropPort(ifindex int) error {
 	return errors.Join(append(errs, t.dropNeighbours(uint32(ifindex)))...)
 }
 
+// dropNeighbours forgets the addresses without a task that were seen at a device.
 func (t *taskMap) dropNeighbours(ifindex uint32) error {
+	if err := t.ofPorts.dropPort(ifindex); err != nil {
+		return fmt.Errorf("clear %s: %w", bpf.MetadMapPortNeighbours, err)
+	}
 	all, err := t.neighbours.all()
 	if errors.Is(err, ebpf.ErrIterationAborted) { // senders come and go meanwhile
 		err = nil
@@ -168,7 +179,7 @@ func (t *taskMap) dropNeighbours(ifindex uint32) error {
 		if n.Ifindex != ifindex {
 			continue
 		}
-		// The address may just have been seen again, on another port: look once more, as
+		// The address may just have been seen again, at another bridge: look once more, as
 		// late as possible.
 		if n, ok := t.neighbours.get(addr); ok && n.Ifindex == ifindex {
 			errs = append(errs, t.neighbours.delete(addr))
@@ -186,6 +197,9 @@ func (t *taskMap) clearNeighbours() error {
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("clear %s: %w", bpf.MetadMapNeighbours, err)
+	}
+	if err := t.ofPorts.clear(); err != nil {
+		return fmt.Errorf("clear %s: %w", bpf.MetadMapPortNeighbours, err)
 	}
 	return nil
 }
@@ -245,4 +259,37 @@ func (k kernelMap[V]) all() (map[netip.Addr]V, error) {
 		}
 		all[netip.AddrFrom4(key)] = v
 	}
+}
+
+// kernelPorts is a portMap in the kernel.
+type kernelPorts struct{ m *ebpf.Map }
+
+func (k kernelPorts) dropPort(ifindex uint32) error {
+	return k.drop(func(of uint32) bool { return of == ifindex })
+}
+
+func (k kernelPorts) clear() error { return k.drop(func(uint32) bool { return true }) }
+
+// drop deletes the entries of the ports that are meant.
+func (k kernelPorts) drop(meant func(ifindex uint32) bool) error {
+	var key bpf.NeighbourPlace
+	var value bpf.Neighbour
+	var drop []bpf.NeighbourPlace
+	it := k.m.Iterate()
+	for it.Next(&key, &value) {
+		if meant(key.Ifindex) {
+			drop = append(drop, key)
+		}
+	}
+	err := it.Err()
+	if errors.Is(err, ebpf.ErrIterationAborted) { // senders come and go meanwhile
+		err = nil
+	}
+	errs := []error{err}
+	for _, key := range drop {
+		if err := k.m.Delete(&key); !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -58,19 +58,37 @@ func (f *fakeMap[V]) all() (map[netip.Addr]V, error) {
 	return maps.Clone(f.m), nil
 }
 
+// fakePorts notes what is to be forgotten.
+type fakePorts struct {
+	dropped []uint32
+	cleared bool
+}
+
+func (f *fakePorts) dropPort(ifindex uint32) error {
+	f.dropped = append(f.dropped, ifindex)
+	return nil
+}
+
+func (f *fakePorts) clear() error {
+	f.cleared = true
+	return nil
+}
+
 type fakeTasks struct {
 	*taskMap
 	tasks      *fakeMap[bpf.TaskValue]
 	counters   *fakeMap[[]bpf.TaskCounters]
 	neighbours *fakeMap[bpf.Neighbour]
+	ofPorts    *fakePorts
 }
 
 // newFakeTasks returns a map of tasks on a host whose devices are all there but 99.
 func newFakeTasks(t *testing.T) fakeTasks {
 	t.Helper()
 	f := fakeTasks{tasks: newFakeMap[bpf.TaskValue](3), counters: newFakeMap[[]bpf.TaskCounters](3), neighbours: newFakeMap[bpf.Neighbour](9)}
+	f.ofPorts = &fakePorts{}
 	f.taskMap = &taskMap{
-		tasks: f.tasks, counters: f.counters, neighbours: f.neighbours, max: 3,
+		tasks: f.tasks, counters: f.counters, neighbours: f.neighbours, ofPorts: f.ofPorts, max: 3,
 		exists: func(ifindex int) bool { return ifindex != 99 },
 	}
 	if err := f.open(); err != nil {
@@ -170,6 +188,9 @@ func TestTaskMapDropPort(t *testing.T) {
 	if _, ok := f.neighbours.get(addr(8)); !ok || len(f.neighbours.m) != 1 {
 		t.Errorf("neighbours: got %v, want 8's alone", f.neighbours.m)
 	}
+	if !slices.Equal(f.ofPorts.dropped, []uint32{3}) {
+		t.Errorf("dropped the neighbours of ports %v, want 3", f.ofPorts.dropped)
+	}
 	if got := f.ports(); !slices.Equal(got, []int{4}) {
 		t.Errorf("ports: got %v, want 4", got)
 	}
@@ -211,7 +232,7 @@ func TestTaskMapOpen(t *testing.T) {
 		t.Errorf("ports: got %v", f.ports())
 	}
 	f.neighbours.m[addr(2)] = bpf.Neighbour{Ifindex: 3}
-	if err := f.clearNeighbours(); err != nil || len(f.neighbours.m) != 0 {
+	if err := f.clearNeighbours(); err != nil || len(f.neighbours.m) != 0 || !f.ofPorts.cleared {
 		t.Errorf("neighbours: got %v, %v, want none", f.neighbours.m, err)
 	}
 }
