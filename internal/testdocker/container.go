@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/image"
@@ -128,6 +129,29 @@ func (h *Host) TryExec(id string, cmd ...string) (out string, code int, err erro
 	}
 	state, err := h.Client.ContainerExecInspect(ctx, created.ID)
 	return b.String(), state.ExitCode, err
+}
+
+// Output waits until a container has ended and returns what it has written, standard error included.
+func (h *Host) Output(t testing.TB, id string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	ended, errs := h.Client.ContainerWait(ctx, id, container.WaitConditionNotRunning)
+	select {
+	case <-ended:
+	case err := <-errs:
+		t.Fatalf("wait for container: %v", err)
+	}
+	log, err := h.Client.ContainerLogs(ctx, id, container.LogsOptions{ShowStdout: true, ShowStderr: true})
+	if err != nil {
+		t.Fatalf("output of container: %v", err)
+	}
+	defer log.Close()
+	var b strings.Builder
+	if _, err := stdcopy.StdCopy(&b, &b, log); err != nil {
+		t.Fatalf("output of container: %v", err)
+	}
+	return b.String()
 }
 
 // ImageFromBinary makes the image ref whose entrypoint is the statically linked program at file.

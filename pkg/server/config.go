@@ -46,6 +46,12 @@ type Config struct {
 	// at most MaxUnknownWait; how many wait at a time is for Tasks to bound. Zero: not at all.
 	UnknownWait time.Duration
 
+	// MakerWait is how long a request waits for the container that it comes from to appear in its task,
+	// or to be shown as started. It may be longer than UnknownWait: the Engine may not answer for a
+	// container while it starts it, on a busy host for a second, and what the client would be told is
+	// wrong. Zero: not at all.
+	MakerWait time.Duration
+
 	// HostAddr is the source of the host's own processes: no task ever has it, and nobody waits
 	// for one. Zero: there is none.
 	HostAddr netip.Addr
@@ -138,6 +144,7 @@ func DefaultConfig() Config {
 		MaxConns:        16384,
 		MaxConnsPerTask: 128,
 		UnknownWait:     MaxUnknownWait,
+		MakerWait:       2 * time.Second,
 		AgentURL:        "http://127.0.0.1:51679",
 		AgentTimeout:    10 * time.Second, // the agent itself gives up after 5 s
 		AgentPatience:   time.Second,
@@ -167,6 +174,8 @@ func (c *Config) validate() (agent string, err error) {
 		}
 	}
 	switch {
+	case c.MakerWait < 0:
+		return "", fmt.Errorf("server: MakerWait must not be negative")
 	case c.UnknownWait < 0 || c.UnknownWait > MaxUnknownWait:
 		return "", fmt.Errorf("server: UnknownWait must be between 0 and %v", MaxUnknownWait)
 	case c.Rate != RateLimit{} && (c.Rate.PerSecond <= 0 || c.Rate.Burst <= 0):

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"net/netip"
-	"time"
 
 	"metad/bpf"
 	"metad/pkg/lookup"
@@ -72,19 +71,14 @@ func (s *Server) findMaker(c *conn) bool {
 	return c.maker != ""
 }
 
-// makerWait bounds the wait for a container that is known to ask and not known to run. It is longer
-// than MaxUnknownWait: while the Engine starts a container it may not answer for it, on a busy host
-// for a second, and what the client would be told is wrong.
-const makerWait = 2 * time.Second
-
-// awaitMaker waits, for makerWait at most, until c's task shows that c.maker has been started.
+// awaitMaker waits, for MakerWait at most, until c's task shows that c.maker has been started.
 func (s *Server) awaitMaker(c *conn) {
-	if c.maker == "" || s.cfg.UnknownWait == 0 {
+	if c.maker == "" || s.cfg.MakerWait == 0 {
 		return
 	}
 	s.waiting.Add(1)
 	defer s.waiting.Add(-1)
-	ctx, cancel := context.WithTimeout(s.life, makerWait)
+	ctx, cancel := context.WithTimeout(s.life, s.cfg.MakerWait)
 	defer cancel()
 	for {
 		v := s.tasks.Resolve(c.tag, c.remote.Addr())

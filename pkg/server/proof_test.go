@@ -9,10 +9,12 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 
 	"metad/bpf"
+	"metad/internal/expect"
 	"metad/pkg/lookup"
 	"metad/pkg/task"
 )
@@ -27,16 +29,23 @@ func (noMaps) Containers() (own, host map[uint64]bpf.ContainerValue, err error) 
 	return nil, nil, nil
 }
 
-// proofHost serves a task of three containers that share its address, d in the cgroup 101 and f in x.
-func proofHost(t *testing.T, cfg Config) (h *host, apply func(x uint64)) {
+// proofHost serves a task of three containers that share its address, d in the cgroup 101 and f in x. f
+// has a status of its own; without one the task does not show it.
+func proofHost(t *testing.T, cfg Config) (h *host, apply func(x uint64, f task.Status)) {
 	t.Helper()
 	table := lookup.New(&fakeKernel{}, zap.NewNop())
 	table.NameContainers(noMaps{})
-	apply = func(x uint64) {
+	apply = func(x uint64, f task.Status) {
 		tk := &task.Task{ID: "t", ARN: arnT, Endpoints: []task.Endpoint{{Addr: addrT, Ifindex: 12}}}
 		for id, cgroup := range map[string]uint64{"e": 99, "f": x, "d": 101} {
 			c := &task.Container{ID: strings.Repeat(id, 64), Name: id, KnownStatus: task.StatusRunning,
 				PID: 7, Cgroup: task.Cgroup{ID: cgroup, Level: 2}, Stats: &task.StatsCell{}}
+			if id == "f" {
+				c.KnownStatus = f
+			}
+			if c.KnownStatus == "" {
+				continue
+			}
 			if id != "e" {
 				c.NetworkMode = "container:" + strings.Repeat("e", 64)
 			}
@@ -47,7 +56,7 @@ func proofHost(t *testing.T, cfg Config) (h *host, apply func(x uint64)) {
 			t.Fatal(err)
 		}
 	}
-	apply(100)
+	apply(100, task.StatusRunning)
 	s, err := New(cfg, table)
 	if err != nil {
 		t.Fatal(err)
@@ -122,7 +131,7 @@ func TestSocketCgroup(t *testing.T) {
 	tag.Store(bpf.ContainerTag(tag.Load(), n))
 	c = h.dial(t, addrT)
 	f(c, "f")
-	apply(0)
+	apply(0, task.StatusRunning)
 	f(c, unknown)
 	if asked.Load() != before {
 		t.Error("asked for a socket whose container the kernel has named")
@@ -130,4 +139,53 @@ func TestSocketCgroup(t *testing.T) {
 	if h.Counters().Unnamed == 0 {
 		t.Error("not counted")
 	}
+}
+
+// A container whose cgroup is not known yet is named by the cgroup's directory. If the task does not show
+// it as started, the request waits for that, and not for ever; a cgroup of no container is not waited for.
+func TestAwaitMaker(t *testing.T) {
+	const unknown, made, nobodys = "404 Not Found", 555, 556
+	var cgroup atomic.Uint64
+	cfg := DefaultConfig()
+	cfg.Log = zap.NewNop()
+	var tag atomic.Uint32
+	cfg.Tag = func(net.Conn) (uint32, error) { return tag.Load(), nil }
+	cfg.SocketCgroup = func(int, netip.AddrPort, netip.AddrPort) (uint64, error) { return cgroup.Load(), nil }
+	cfg.CgroupContainer = func(cgroup uint64) string {
+		if cgroup == made {
+			return strings.Repeat("f", 64)
+		}
+		return ""
+	}
+	h, apply := proofHost(t, cfg)
+	tag.Store(h.table.Views()[0].Tag)
+	f := func(want string) {
+		t.Helper()
+		if got := askSelf(t, h.dial(t, addrT)); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	cgroup.Store(made)
+	apply(0, task.StatusRunning)
+	f("f")
+	for _, before := range []task.Status{"", task.StatusCreated, task.StatusStopped} {
+		apply(0, before)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			expect.Until(t, "the request to wait", func() bool { return h.waiting.Load() == 1 })
+			apply(0, before) // a change, but not the one
+			apply(0, task.StatusRunning)
+		}()
+		f("f")
+		<-done
+	}
+	apply(0, "")
+	cgroup.Store(nobodys)
+	f(unknown)
+	cfg.MakerWait = 10 * time.Millisecond
+	h, apply = proofHost(t, cfg)
+	apply(0, "")
+	cgroup.Store(made)
+	f(unknown)
 }
