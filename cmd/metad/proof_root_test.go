@@ -79,17 +79,17 @@ func TestRootSelfFirstInstruction(t *testing.T) {
 	}
 	h := testdocker.Shared(t)
 	startMetad(t, h)
-	task := h.RunTask(t, testdocker.Task{ID: "busy", ENI: []netip.Prefix{netip.MustParsePrefix("10.0.0.9/24")},
-		Containers: []testdocker.Container{{Name: "app"}}})
+	task := h.RunTask(t, testdocker.Task{ID: "busy", Containers: []testdocker.Container{{Name: "app"}}})
+	labels := map[string]string{
+		"com.amazonaws.ecs.task-arn": task.ARN, "com.amazonaws.ecs.container-name": "first"}
 	var right, unnamed atomic.Int64
 	var wg sync.WaitGroup
 	for worker := range atOnce {
 		wg.Go(func() {
 			for i := worker; i < starts; i += atOnce {
 				id := h.Run(t, testdocker.Container{
-					Name: fmt.Sprintf("first-%d", i), Network: "container:" + task.Pause,
-					Labels: map[string]string{"com.amazonaws.ecs.task-arn": task.ARN, "com.amazonaws.ecs.container-name": "first"},
-					Cmd:    []string{"wget", "-qO-", "http://169.254.170.2/v4/self"}})
+					Name: fmt.Sprintf("first-%d", i), Network: "container:" + task.Pause, Labels: labels,
+					Cmd: []string{"wget", "-qO-", "http://169.254.170.2/v4/self"}})
 				got := h.Output(t, id)
 				switch {
 				case strings.HasSuffix(got, "404 Not Found\n"):
@@ -105,7 +105,47 @@ func TestRootSelfFirstInstruction(t *testing.T) {
 	}
 	wg.Wait()
 	t.Logf("%d right, %d not named, of %d", right.Load(), unnamed.Load(), starts)
-	if n := int(right.Load()); n < starts*9/10 { // a machine on which a start takes seconds names fewer
+	// A machine on which a start takes seconds names fewer.
+	if n := int(right.Load()); n < starts*9/10 {
 		t.Errorf("got %d of %d right", n, starts)
+	}
+}
+
+// A container with NET_RAW, NET_ADMIN and SYS_PTRACE of its own is told itself, whatever mark it puts
+// on its packets. It cannot get into the other container's cgroup nor at its processes.
+func TestRootSelfPoser(t *testing.T) {
+	h := testdocker.Shared(t)
+	importProbe(t, h)
+	d := startMetad(t, h)
+	withCaps := func(config *container.Config, host *container.HostConfig) {
+		config.Entrypoint = []string{"sleep", "3600"}
+		host.CapAdd = []string{"NET_RAW", "NET_ADMIN", "SYS_PTRACE"}
+	}
+	task := h.RunTask(t, testdocker.Task{ID: "posed", Containers: []testdocker.Container{
+		{Name: "app"}, {Name: "poser", Image: probeImage, Configure: withCaps}}})
+	app, poser := task.Containers[0], task.Containers[1]
+	tag := 0
+	known, err := fetchTasks(t.Context(), d.runDir(), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tk := range known.Tasks {
+		if tk.ID == "posed" {
+			tag = int(tk.Tag)
+		}
+	}
+	pid := h.Inspect(t, app).State.Pid
+	told := map[string]int{}
+	for line := range strings.Lines(h.Exec(t, poser, "/app", "pose", strconv.Itoa(tag), strconv.Itoa(pid))) {
+		if code, body, _ := strings.Cut(line, " "); code == "200" {
+			line = containerOf(t, body)
+		}
+		told[line]++
+	}
+	if tag == 0 || len(told) != 1 || told[poser] < 128 {
+		t.Errorf("tag %d: got %.2000v, want %.12s alone", tag, told, poser)
+	}
+	if got := containerOf(t, ask(t, h, app, "/v4/self")); got != app {
+		t.Errorf("the other one is told %.12s", got)
 	}
 }

@@ -76,7 +76,10 @@ func (g *Cgroups) Container(cgroup uint64) string {
 	if err != nil {
 		return ""
 	}
-	below, _ := strings.CutPrefix(path, g.root+"/")
+	below, ok := strings.CutPrefix(path, g.root+"/")
+	if !ok {
+		return ""
+	}
 	return nearest(below)
 }
 
