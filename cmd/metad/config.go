@@ -39,9 +39,10 @@ type config struct {
 	disableMetrics bool
 	ownIDsOnly     bool
 
-	adminAddr  string
-	adminGroup string
-	pprof      bool
+	adminAddr        string
+	adminGroup       string
+	pprof            bool
+	containerMetrics bool
 
 	dataDir       string
 	proxySocket   string

@@ -86,6 +86,7 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 	f("", []string{"--reconcile", "0s"}, "reconcile 0s")
 	f("", []string{"--bridges", "[x"}, `bridges: bad pattern "[x"`)
 	f("", []string{"--on-exit", "drop", "--attach", "tcx"}, "on-exit drop")
+	f("", []string{"--container-metrics", "--disable-metrics"}, "container-metrics: there are none")
 	f("", []string{"--admin", "51683"}, `admin "51683": want host:port`)
 	f("", []string{"--docker-host", "tcp://127.0.0.1:2375"}, `docker-proxy "/run/metad/docker.sock": needs a unix socket`)
 	f("", []string{"--docker-host", "unix:///run/metad/docker.sock"}, "is metad's own proxy")

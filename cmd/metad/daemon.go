@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"sync/atomic"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"metad/pkg/agent"
+	"metad/pkg/cadvisor"
 	"metad/pkg/docker"
 	"metad/pkg/dockerproxy"
 	"metad/pkg/inject"
@@ -43,6 +45,7 @@ type daemon struct {
 	watchdog    *watchdog   // nil: none
 	guard       *agentGuard // nil: none
 	answers     firstAnswers
+	containers  http.Handler  // nil: containers' metrics are not shown
 	abandoned   atomic.Uint64 // takeovers of this metad that did not happen
 }
 
@@ -61,6 +64,9 @@ func newDaemon(c *config, log *zap.Logger, own *possession) (_ *daemon, err erro
 	d.tasks.table.NameContainers(own.loader)
 	if d.sampler, d.closeStats, err = c.sampler(d.engine, log); err != nil {
 		return nil, err
+	}
+	if c.containerMetrics {
+		d.containers = cadvisor.New(d.sampler)
 	}
 	cfg := c.followerConfig(d.engine, log)
 	cfg.Apply, cfg.Enrich, cfg.Bridges = d.tasks.apply, d.enrich, own.loader.SetBridges

@@ -188,6 +188,9 @@ func (c *config) daemonFlags(s *flagSet) {
 		"address of /metrics, /healthz and /readyz, or off")
 	s.text(&c.adminGroup, "admin-group", "",
 		"group that may use the admin socket (tasks, statistics, profiles) beside root")
+	s.bool(&c.containerMetrics, "container-metrics",
+		"serve every container's statistics, under cAdvisor's names, at /metrics/containers of the "+
+			"admin address: every process of the host can read them")
 	s.bool(&c.pprof, "pprof", "serve /debug/pprof on the admin socket")
 	s.text(&c.runDir, "run-dir", defaultRunDir,
 		"where the admin socket, the takeover socket and the snapshot are")

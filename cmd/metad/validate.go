@@ -31,8 +31,16 @@ func (c *config) validate() error {
 		c.validateDataPath(),
 		c.validateTasks(),
 		c.validateRequests(),
+		c.validateContainerMetrics(),
 		proxy,
 	)
+}
+
+func (c *config) validateContainerMetrics() error {
+	if c.containerMetrics && c.disableMetrics {
+		return errors.New("container-metrics: there are none with disable-metrics")
+	}
+	return nil
 }
 
 func (c *config) validateDataPath() error {

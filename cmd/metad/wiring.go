@@ -181,7 +181,7 @@ func (c *config) sampler(engine *docker.Client, log *zap.Logger) (*stats.Sampler
 		d := stats.NewDockerSource(askEngine(engine), stats.CgroupConfig{})
 		sources, closeSource = append(sources, d), d.Close
 	}
-	return stats.New(stats.Config{Log: log}, sources...), closeSource, nil
+	return stats.New(stats.Config{Log: log, Keep: c.containerMetrics}, sources...), closeSource, nil
 }
 
 func askEngine(engine *docker.Client) stats.Engine {

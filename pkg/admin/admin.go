@@ -35,6 +35,7 @@ type Config struct {
 	Ready      func() error           // nil while requests from containers are answered
 	Tasks      func(stats bool) Tasks // what /tasks shows; stats asks for samples too
 	Collectors []prometheus.Collector
+	Containers http.Handler // what /metrics/containers is answered by; nil: there is none
 }
 
 // Tasks is the answer of GET /tasks.
@@ -191,6 +192,9 @@ func publicHandler(cfg Config) *http.ServeMux {
 	mux := http.NewServeMux()
 	// If one collector fails, the others' metrics are served.
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}))
+	if cfg.Containers != nil {
+		mux.Handle("GET /metrics/containers", cfg.Containers)
+	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := cfg.Ready(); err != nil {

@@ -90,6 +90,7 @@ func TestEndpoints(t *testing.T) {
 		public, private int
 		has, not        string
 	}{
+		{"/metrics/containers", nowhere, nowhere, "", ""},
 		{"/healthz", 200, 200, "ok", ""},
 		{"/readyz", 503, 503, "has not answered", ""},
 		{"/metrics", 200, 200, "metad_test_total 1", ""},
@@ -166,6 +167,16 @@ func TestSocketMode(t *testing.T) {
 	}
 	if _, err := ListenSocket(Config{Socket: "/nonexistent/admin.sock"}); err == nil || !strings.Contains(err.Error(), `admin socket "/nonexistent/admin.sock"`) {
 		t.Errorf("bad directory: got %v", err)
+	}
+}
+
+// The metrics of containers are there, by TCP too, if the operator asked for them.
+func TestContainersByFlag(t *testing.T) {
+	public, private := start(t, Config{Containers: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "page") })})
+	for _, ask := range []func(method, path string) (int, string){public, private} {
+		if code, body := ask("GET", "/metrics/containers"); code != 200 || body != "page" {
+			t.Errorf("got %d %q, want the page", code, body)
+		}
 	}
 }
 

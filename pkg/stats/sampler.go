@@ -44,6 +44,9 @@ type Config struct {
 	// Cold is the time between two samples without requests; default 90 s.
 	Cold time.Duration
 
+	// Keep has the newest counters kept beside what is rendered of them, for EachKept.
+	Keep bool
+
 	Log    *zap.Logger      // nil: none
 	Budget *fdbudget.Budget // that of the sources; nil: the process's
 }
@@ -117,8 +120,9 @@ type entry struct {
 	// last is the newest sample, shown or not. Its cpu_stats are the precpu_stats of the next.
 	last             *task.Sample
 	cpuStart, cpuEnd int
-	net              traffic // of the newest sample
-	rendered         int     // samples since the container started, or metad did; up to 2
+	net              traffic   // of the newest sample
+	kept             *Counters // of the newest sample, with Config.Keep
+	rendered         int       // samples since the container started, or metad did; up to 2
 
 	subscribers int
 	news        chan struct{} // closed at the next sample and at the end; nil: nobody waits
@@ -494,6 +498,9 @@ func (s *Sampler) publish(e *entry, c *Counters) {
 	var v2 int
 	s.scratch, v2 = appendRates(s.scratch, c, prev)
 	e.net = trafficOf(c.Networks)
+	if s.cfg.Keep {
+		e.keep(c)
+	}
 	sample := &task.Sample{JSON: make([]byte, len(s.scratch)), V2: v2, Read: c.Read}
 	copy(sample.JSON, s.scratch)
 	e.last = sample
