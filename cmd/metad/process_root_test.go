@@ -4,7 +4,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -15,11 +14,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
+	"metad/internal/child"
 	"metad/internal/expect"
 	"metad/internal/testdocker"
 )
@@ -47,8 +45,9 @@ type process struct {
 	host *testdocker.Host
 	dir  string // run directory, data directory
 	pins string
+	proc *child.Process // nil before the first start; the next three are its parts
 	cmd  *exec.Cmd
-	out  *syncBuffer
+	out  *child.Output
 	done chan struct{} // closed when the process has ended
 
 	wrap []string // a command that runs metad, which is its last arguments
@@ -99,7 +98,7 @@ func (d *process) runDir() string { return filepath.Join(d.dir, "run") }
 
 func (d *process) start(args ...string) {
 	d.t.Helper()
-	d.cmd = d.command(append([]string{"serve",
+	cmd := d.command(append([]string{"serve",
 		"--docker-host", "unix://" + d.host.Socket,
 		"--bundle-dirs", d.host.BundleDir(),
 		"--pin-dir", d.pins,
@@ -108,18 +107,8 @@ func (d *process) start(args ...string) {
 		"--docker-proxy", "",
 		"--log-level", "debug",
 	}, args...)...)
-	d.out = &syncBuffer{}
-	d.cmd.Stdout, d.cmd.Stderr = d.out, d.out
-	if err := d.cmd.Start(); err != nil {
-		d.t.Fatal(err)
-	}
-	done := make(chan struct{})
-	d.done = done
-	cmd := d.cmd
-	go func() {
-		_ = cmd.Wait() // the exit code is in ProcessState
-		close(done)
-	}()
+	p := child.Start(d.t, cmd, nil)
+	d.proc, d.cmd, d.out, d.done = p, p.Cmd, p.Out, p.Done
 }
 
 // waitReady waits until metad says that it answers from a complete list.
@@ -149,24 +138,15 @@ func waitFor(t testing.TB, what string, ok func() bool) {
 // stop ends metad by SIGTERM and returns its exit code.
 func (d *process) stop() int {
 	d.t.Helper()
-	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		d.t.Fatal(err)
-	}
-	select {
-	case <-d.done:
-	case <-time.After(20 * time.Second):
-		d.t.Fatal("metad did not end within 20 s of SIGTERM")
-	}
+	d.proc.Stop(d.t, 20*time.Second)
 	return d.cmd.ProcessState.ExitCode()
 }
 
 // kill ends metad by SIGKILL, if it runs.
 func (d *process) kill() {
-	if d.cmd == nil || d.cmd.Process == nil {
-		return
+	if d.proc != nil {
+		d.proc.Kill()
 	}
-	_ = d.cmd.Process.Kill() // it may have ended
-	<-d.done
 }
 
 // get asks an address in the host's namespace.
@@ -242,22 +222,4 @@ func startAgent(t testing.TB, h *testdocker.Host, handler http.Handler) (kill fu
 	kill = func() { s.Close() }
 	t.Cleanup(kill)
 	return kill
-}
-
-// syncBuffer is a bytes.Buffer for a process to write to while the test reads.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }

@@ -1,7 +1,6 @@
 package testhost
 
 import (
-	"bytes"
 	"fmt"
 	"net"
 	"os"
@@ -11,13 +10,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"metad/internal/child"
 	"metad/internal/testnet"
 )
 
@@ -38,14 +36,12 @@ func Build(t testing.TB) string {
 
 // Metad is a metad process on a made-up host.
 type Metad struct {
-	Out syncBuffer
+	*child.Process
 
 	t       testing.TB
 	h       *Host
 	runDir  string
-	cmd     *exec.Cmd
 	started time.Time
-	done    chan struct{} // closed when it has ended
 }
 
 // Start starts metad with as many file descriptors as limit, 0: no change.
@@ -56,28 +52,22 @@ func (h *Host) Start(binary string, limit int, args ...string) *Metad {
 	if limit != 0 {
 		shell = fmt.Sprintf("ulimit -n %d && %s", limit, shell)
 	}
-	m := &Metad{t: h.t, h: h, runDir: dir + "/run", done: make(chan struct{})}
-	m.cmd = exec.Command("/bin/sh", append([]string{"-c", shell, binary, "serve",
+	m := &Metad{t: h.t, h: h, runDir: dir + "/run"}
+	cmd := exec.Command("/bin/sh", append([]string{"-c", shell, binary, "serve",
 		"--docker-host", "unix://" + h.Engine.Socket, "--bundle-dirs", h.Bundles,
 		"--pin-dir", testnet.PinDir(h.t), "--run-dir", m.runDir, "--data-dir",
 		dir + "/data",
 		"--docker-proxy", "", "--agent-url", "", "--agent-introspection-url", ""},
 		args...)...)
-	m.cmd.Stdout, m.cmd.Stderr = &m.Out, &m.Out
 	m.started = time.Now()
 	// The child lives in the namespace of the thread that starts it, and does not end with it.
-	if err := testnet.In(h.NS, m.cmd.Start); err != nil {
-		h.t.Fatal(err)
-	}
-	go func() {
-		_ = m.cmd.Wait() // the exit code is in ProcessState
-		close(m.done)
-	}()
+	m.Process = child.Start(h.t, cmd, func(start func() error) error {
+		return testnet.In(h.NS, start)
+	})
 	h.t.Cleanup(func() {
-		_ = m.cmd.Process.Kill() // it may have ended
-		<-m.done
+		m.Kill()
 		if h.t.Failed() {
-			h.t.Logf("metad said:\n%s", m.Out.tail(4096))
+			h.t.Logf("metad said:\n%s", m.Out.Tail(4096))
 		}
 	})
 	return m
@@ -149,8 +139,8 @@ func (m *Metad) wait(what string, ok func() bool) {
 	m.t.Helper()
 	for end := time.Now().Add(5 * time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
 		select {
-		case <-m.done:
-			m.t.Fatalf("metad ended: %v", m.cmd.ProcessState)
+		case <-m.Done:
+			m.t.Fatalf("metad ended: %v", m.Cmd.ProcessState)
 		default:
 		}
 		if time.Now().After(end) {
@@ -184,7 +174,7 @@ func (m *Metad) CPU() time.Duration {
 	m.t.Helper()
 	var ts unix.Timespec
 	// CPUCLOCK_SCHED of the whole process: include/linux/posix-timers.h
-	if err := unix.ClockGettime(int32(^uint32(m.cmd.Process.Pid)<<3|2), &ts); err != nil {
+	if err := unix.ClockGettime(int32(^uint32(m.Cmd.Process.Pid)<<3|2), &ts); err != nil {
 		m.t.Fatal(err)
 	}
 	return time.Duration(ts.Nano())
@@ -193,7 +183,7 @@ func (m *Metad) CPU() time.Duration {
 // RSS returns the process's resident bytes.
 func (m *Metad) RSS() int {
 	m.t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", m.cmd.Process.Pid))
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", m.Cmd.Process.Pid))
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -207,7 +197,7 @@ func (m *Metad) RSS() int {
 // Descriptors returns how many descriptors the process has open.
 func (m *Metad) Descriptors() int {
 	m.t.Helper()
-	list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", m.cmd.Process.Pid))
+	list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", m.Cmd.Process.Pid))
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -218,14 +208,7 @@ func (m *Metad) Descriptors() int {
 func (m *Metad) Stop() time.Duration {
 	m.t.Helper()
 	start := time.Now()
-	if err := m.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		m.t.Fatal(err)
-	}
-	select {
-	case <-m.done:
-	case <-time.After(2 * time.Minute):
-		m.t.Fatal("metad did not end within two minutes of SIGTERM")
-	}
+	m.Process.Stop(m.t, 2*time.Minute)
 	return time.Since(start)
 }
 
@@ -281,27 +264,4 @@ func hasAll(t *Task, body string) bool {
 		}
 	}
 	return true
-}
-
-// syncBuffer is a bytes.Buffer for a process to write to while the test reads.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
-}
-
-func (s *syncBuffer) tail(n int) string {
-	text := s.String()
-	return text[max(0, len(text)-n):]
 }
