@@ -12,8 +12,8 @@ import (
 
 const networksTimeout = 30 * time.Second
 
-// bridges tells which devices are the bridges of the Engine's networks. It asks when told to, in a
-// goroutine of its own, so that nothing waits for the Engine's answer.
+// bridges reports the bridge devices of the Engine's networks. It asks the Engine in its own
+// goroutine, so that nothing waits for the answer.
 type bridges struct {
 	engine Engine
 	log    *zap.Logger
@@ -25,7 +25,7 @@ func newBridges(engine Engine, log *zap.Logger, tell func([]string)) *bridges {
 	return &bridges{engine: engine, log: log, tell: tell, ask: make(chan struct{}, 1)}
 }
 
-// changed says that there may be other networks now. It never blocks.
+// changed has the networks listed again. It never blocks.
 func (b *bridges) changed() {
 	select {
 	case b.ask <- struct{}{}:
@@ -33,8 +33,8 @@ func (b *bridges) changed() {
 	}
 }
 
-// run tells of the bridges, whenever they have changed, until ctx ends. An Engine that does not
-// answer is asked at the next change or reconcile.
+// run reports the bridges after each change, until ctx ends. If the Engine does not answer, run
+// asks again at the next change or reconcile.
 func (b *bridges) run(ctx context.Context) {
 	var told []string
 	var trouble trouble
@@ -62,7 +62,7 @@ func (b *bridges) run(ctx context.Context) {
 	}
 }
 
-// list returns the devices, in order of their names.
+// list returns the devices, sorted by name.
 func (b *bridges) list(ctx context.Context) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, networksTimeout)
 	defer cancel()
@@ -80,7 +80,7 @@ func (b *bridges) list(ctx context.Context) ([]string, error) {
 	return slices.Compact(names), nil
 }
 
-// bridgeName returns the device of a bridge network: the one that its creator chose, or br- and the
+// bridgeName returns the device of a bridge network: the name in its options, or br- and the
 // beginning of its id (moby: daemon/libnetwork/drivers/bridge, parseNetworkOptions).
 func bridgeName(n *network.Summary) string {
 	if name := n.Options["com.docker.network.bridge.name"]; name != "" {
@@ -93,7 +93,7 @@ func bridgeName(n *network.Summary) string {
 	return "br-" + n.ID[:short]
 }
 
-// trouble remembers the errors of one row of failures, so that each is logged once.
+// trouble holds the errors since the last success, so that each is logged once.
 type trouble map[string]bool
 
 func (t *trouble) isNew(err error) bool {

@@ -13,15 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// defaultBundleDirs are where containerd keeps the bundles of Docker's containers: as a service of
-// its own, and as dockerd's child.
+// defaultBundleDirs are the directories where containerd keeps the bundles of Docker's containers,
+// if it is a service, and if it is a child of dockerd.
 var defaultBundleDirs = []string{
 	"/run/containerd/io.containerd.runtime.v2.task/moby",
 	"/run/docker/containerd/daemon/io.containerd.runtime.v2.task/moby",
 }
 
-// pidFile is written into a bundle by runc create: the container's process exists then and its
-// network is connected, but its program does not run yet.
+// pidFile is written into a bundle by runc create. At that time the container's process exists and
+// its network is connected, but its program does not run yet.
 const pidFile = "init.pid"
 
 // newborn is a container that is about to run.
@@ -30,8 +30,8 @@ type newborn struct {
 	pid int
 }
 
-// bundles tells of containers that are about to run. The Engine says so only afterwards, and until
-// then an inspect of the container is kept waiting.
+// bundles reports containers that are about to run. The Engine reports a container only after its
+// start, and an inspect waits until then.
 type bundles struct {
 	dirs  []string
 	file  *os.File // inotify
@@ -79,8 +79,8 @@ func (b *bundles) close() error {
 	return nil
 }
 
-// watchRoots watches what is there of the directories, and where the others will come to be:
-// containerd makes them for the first container after the host has started.
+// watchRoots watches the directories that exist, and the nearest parents of those that do not:
+// containerd makes them for the first container after a start of the host.
 func (b *bundles) watchRoots() {
 	for _, dir := range b.dirs {
 		if !b.watches(dir) {
@@ -89,8 +89,8 @@ func (b *bundles) watchRoots() {
 	}
 }
 
-// watchRoot watches root, or the nearest directory above it that is there. If root is new, bundles
-// may have been made in it already.
+// watchRoot watches root, or the nearest directory above it that exists. A new root may already
+// have bundles.
 func (b *bundles) watchRoot(root string, isNew bool) {
 	kindOf := map[bool]watchKind{true: watchRoot, false: watchAbove}
 	const most = 20 // tries: something that is there and cannot be watched is no reason to go on
@@ -115,7 +115,7 @@ func (b *bundles) watchRoot(root string, isNew bool) {
 	}
 }
 
-// appeared takes note of a directory that may be above a root, or one.
+// appeared is called for a new directory that may be a root, or above one.
 func (b *bundles) appeared(dir string) {
 	for _, root := range b.dirs {
 		if !b.watches(root) && strings.HasPrefix(root+"/", dir+"/") {
@@ -130,7 +130,7 @@ func (b *bundles) watches(root string) bool {
 	return b.roots[root]
 }
 
-// scan looks at the bundles that were made before root was watched.
+// scan finds the bundles that were made before root was watched.
 func (b *bundles) scan(root string) {
 	list, _ := os.ReadDir(root) // none: it will appear
 	for _, e := range list {
@@ -144,8 +144,8 @@ func (b *bundles) bundle(dir string) {
 	b.report(dir) // it may have been there before the watch
 }
 
-// watch watches a directory and reports whether it could. What cannot be watched is left to the
-// Engine to tell of.
+// watch watches a directory and reports whether that succeeded. If not, the Engine's events must
+// do.
 func (b *bundles) watch(dir string, kind watchKind) (ok bool) {
 	conn, err := b.file.SyscallConn() // not the bare descriptor: it may be closed meanwhile
 	if err != nil {
@@ -214,7 +214,7 @@ func (b *bundles) event(wd int32, mask uint32, name string) {
 	}
 }
 
-// report tells of the container of a bundle, if its process exists.
+// report reports the container of a bundle, if its process exists.
 func (b *bundles) report(bundle string) {
 	text, err := os.ReadFile(filepath.Join(bundle, pidFile))
 	if err != nil {

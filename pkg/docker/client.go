@@ -13,11 +13,11 @@ import (
 	"github.com/docker/docker/client"
 )
 
-// Engine is what a Follower needs of the Docker Engine. *Client is one, and so is Docker's own
-// client.
+// Engine is the part of the Docker Engine's API that a Follower uses. *Client implements it, and
+// so does Docker's own client.
 //
-// An Engine with a method Renew() error has it called before each connection, because the Engine
-// that is back after a while may be of another version.
+// If an Engine has a method Renew() error, it is called before each connection, because the Engine
+// may have another version after a restart.
 type Engine interface {
 	ContainerList(context.Context, container.ListOptions) ([]container.Summary, error)
 	ContainerInspect(ctx context.Context, id string) (container.InspectResponse, error)
@@ -27,21 +27,21 @@ type Engine interface {
 	NetworkList(context.Context, network.ListOptions) ([]network.Summary, error)
 }
 
-// Client speaks to the Engine at one address, whatever version it has. Docker's own client
-// negotiates a version once in its life and never a higher one, so that an Engine that has been
-// upgraded beyond that version refuses all it asks; Renew replaces it. Safe for concurrent use.
+// Client is a client of the Engine at one address, of any version. Docker's own client negotiates
+// a version once, and never a higher one later. An Engine that has been upgraded beyond that
+// version refuses all its requests, so Renew replaces it. Safe for concurrent use.
 type Client struct {
 	host    string
 	current atomic.Pointer[client.Client]
 }
 
-// NewClient returns a client of the Engine at host, as DOCKER_HOST has it. It does not connect yet.
+// NewClient returns a client of the Engine at host, in the form of DOCKER_HOST. It does not connect yet.
 func NewClient(host string) (*Client, error) {
 	c := &Client{host: host}
 	return c, c.Renew()
 }
 
-// Renew negotiates the version anew with the next request. Requests under way go on.
+// Renew makes the next request negotiate the version again. Running requests continue.
 func (c *Client) Renew() error {
 	next, err := client.NewClientWithOpts(client.WithHost(c.host), client.WithAPIVersionNegotiation())
 	if err != nil {
@@ -53,7 +53,7 @@ func (c *Client) Renew() error {
 	return nil
 }
 
-// Close closes the connections that are idle.
+// Close closes idle connections.
 func (c *Client) Close() error { return c.current.Load().Close() }
 
 // ContainerList implements Engine.
@@ -91,10 +91,10 @@ func (c *Client) ContainerStats(ctx context.Context, id string, stream bool) (co
 	return c.current.Load().ContainerStats(ctx, id, stream)
 }
 
-// ContainerStatsOneShot returns one sample without one before it.
+// ContainerStatsOneShot returns one sample without a previous one.
 func (c *Client) ContainerStatsOneShot(ctx context.Context, id string) (container.StatsResponseReader, error) {
 	return c.current.Load().ContainerStatsOneShot(ctx, id)
 }
 
-// Info returns what the Engine says of itself.
+// Info returns the Engine's description of itself.
 func (c *Client) Info(ctx context.Context) (system.Info, error) { return c.current.Load().Info(ctx) }

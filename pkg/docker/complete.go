@@ -16,7 +16,7 @@ import (
 	"metad/pkg/task"
 )
 
-// extras is what a container's inspect says about its task and about networks that Docker did not make.
+// extras is what an inspect contains about the container's task and about networks that Docker did not make.
 type extras struct {
 	madeUp       bool   // ECS does not know the task
 	service      string // Compose's
@@ -25,7 +25,7 @@ type extras struct {
 	dns          task.NetworkDetails // the container's own, whatever the network
 }
 
-// describeExtras fills in those of c's fields that only v4 shows, and returns the rest.
+// describeExtras sets the fields of c that only v4 shows, and returns the rest.
 func describeExtras(c *task.Container, config *container.Config, host *container.HostConfig) (x extras) {
 	if config != nil && !strings.HasPrefix(c.ID, config.Hostname) { // the default is the short id
 		x.dns.DNSName = config.Hostname
@@ -38,7 +38,7 @@ func describeExtras(c *task.Container, config *container.Config, host *container
 	}
 	c.LogDriver, c.LogOptions = logging(c.ID, &host.LogConfig)
 	c.RestartPolicy = !host.RestartPolicy.IsNone()
-	// The Engine says null for none at one time and [] at another: that makes no new task.
+	// For none, the Engine answers null at one time and [] at another. That is no change of the task.
 	x.dns.DNSServers = append([]string(nil), host.DNS...)
 	x.dns.DNSSearch = append([]string(nil), host.DNSSearch...)
 	x.cgroupParent = host.CgroupParent
@@ -51,8 +51,8 @@ func describeExtras(c *task.Container, config *container.Config, host *container
 
 const defaultPeriod = 100_000 // µs, of a CPU quota
 
-// logging returns the log driver and its options. Clients take it for granted that awslogs has a group and a
-// stream: where there is none it is left out. Options that hold secrets are left out too.
+// logging returns the log driver and its options. Clients rely on awslogs to have a group and a
+// stream, so it is left out if one of them is missing. Options with secrets are left out too.
 func logging(id string, cfg *container.LogConfig) (driver string, options map[string]string) {
 	options = make(map[string]string, len(cfg.Config))
 	for name, value := range cfg.Config {
@@ -74,7 +74,7 @@ func logging(id string, cfg *container.LogConfig) (driver string, options map[st
 	return cfg.Type, options
 }
 
-// describeNetwork turns Docker's word of one network of a container into ours.
+// describeNetwork converts Docker's description of one network of a container.
 func describeNetwork(c *task.Container, name string, ep *network.EndpointSettings, dns task.NetworkDetails) task.DockerNetwork {
 	dns.DNSName = ""
 	if ep.IPAddress != "" && name != "bridge" {
@@ -87,8 +87,9 @@ func describeNetwork(c *task.Container, name string, ep *network.EndpointSetting
 		Gateway: ep.Gateway, IPv6Gateway: ep.IPv6Gateway, NetworkDetails: dns}
 }
 
-// connected returns the networks of a container that is being started with the address that Docker has not told
-// yet, as the namespace has it. Of several networks nobody can tell which address is whose.
+// connected returns the networks of a container that is being started. Docker does not report the
+// address yet, so it comes from the namespace. With several networks it is not known which address
+// belongs to which.
 func connected(networks []task.DockerNetwork, ns *namespace) []task.DockerNetwork {
 	if ns == nil || len(networks) != 1 || len(ns.endpoints) != 1 || networks[0].IPAddress != "" {
 		return networks
@@ -98,7 +99,7 @@ func connected(networks []task.DockerNetwork, ns *namespace) []task.DockerNetwor
 	return []task.DockerNetwork{n}
 }
 
-// subnet returns the block that addr is in and the gateway with the block's length, each empty if not known.
+// subnet returns the block of addr, and the gateway with the block's length. Each is empty if not known.
 func subnet(addr string, bits int, gateway string) (block, withBits string) {
 	a, err := netip.ParseAddr(addr)
 	if err != nil {
@@ -114,7 +115,7 @@ func subnet(addr string, bits int, gateway string) (block, withBits string) {
 	return p.String(), withBits
 }
 
-// complete adds to t what its containers say of it together.
+// complete adds to t the facts that come from all its containers together.
 func complete(t *task.Task, members []*tracked, cfg *Config) {
 	t.LaunchType = cmp.Or(cfg.LaunchType, defaultLaunchType)
 	// A container that shares another's network namespace is in that one's task.
@@ -129,8 +130,8 @@ func complete(t *task.Task, members []*tracked, cfg *Config) {
 	}
 	t.AvailabilityZone = cmp.Or(t.AvailabilityZone, cfg.MadeUpZone)
 	t.Limits = sum(members)
-	// A project of several services has no service's name: whatever it were, it would be wrong for the
-	// others' containers. A container's Name is its service in any case.
+	// A project of several services has no ServiceName, because any name would be wrong for
+	// the other services. A container's Name is always its service.
 	t.ServiceName = members[0].desc.service
 	for _, m := range members {
 		if m.desc.service != t.ServiceName {
@@ -139,10 +140,10 @@ func complete(t *task.Task, members []*tracked, cfg *Config) {
 	}
 }
 
-// defaultLaunchType is ECS's word for hosts that are not Amazon's.
+// defaultLaunchType is the launch type in ECS of hosts outside AWS.
 const defaultLaunchType = "EXTERNAL"
 
-// sum returns what all members together may use, each resource if all of them have a limit.
+// sum returns the limits of all members together. A resource has one only if each member has one.
 func sum(members []*tracked) (l task.TaskLimits) {
 	var nanoCPUs int64
 	allCPU, allMemory := true, true
@@ -161,9 +162,10 @@ func sum(members []*tracked) (l task.TaskLimits) {
 	return l
 }
 
-// cgroupLimits reads the limits of the task with the id from its cgroup, which is parent to its containers': the
-// agent makes /ecs/<id>, or ecstasks-<id>.slice where systemd has the hierarchy. root is where version 2 or the
-// controllers of version 1 are mounted. What cannot be read is no limit.
+// cgroupLimits reads the limits of the task with the id from its cgroup, the parent of its
+// containers' cgroups. The agent makes /ecs/<id>, or ecstasks-<id>.slice if systemd owns the
+// hierarchy. root is the mount point of version 2, or of the controllers of version 1. A file that
+// cannot be read means no limit.
 func cgroupLimits(root, parent, id string) (l task.TaskLimits) {
 	if !strings.Contains(parent, id) || strings.Contains(parent, "..") { // not the task's own
 		return l
@@ -192,7 +194,7 @@ func cgroupLimits(root, parent, id string) (l task.TaskLimits) {
 		}
 	}
 	if len(memory) == 1 {
-		// "max" is none, as is version 1's largest number of pages.
+		// "max" means no limit, and so does the largest number of pages in version 1.
 		if n, err := strconv.ParseInt(memory[0], 10, 64); err == nil && n < 1<<62 {
 			l.Memory = n >> 20
 		}
@@ -200,7 +202,7 @@ func cgroupLimits(root, parent, id string) (l task.TaskLimits) {
 	return l
 }
 
-// slicePath returns where systemd puts a slice: a dash in a name separates it from its parent's.
+// slicePath returns the directory of a systemd slice. A dash in a slice's name separates it from the name of its parent.
 func slicePath(name string) string {
 	name = filepath.Base(name)
 	path := ""

@@ -32,7 +32,7 @@ const (
 // maxHealthOutput is how much of a health check's output is kept, in bytes; the agent's limit.
 const maxHealthOutput = 1024
 
-// identity is the task a container belongs to, as far as the container knows.
+// identity is the task that a container belongs to, as far as its own inspect shows.
 type identity struct {
 	arn      string // what makes two containers one task
 	id       string
@@ -41,7 +41,7 @@ type identity struct {
 	revision string
 }
 
-// description is what one container's inspect says. Shared and immutable.
+// description is the converted inspect of one container. Shared and immutable.
 type description struct {
 	identity
 	container task.Container // Stats and Networks not filled in; statuses as without a look into the namespace
@@ -63,14 +63,14 @@ func (d *description) startsWithNetwork() bool {
 	return !d.container.Running() && mode != "host" && mode != "none" && !strings.HasPrefix(mode, "container:")
 }
 
-// awaitsCNI reports whether somebody other than Docker is to connect the container's namespace:
-// it is the pause container of a task in awsvpc mode.
+// awaitsCNI reports whether another program than Docker connects the container's namespace: it is
+// the pause container of a task in awsvpc mode.
 func (d *description) awaitsCNI() bool {
 	return d.ownNetwork() && d.container.NetworkMode == "none" && d.container.Type == task.TypeCNIPause
 }
 
-// describe turns an inspect into a description. health is what the last description of the same
-// container says, nil if there was none; now is the time of a change in it.
+// describe converts an inspect into a description. health is that of the container's last
+// description, nil if there was none. now is the time of a change of it.
 func describe(inspect *container.InspectResponse, names *naming, health *task.Health, now time.Time) (*description, error) {
 	base := inspect.ContainerJSONBase
 	if base == nil || base.ID == "" || base.State == nil {
@@ -103,7 +103,7 @@ func describe(inspect *container.InspectResponse, names *naming, health *task.He
 		}
 	}
 	if host := base.HostConfig; host != nil {
-		// The agent shows what the container's definition says, and 2 for everything below 2.
+		// The agent shows the container definition's value, and 2 for any value below 2.
 		c.Limits = task.ContainerLimits{CPU: max(host.CPUShares, 2), Memory: host.Memory >> 20}
 		c.NetworkMode = string(host.NetworkMode)
 	}
@@ -143,8 +143,8 @@ func describe(inspect *container.InspectResponse, names *naming, health *task.He
 	return d, nil
 }
 
-// endpointID finds the id that the agent gave the container for versions 3 and 4 of the endpoint: it is
-// the last part of both addresses.
+// endpointID returns the id that the agent gave the container for versions 3 and 4 of the
+// endpoint, the last part of both addresses.
 func endpointID(env []string) string {
 	for _, v := range env {
 		for _, name := range []string{"ECS_CONTAINER_METADATA_URI=", "ECS_CONTAINER_METADATA_URI_V4="} {
@@ -158,8 +158,8 @@ func endpointID(env []string) string {
 	return ""
 }
 
-// identify finds the container's task and its name there. The first rule that applies wins: the
-// agent's labels, Compose's, a task of its own.
+// identify returns the container's task and its name in it. The first of these that applies: the
+// agent's labels, Compose's labels, a task of its own.
 func (d *description) identify(names *naming) {
 	c := &d.container
 	if arn, ok := c.Labels[task.LabelTaskARN]; ok {
@@ -192,7 +192,7 @@ func (d *description) identify(names *naming) {
 	c.Name = c.DockerName
 }
 
-// naming makes the ARNs of tasks that ECS knows nothing of.
+// naming makes the ARNs of tasks that ECS does not know.
 type naming struct {
 	cluster string
 	prefix  string // "arn:aws:ecs:<region>:<account>:task/<cluster name>/"
@@ -208,7 +208,7 @@ func (n *naming) made(id, family string) identity {
 }
 
 var (
-	// idPattern is what an id may be, a task's or an endpoint's: it becomes part of paths and of logs.
+	// idPattern is the form of a task's id or an endpoint id, which become part of paths and of logs.
 	idPattern      = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
 	arnPartPattern = regexp.MustCompile(`^[A-Za-z0-9_./-]*$`)
 	unsafeInFamily = regexp.MustCompile(`[^A-Za-z0-9_-]`)
@@ -237,7 +237,7 @@ func parseTaskARN(arn string) (id string, err error) {
 	return resource[len(resource)-1], nil
 }
 
-// quote makes a label fit for a log line, whatever is in it.
+// quote makes any label safe for a log line.
 func quote(label string) string {
 	const most = 100
 	if len(label) > most {
@@ -246,7 +246,7 @@ func quote(label string) string {
 	return strconv.Quote(label)
 }
 
-// printable reports whether a container name from a label is one that could be meant.
+// printable reports whether a container name from a label is a plausible one.
 func printable(name string) bool {
 	return name != "" && len(name) <= 255 && utf8.ValidString(name) &&
 		!strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f || r == utf8.RuneError })
@@ -283,8 +283,9 @@ func knownStatus(s *container.State) task.Status {
 	return task.StatusStopped
 }
 
-// healthAfter returns the health to show, given what was shown before. The agent takes note of a
-// verdict when it changes, by its own clock, and of nothing while Docker says "starting".
+// healthAfter returns the health to show after the one that was shown before. Like the agent it
+// takes a verdict when the verdict changes, with the time of its own clock, and none while
+// Docker's status is "starting".
 func healthAfter(before *task.Health, h *container.Health, now time.Time) *task.Health {
 	if h == nil || h.Status == "" || h.Status == container.NoHealthcheck {
 		return nil
@@ -310,8 +311,8 @@ func healthAfter(before *task.Health, h *container.Health, now time.Time) *task.
 	return after
 }
 
-// loggedSince returns when the first of the checks ended that say what the last one says; zero if the log does not
-// tell. Docker keeps five.
+// loggedSince returns the end of the first check of the last row of equal results; zero if the log
+// does not show it. Docker keeps five checks.
 func loggedSince(h *container.Health, status string) (since time.Time) {
 	for _, check := range slices.Backward(h.Log) {
 		if check == nil || (check.ExitCode == 0) != (status == "HEALTHY") {
@@ -322,7 +323,7 @@ func loggedSince(h *container.Health, status string) (since time.Time) {
 	return since
 }
 
-// truncate returns at most n bytes of s and no half character.
+// truncate returns at most n bytes of s, and no part of a character.
 func truncate(s string, n int) string {
 	if len(s) <= n {
 		return s
@@ -351,7 +352,7 @@ func ports(n *container.NetworkSettings) (list []task.Port) {
 	return list
 }
 
-// parseTime returns the zero time for what Docker means by none: nothing or the year 1.
+// parseTime returns the zero time for Docker's forms of no time: empty text or the year 1.
 func parseTime(text string) time.Time {
 	t, err := time.Parse(time.RFC3339Nano, text)
 	if err != nil || t.Year() <= 1 {

@@ -12,8 +12,8 @@ func (d *description) sharesNetworkOf() string {
 	return host
 }
 
-// homeOf returns the task that c is in. A container that no label puts into one is in the task of
-// the container whose namespace it shares: its packets come from there, and it is told that it is
+// homeOf returns the task that c is in. A container whose labels name no task is in the task of
+// the container whose namespace it shares. Its packets come from there, so it gets the answers of
 // that task.
 func (s *state) homeOf(c *tracked, depth int) identity {
 	const deepest = 8 // a guest's guest's …; no circle keeps us

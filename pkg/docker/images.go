@@ -11,14 +11,14 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Labels with these beginnings say which task a container belongs to.
+// Labels with these prefixes name the task of a container.
 var groupingFamilies = []string{"com.amazonaws.ecs.", "com.docker.compose."}
 
-// rightsFamily begins the labels that ask metad for something, for example to see the whole host.
+// rightsFamily is the prefix of labels that give a right, for example to see all tasks of the host.
 const rightsFamily = "metad."
 
-// images knows those labels that images carry and must not decide by. What an id stands for never changes, so that
-// each image is asked for once. Safe for concurrent use.
+// images caches the labels of images that must not decide. An image id never changes its meaning,
+// so each image is inspected once. Safe for concurrent use.
 type images struct {
 	engine Engine
 
@@ -26,15 +26,14 @@ type images struct {
 	labels map[string]map[string]string
 }
 
-// withoutInherited returns the labels of a container as far as they were set at its creation. The
-// Engine mixes an image's labels into the container's, and whoever made the image must not choose
-// the task.
+// withoutInherited returns the labels of a container that were set at its creation. The Engine
+// mixes an image's labels into the container's, and an image must not choose the task.
 //
-// Whether a label was set to the very value that the image has cannot be seen. But the ECS agent
-// and Compose set several labels of their family, and an image cannot have all of them right: it
-// has no task's ARN, and no hash of a configuration that names it. So a family counts if one label
-// of it is not the image's. Labels that begin with "metad." count one by one: who gives a container
-// a right must say so at its creation, in a value that its image does not have.
+// If a label has the image's value, it is not known whether the creation set it too. But the ECS
+// agent and Compose set several labels of their family, and an image cannot have the right value
+// of all of them: it has no task's ARN, and no hash of a configuration that names it. So a family
+// counts if one label of it is not the image's. Labels that begin with "metad." count one by one:
+// the creation must give the right, with a value that the image does not have.
 func (im *images) withoutInherited(ctx context.Context, image string, labels map[string]string) (map[string]string, error) {
 	if len(family(labels, groupingFamilies...))+len(family(labels, rightsFamily)) == 0 {
 		return labels, nil
@@ -60,8 +59,8 @@ func (im *images) withoutInherited(ctx context.Context, image string, labels map
 	return labels, nil
 }
 
-// shownLabels returns a container's labels as its documents show them: all of them, except the rights
-// that its image asks for. own is what withoutInherited has left.
+// shownLabels returns a container's labels as its documents show them: all of them, except rights
+// that only the image has. own is the result of withoutInherited.
 func shownLabels(all, own map[string]string) map[string]string {
 	if len(all) == len(own) {
 		return all
@@ -74,8 +73,8 @@ func shownLabels(all, own map[string]string) map[string]string {
 	return all
 }
 
-// of returns the labels of an image that must not decide. The Engine removes no image of a container that runs;
-// one that is gone has none.
+// of returns the labels of an image that must not decide. The Engine keeps the image of a running
+// container; an image that is gone has no labels.
 func (im *images) of(ctx context.Context, id string) (map[string]string, error) {
 	im.mu.Lock()
 	labels, ok := im.labels[id]

@@ -10,12 +10,11 @@ import (
 	"metad/pkg/task"
 )
 
-// priority says which line a container waits in to be looked at.
+// priority is the queue in which a container waits for its look.
 type priority int
 
 const (
-	// The Engine did not answer for it the last time: whatever happens to it, no other waits for
-	// it.
+	// The Engine did not answer the last look. In this queue no other container waits for it.
 	prioritySlow     priority = iota
 	priorityRecheck           // the list has it
 	priorityCreated           // just created
@@ -24,32 +23,31 @@ const (
 	priorities
 )
 
-// places are how many looks go on at once in each line. The Engine holds a container's lock while
-// it starts it, so that a look at one that is about to start takes all that time.
+// places is the number of concurrent looks of each queue. The Engine holds a container's lock
+// during its start, so a look at a container that is about to start takes that long.
 var places = [priorities]int{
 	prioritySlow: 4, priorityRecheck: 8, priorityCreated: 64, priorityEvent: 16, priorityStarting: 16,
 }
 
 const (
 	inspectTimeout = 10 * time.Second
-	// A look that takes longer than slowAfter gives its place in the line to the next, as long as
-	// no more than maxOvertime do.
+	// A look that takes longer than slowAfter gives up its place, as long as no more than
+	// maxOvertime do.
 	slowAfter   = 200 * time.Millisecond
 	maxOvertime = 48
 )
 
-// inspector looks at containers: at what the Engine says of them, and into their network
-// namespaces. It decides in which order, how many at once, and when to try again. A container is
-// looked at by one look at a time, and once more if it was wanted meanwhile.
+// inspector runs looks: it inspects containers and reads their network namespaces. It decides the
+// order, how many run at once, and when to try again. A container has one look at a time, and
+// another one if it was wanted meanwhile.
 //
 // Its methods belong to one goroutine, which calls dispatch after them, and done for each of
 // findings.
 type inspector struct {
-	// look takes a look. It runs beside everything else, touches nothing but the finding, and ends
-	// with ctx.
+	// look takes a look. It runs concurrently, changes only the finding, and ends with ctx.
 	look func(context.Context, *finding)
-	// known returns what a look begins with: the last description of a container, nil if there is
-	// none, and the process of one that is about to run, else 0.
+	// known returns the input of a look: the last description of a container, nil if there is
+	// none, and the process of a container that is about to run, otherwise 0.
 	known func(id string) (*description, int)
 
 	findings chan *finding // has room for all that can be under way
@@ -64,13 +62,13 @@ type inspector struct {
 	inspects, failures atomic.Uint64
 }
 
-// line is the containers that wait for a look of one priority.
+// line is the queue of the containers that wait for a look of one priority.
 type line struct {
 	ids  []string
 	busy int
 }
 
-// subject is a container that is to be looked at, or was.
+// subject is a container that waits for a look, has one, or had one.
 type subject struct {
 	id       string
 	waits    bool     // in line, or will when the present look is done
@@ -84,7 +82,7 @@ type subject struct {
 	retry    *time.Timer
 }
 
-// finding is what one look has found.
+// finding is the result of one look.
 type finding struct {
 	id        string
 	inspected bool // else only the namespace was read
@@ -112,13 +110,13 @@ func newInspector(look func(context.Context, *finding), known func(string) (*des
 		subjects: map[string]*subject{}, ended: make(chan struct{})}
 }
 
-// want has the container looked at: an inspect, and its namespace if it has one.
+// want queues a look at the container: an inspect, and its namespace if it has one.
 func (in *inspector) want(id string, p priority) {
 	in.subject(id).inspect = true
 	in.wantNamespace(id, p)
 }
 
-// wantNamespace has the container's namespace read.
+// wantNamespace queues a look at the container's namespace.
 func (in *inspector) wantNamespace(id string, p priority) {
 	s := in.subject(id)
 	s.stopRetry()
@@ -128,7 +126,7 @@ func (in *inspector) wantNamespace(id string, p priority) {
 	if s.waits && s.line >= p {
 		return
 	}
-	// A place left behind in another line is passed over when its turn comes.
+	// An old entry in another queue is skipped when its turn comes.
 	s.waits, s.line = true, p
 	if !s.looking {
 		in.lines[p].ids = append(in.lines[p].ids, id)
@@ -144,21 +142,21 @@ func (in *inspector) subject(id string) *subject {
 	return s
 }
 
-// busy reports whether the container is being looked at or will be.
+// busy reports whether the container has a look or waits for one.
 func (in *inspector) busy(id string) bool {
 	s := in.subjects[id]
 	return s != nil && (s.waits || s.looking)
 }
 
-// hasEnded takes note that the container has ended: what a look under way finds in its namespace is
-// of before.
+// hasEnded is called when the container has ended. What a running look finds in its namespace is
+// out of date.
 func (in *inspector) hasEnded(id string) {
 	if s := in.subjects[id]; s != nil {
 		s.outdated = s.looking
 	}
 }
 
-// forget ends the interest in a container that is gone.
+// forget removes a container that is gone.
 func (in *inspector) forget(id string) {
 	if s := in.subjects[id]; s != nil {
 		s.stopRetry()
@@ -166,13 +164,13 @@ func (in *inspector) forget(id string) {
 	}
 }
 
-// failed has the container looked at again later, and returns how often in a row a look has failed.
+// failed queues another look for later, and returns how many looks in a row have failed.
 func (in *inspector) failed(id string) (tries int) {
 	in.failures.Add(1)
 	return in.again(id)
 }
 
-// again has the container looked at again later, each time in a row later. It returns how often.
+// again queues another look for later, each time in a row with a longer delay. It returns the number of times.
 func (in *inspector) again(id string) (tries int) {
 	s := in.subject(id)
 	s.tries++
@@ -180,28 +178,28 @@ func (in *inspector) again(id string) (tries int) {
 	return s.tries
 }
 
-// succeeded ends a row of failed looks.
+// succeeded is called after a look without failure.
 func (in *inspector) succeeded(id string) { in.subject(id).tries = 0 }
 
-// await has the namespace read again soon, at the latest after longest: something is about to
-// connect it, and does not tell when it has.
+// await has the namespace read again soon, at the latest after longest. Another program is about
+// to connect it, and does not report that.
 func (in *inspector) await(id string, p priority, longest time.Duration) {
 	s := in.subject(id)
 	in.retryIn(s, backoff(2*time.Millisecond, s.awaits, longest), func() { in.wantNamespace(id, p) })
 	s.awaits++
 }
 
-// later has the namespace read after d, unless the container is looked at before.
+// later has the namespace read after d, unless there is a look at the container before.
 func (in *inspector) later(id string, d time.Duration) {
 	if s := in.subject(id); s.retry == nil {
 		in.retryIn(s, d, func() { in.wantNamespace(id, priorityRecheck) })
 	}
 }
 
-// connected begins anew with how often await looks.
+// connected resets the delay of await.
 func (in *inspector) connected(id string) { in.subject(id).awaits = 0 }
 
-// retryIn has f called after d, unless the container is looked at before.
+// retryIn has f called after d, unless there is a look at the container before.
 func (in *inspector) retryIn(s *subject, d time.Duration, f func()) {
 	if s.waits {
 		return
@@ -216,7 +214,7 @@ func (in *inspector) retryIn(s *subject, d time.Duration, f func()) {
 	s.retry = t
 }
 
-// after has f come out of due after d.
+// after sends f on due after d.
 func (in *inspector) after(d time.Duration, f func()) *time.Timer {
 	return time.AfterFunc(d, func() {
 		select {
@@ -233,7 +231,7 @@ func (s *subject) stopRetry() {
 	}
 }
 
-// dispatch starts as many looks as there are places for.
+// dispatch starts looks while there are free places.
 func (in *inspector) dispatch(ctx context.Context) {
 	for p := priorities - 1; p >= 0; p-- {
 		l := &in.lines[p]
@@ -247,7 +245,7 @@ func (in *inspector) dispatch(ctx context.Context) {
 	}
 }
 
-// start takes the look at s that is next.
+// start starts the next look at s.
 func (in *inspector) start(ctx context.Context, s *subject) {
 	f := &finding{id: s.id, subject: s, line: s.line, inspected: s.inspect}
 	f.desc, f.newborn = in.known(s.id)
@@ -265,7 +263,7 @@ func (in *inspector) start(ctx context.Context, s *subject) {
 	})
 }
 
-// takesLong gives the place of a look to another one.
+// takesLong frees the place of a look that takes long.
 func (in *inspector) takesLong(f *finding) {
 	if !f.over && f.line != prioritySlow && in.overtime < maxOvertime {
 		f.overtime = true
@@ -274,7 +272,7 @@ func (in *inspector) takesLong(f *finding) {
 	}
 }
 
-// done ends the look that f is of, and reports whether anybody still wants to know.
+// done ends the look with the finding f, and reports whether the finding is still of use.
 func (in *inspector) done(f *finding) bool {
 	f.timer.Stop()
 	if f.over = true; f.overtime {

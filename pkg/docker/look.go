@@ -12,8 +12,8 @@ import (
 	"metad/pkg/task"
 )
 
-// gatewayNetwork is the network by which containers on an overlay network reach what is not on it.
-// The Engine connects them without listing it among a container's networks.
+// gatewayNetwork is the network through which containers on an overlay network reach other
+// addresses. The Engine connects them to it without listing it among a container's networks.
 const gatewayNetwork = "docker_gwbridge"
 
 // look takes a look at a container for the inspector.
@@ -38,7 +38,7 @@ func (f *Follower) look(ctx context.Context, l *finding) {
 	}
 }
 
-// inspect asks the Engine for a container. before is its last description, nil if there was none.
+// inspect inspects a container. before is its last description, nil if there was none.
 func (f *Follower) inspect(ctx context.Context, id string, before *description) (*description, error) {
 	var health *task.Health
 	if before != nil {
@@ -65,8 +65,8 @@ func (f *Follower) inspect(ctx context.Context, id string, before *description) 
 	return d, nil
 }
 
-// addGateway adds the address that the gateway network has given the container, if it has. The
-// Engine's word is asked for: a container that may administer its network can take any address.
+// addGateway adds the address that the gateway network has given the container, if any. It comes
+// from the Engine, because a container that may administer its network can take any address.
 func (f *Follower) addGateway(ctx context.Context, id string, ns *namespace) error {
 	gateway, err := f.cfg.Engine.NetworkInspect(ctx, gatewayNetwork, network.InspectOptions{})
 	switch {

@@ -13,12 +13,12 @@ import (
 	"go.uber.org/zap"
 )
 
-// listTimeout ends a list that hangs. An Engine that is slow may take long.
+// listTimeout ends a list that hangs. A slow Engine may take long.
 const listTimeout = 5 * time.Minute
 
-// stream follows an Engine. It keeps an event stream open, and lists the containers each time after
-// it has opened one and when asked to. An Engine that is away is tried until it is back. A list
-// that fails is tried again, and says nothing about the events.
+// stream follows an Engine. It keeps an event stream open, and lists the containers each time
+// after it has opened one and on request. While the Engine is away, it tries again until the
+// Engine is back. A failed list is tried again, and does not affect the events.
 type stream struct {
 	engine  Engine
 	log     *zap.Logger
@@ -51,7 +51,7 @@ func newStream(engine Engine, log *zap.Logger) *stream {
 	}
 }
 
-// listAgain asks for a list. It never blocks.
+// listAgain requests a list. It never blocks.
 func (s *stream) listAgain() {
 	select {
 	case s.relist <- struct{}{}:
@@ -83,8 +83,8 @@ func (s *stream) run(ctx context.Context) {
 	}
 }
 
-// actions are the events asked for. Others come often and say nothing: each health check is an
-// exec_….
+// actions are the events that the stream requests. Others come often and are of no use: each
+// health check makes an exec_… event.
 var actions = []events.Action{events.ActionCreate, events.ActionStart, events.ActionDie,
 	events.ActionDestroy, events.ActionRename, events.ActionPause, events.ActionUnPause,
 	events.ActionHealthStatus, events.ActionRestart, events.ActionUpdate, events.ActionConnect,
@@ -102,8 +102,8 @@ func (s *stream) open(ctx context.Context, since time.Time) (<-chan events.Messa
 	for _, a := range actions {
 		wanted.Add("event", string(a))
 	}
-	// The Engine answers before it subscribes us: what happens in between is in since. It keeps the
-	// last 256 events.
+	// The Engine answers before it subscribes the client, so since must include the time
+	// between. It keeps the last 256 events.
 	messages, errs := s.engine.Events(ctx, events.ListOptions{
 		Since:   fmt.Sprintf("%d.%09d", since.Unix(), since.Nanosecond()),
 		Filters: wanted,
@@ -116,8 +116,8 @@ func (s *stream) open(ctx context.Context, since time.Time) (<-chan events.Messa
 	}
 }
 
-// follow reads events from *since on until the stream ends, and sets *since to when the next should
-// begin.
+// follow reads events from *since on until the stream ends, and sets *since to the start of the
+// next stream.
 func (s *stream) follow(ctx context.Context, since *time.Time) error {
 	ctx, cancel := context.WithCancel(ctx)
 	messages, errs, err := s.open(ctx, *since)
@@ -158,7 +158,7 @@ func (s *stream) bridgesChanged() {
 	}
 }
 
-// keepListing lists the containers now and when asked to, until ctx ends. What fails is tried
+// keepListing lists the containers now and on request, until ctx ends. It tries a failed list
 // again.
 func (s *stream) keepListing(ctx context.Context) {
 	var failing trouble
@@ -184,7 +184,7 @@ func (s *stream) keepListing(ctx context.Context) {
 	}
 }
 
-// list hands over one list of the containers.
+// list delivers one list of the containers.
 func (s *stream) list(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
@@ -204,7 +204,7 @@ func (s *stream) list(ctx context.Context) error {
 	return nil
 }
 
-// backoff is how long to wait after so many tries.
+// backoff is the delay after so many tries.
 func backoff(shortest time.Duration, tries int, longest time.Duration) time.Duration {
 	return min(shortest<<min(tries, 16), longest)
 }
