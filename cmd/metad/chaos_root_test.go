@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -35,6 +36,9 @@ type chaos struct {
 	seen    atomic.Int64             // observations that say something
 	partial atomic.Pointer[string]   // one that must not be
 }
+
+// longestHang is the longest that metad is stopped, well within the time that the load waits for an answer.
+const longestHang = 3 * time.Second
 
 // fault is one thing that goes wrong, and what puts an end to it.
 type fault struct {
@@ -77,12 +81,23 @@ func (c *chaos) dockerd() int {
 }
 
 func (c *chaos) metadFaults() []fault {
+	var hung struct {
+		process *os.Process
+		enough  *time.Timer
+	}
 	hang := func() {
 		c.hangs = append(c.hangs, time.Since(loadStart))
 		c.signal(c.d.cmd.Process.Pid, syscall.SIGSTOP)
+		p := c.d.cmd.Process
+		// A dockerd that is stopped meanwhile may need longer than a request waits.
+		hung.process, hung.enough = p, time.AfterFunc(longestHang, func() { _ = p.Signal(syscall.SIGCONT) })
 	}
 	wake := func() {
-		c.signal(c.d.cmd.Process.Pid, syscall.SIGCONT)
+		hung.enough.Stop()
+		// It may have been replaced since it was woken.
+		if err := hung.process.Signal(syscall.SIGCONT); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			c.t.Fatalf("wake metad: %v", err)
+		}
 		c.hangs = append(c.hangs, time.Since(loadStart))
 	}
 	var next *process
