@@ -116,6 +116,13 @@ static __always_inline int is_agents(struct __sk_buff *skb, const struct sender 
 	return !connection(skb, s, META_ADDR, META_DPORT, server_netns);
 }
 
+/* is_left says whether an unknown sender opens a connection that is to be the agent's. Where no rule
+ * leads to the agent, metad_host refuses it. */
+static __always_inline int is_left(const struct sender *s)
+{
+	return s->syn && agent_dport && bpf_map_lookup_elem(&left_alone, &s->addr);
+}
+
 /* handshake_of returns the entry for the sender's connection. Another connection may be in it, of a
  * device that shares the group. */
 static __always_inline struct handshake *handshake_of(struct __sk_buff *skb, const struct sender *s)
@@ -280,7 +287,7 @@ int from_port(struct __sk_buff *skb)
 		return deliver(skb, &s, tag,
 			       tag == t->tag ? VERDICT_PORT_TASK : VERDICT_PORT_CONTAINER);
 	}
-	if (is_agents(skb, &s))
+	if (is_agents(skb, &s) || is_left(&s))
 		return conclude(VERDICT_PORT_AGENT, TC_ACT_UNSPEC);
 	tag = TAG_PORT | skb->ifindex;
 	learn_port(skb, &s, tag);
@@ -310,7 +317,7 @@ int from_bridge(struct __sk_buff *skb)
 			return deliver(skb, &s, t->tag, VERDICT_BRIDGE_TRUSTED);
 		return deliver(skb, &s, TAG_NONE, VERDICT_BRIDGE_TASK);
 	}
-	if (is_agents(skb, &s))
+	if (is_agents(skb, &s) || is_left(&s))
 		return conclude(VERDICT_BRIDGE_AGENT, TC_ACT_UNSPEC);
 	if (learn_bridge(skb, &s))
 		return refuse(skb, &s, VERDICT_BRIDGE_CLAIMED);

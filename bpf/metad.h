@@ -106,7 +106,7 @@ enum verdict {
 	VERDICT_PORT_WRONG_PORT, /* dropped: the address is a task's behind another port */
 	VERDICT_PORT_WRONG_MAC, /* dropped: the task's address and port, not its MAC */
 	VERDICT_PORT_HOST, /* dropped: the address is that of the host's processes */
-	VERDICT_PORT_AGENT, /* left alone: of a connection that the ECS agent has */
+	VERDICT_PORT_AGENT, /* left alone: of a connection that the ECS agent has or is to have */
 
 	VERDICT_BRIDGE_TASK, /* to the server, without a tag */
 	VERDICT_BRIDGE_TRUSTED, /* to the server, with the task's tag: --trust-bridge */
@@ -114,7 +114,7 @@ enum verdict {
 	VERDICT_BRIDGE_WRONG_MAC, /* dropped: a task's address, not its MAC */
 	VERDICT_BRIDGE_CLAIMED, /* dropped: no task has the address, another sender uses it now */
 	VERDICT_BRIDGE_HOST, /* dropped: the address is that of the host's processes */
-	VERDICT_BRIDGE_AGENT, /* left alone: of a connection that the ECS agent has */
+	VERDICT_BRIDGE_AGENT, /* left alone: of a connection that the ECS agent has or is to have */
 
 	VERDICT_HOST, /* metad_host: to the server, from a process of the host, without a tag */
 	VERDICT_HOST_CONTAINER, /* to the server, with a tag: a container in the host's network */
@@ -211,6 +211,16 @@ struct {
 	__type(value, struct neighbour);
 	__uint(max_entries, 8192);
 } port_neighbours SEC(".maps");
+
+/* Addresses of containers that the Engine lists but answers no inspect of: only the ECS agent may know
+ * them. Only user space writes. Full: the next container is an unknown sender. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct addr);
+	__type(value, __u8); /* nothing */
+	__uint(max_entries, 4096);
+} left_alone SEC(".maps");
 
 /* The last SYNs that went to the server: these connections may be half open when it goes.
  * Direct-mapped by device and hash; the newest entry wins. A hash map would cost as much as all other

@@ -171,6 +171,7 @@ const (
 	MetadMapHandshakes      = "handshakes"
 	MetadMapHostCgroup      = "host_cgroup"
 	MetadMapIpTask          = "ip_task"
+	MetadMapLeftAlone       = "left_alone"
 	MetadMapNeighbours      = "neighbours"
 	MetadMapPortNeighbours  = "port_neighbours"
 	MetadMapSlots           = "slots"
@@ -257,6 +258,7 @@ type MetadMapSpecs struct {
 	Handshakes      *ebpf.MapSpec `ebpf:"handshakes"`
 	HostCgroup      *ebpf.MapSpec `ebpf:"host_cgroup"`
 	IpTask          *ebpf.MapSpec `ebpf:"ip_task"`
+	LeftAlone       *ebpf.MapSpec `ebpf:"left_alone"`
 	Neighbours      *ebpf.MapSpec `ebpf:"neighbours"`
 	PortNeighbours  *ebpf.MapSpec `ebpf:"port_neighbours"`
 	Slots           *ebpf.MapSpec `ebpf:"slots"`
@@ -305,6 +307,7 @@ type MetadMaps struct {
 	Handshakes      *ebpf.Map `ebpf:"handshakes"`
 	HostCgroup      *ebpf.Map `ebpf:"host_cgroup"`
 	IpTask          *ebpf.Map `ebpf:"ip_task"`
+	LeftAlone       *ebpf.Map `ebpf:"left_alone"`
 	Neighbours      *ebpf.Map `ebpf:"neighbours"`
 	PortNeighbours  *ebpf.Map `ebpf:"port_neighbours"`
 	Slots           *ebpf.Map `ebpf:"slots"`
@@ -320,6 +323,7 @@ func (m *MetadMaps) Close() error {
 		m.Handshakes,
 		m.HostCgroup,
 		m.IpTask,
+		m.LeftAlone,
 		m.Neighbours,
 		m.PortNeighbours,
 		m.Slots,

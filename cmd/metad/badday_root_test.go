@@ -120,6 +120,46 @@ func TestRootFirstStartWaitsForTheList(t *testing.T) {
 	}
 }
 
+// A container whose inspect hangs stays with the agent, while the others are answered by metad; where
+// no rule leads to the agent it is refused. Once the Engine answers, metad does.
+func TestRootHungInspectStaysWithTheAgent(t *testing.T) {
+	h := testdocker.Start(t) // with an agent's rule: not the shared one
+	putAgentBehind(t, h)
+	known, hung := h.Run(t, testdocker.Container{}), h.Run(t, testdocker.Container{})
+	answers := make(chan struct{})
+	socket := front(t, h, func(r *http.Request) <-chan struct{} {
+		if strings.HasSuffix(r.URL.Path, "/containers/"+hung+"/json") {
+			return answers
+		}
+		return nil
+	})
+	d := newProcess(t, h)
+	d.start("--docker-host", "unix://"+socket)
+	waitFor(t, "metad's answer to the one that is known", func() bool {
+		return strings.Contains(ask(t, h, known, "/v2/metadata"), known)
+	})
+	for _, netfilter := range []string{"1", "0"} {
+		if out, err := h.Command("sysctl", "-qw", "net.bridge.bridge-nf-call-iptables="+netfilter).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		for range 5 {
+			if got := ask(t, h, hung, "/v2/metadata"); got != agentAnswer {
+				t.Errorf("netfilter on bridges %s: got %q, want the agent's answer", netfilter, got)
+			}
+		}
+	}
+	if out, err := h.Command("iptables", "-w", "-t", "nat", "-F", "PREROUTING").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if out, _, err := h.TryExec(hung, "wget", "-qO-", "http://169.254.170.2/v2/metadata"); err != nil || !strings.Contains(out, "Connection refused") {
+		t.Errorf("without the agent's rule: got %q, %v, want that it is refused", out, err)
+	}
+	close(answers)
+	waitFor(t, "metad's answer when the Engine answers", func() bool {
+		return strings.Contains(ask(t, h, hung, "/v2/metadata"), hung)
+	})
+}
+
 // frozenFS is a file system that can be frozen: any write to it waits until it is thawed.
 type frozenFS struct {
 	dir  string

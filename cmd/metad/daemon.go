@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -70,6 +71,7 @@ func newDaemon(c *config, log *zap.Logger, own *possession) (_ *daemon, err erro
 	}
 	cfg := c.followerConfig(d.engine, log)
 	cfg.Apply, cfg.Enrich, cfg.Bridges = d.tasks.apply, d.enrich, own.loader.SetBridges
+	cfg.LeftAlone = d.leaveAlone
 	if d.follower, err = docker.New(cfg); err != nil {
 		return nil, err
 	}
@@ -115,6 +117,13 @@ func closeWithin(t time.Duration, c io.Closer) error {
 		return err
 	case <-time.After(t):
 		return nil
+	}
+}
+
+// leaveAlone has the addresses of containers that the Engine says nothing of left to the agent.
+func (d *daemon) leaveAlone(addrs []netip.Addr) {
+	if err := d.own.loader.LeaveAlone(addrs); err != nil {
+		d.log.Warn("containers that the Docker Engine does not answer for are not left to the agent", zap.Error(err))
 	}
 }
 

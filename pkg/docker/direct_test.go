@@ -3,6 +3,8 @@ package docker
 import (
 	"context"
 	"errors"
+	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -387,6 +389,67 @@ func TestSlowList(t *testing.T) {
 		if s := o.Status(); s.Reconnects != 0 || after != inspects+1 || lists < 5 {
 			t.Errorf("%d inspects for one event, %d lists, status %+v", after-inspects, lists, s)
 		}
+		o.end(t)
+	})
+}
+
+// TestLeftAlone: the address of a container that the Engine lists and does not answer for is told,
+// before the set that lacks it; also soon that of one that comes later. It is told no more when the
+// container has ended, or when the Engine has answered.
+func TestLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDirect(t)
+		known := d.run()
+		for range 2 {
+			d.run()
+		}
+		answers := make(chan struct{})
+		d.inspecting = func(ctx context.Context, id string) error {
+			select {
+			case <-answers:
+			default:
+				if id != known {
+					return hangs(ctx)
+				}
+			}
+			return nil
+		}
+		var told [][]netip.Addr
+		var sets []int // that were applied before each of told
+		o := observe(t, d, nil, func(c *Config) {
+			c.ReconcileEvery = time.Hour
+			apply, n := c.Apply, 0
+			c.Apply = func(tasks []*task.Task) { n++; apply(tasks) }
+			c.LeftAlone = func(addrs []netip.Addr) { told, sets = append(told, addrs), append(sets, n) }
+		})
+		f := func(what string, want ...string) {
+			t.Helper()
+			synctest.Wait()
+			var got []string
+			if len(told) > 0 {
+				for _, a := range told[len(told)-1] {
+					got = append(got, a.String())
+				}
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("%s: got %q, want %q", what, got, want)
+			}
+		}
+		time.Sleep(inspectTimeout + time.Second)
+		f("two that hang", "172.17.0.2", "172.17.0.3")
+		if len(sets) == 0 || sets[0] != 0 {
+			t.Errorf("told after so many sets: %v, want before the first", sets)
+		}
+		late := d.run()
+		d.emit(events.ActionStart, late)
+		time.Sleep(inspectTimeout + time.Second)
+		f("one that comes later", "172.17.0.2", "172.17.0.3", "172.17.0.4")
+		d.change(late, stopped)
+		d.emit(events.ActionDie, late)
+		f("it has ended", "172.17.0.2", "172.17.0.3")
+		close(answers)
+		time.Sleep(time.Minute)
+		f("the Engine answers")
 		o.end(t)
 	})
 }

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,6 +43,12 @@ type Config struct {
 	// Bridges gets the devices of all the bridge networks that the Engine has, ordered by name, at
 	// every change of them. Called from a goroutine of its own. May be nil.
 	Bridges func(names []string)
+
+	// LeftAlone gets the addresses of the running containers of which nothing is known, because the
+	// Engine lists them and answers no inspect of them, in order, at every change of them. It is
+	// called before the Apply that they are missing from. From Run's goroutine; must be quick. May be
+	// nil.
+	LeftAlone func([]netip.Addr)
 
 	// HostNetns is the path of the network namespace that the bridges are in; "": that of New's
 	// thread.
@@ -98,6 +105,7 @@ type Follower struct {
 	synced                  chan struct{} // closed after the first Apply
 	complete                atomic.Bool
 	containerCount, missing atomic.Int64
+	left                    []netip.Addr // as last given to LeftAlone; of Run's goroutine
 
 	mailbox struct { // for Run
 		sync.Mutex
@@ -358,6 +366,17 @@ func (f *Follower) list(l listing) {
 	f.state.list(l)
 }
 
+// leaveAlone tells which addresses are those of missing containers, if that has changed.
+func (f *Follower) leaveAlone() {
+	if f.cfg.LeftAlone == nil {
+		return
+	}
+	if left := f.state.missing.addrs(); !slices.Equal(left, f.left) {
+		f.left = left
+		f.cfg.LeftAlone(left)
+	}
+}
+
 // publish hands over the whole set if anything in it has changed, and the first in any case. It is
 // the first when the list has been worked off, or patience has ended.
 func (f *Follower) publish(patient bool) {
@@ -366,9 +385,14 @@ func (f *Follower) publish(patient bool) {
 	if f.state.unseen != nil && len(f.state.unseen) == 0 {
 		f.complete.Store(true)
 	}
+	if f.state.relist {
+		f.state.relist = false
+		f.stream.listAgain()
+	}
 	if patient && !f.complete.Load() {
 		return
 	}
+	f.leaveAlone()
 	changed := f.state.changed()
 	select {
 	case <-f.synced:

@@ -19,7 +19,7 @@ func (s *state) list(l listing) {
 			id := l.containers[i].ID
 			s.unseen[id] = true
 			if c := s.containers[id]; c == nil || c.desc == nil {
-				s.missing[id] = true
+				s.missing.add(id)
 			}
 		}
 	}
@@ -30,6 +30,7 @@ func (s *state) list(l listing) {
 	ids := make(map[string]bool, len(l.containers))
 	for i := range l.containers {
 		ids[l.containers[i].ID] = true
+		s.missing.listed(&l.containers[i])
 		s.listed(&l.containers[i], l.connected || (i+s.lists)%s.recheck == 0)
 	}
 	for id, c := range s.containers {

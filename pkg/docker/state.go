@@ -35,8 +35,9 @@ type state struct {
 	tasks      map[string]*task.Task
 	guests     map[string]map[string]bool // by id or name of a container: those that share its namespace
 	unseen     map[string]bool            // ids of the first list that were not looked at yet; nil before it
-	missing    map[string]bool            // ids of containers that the Engine did not answer for, not once
+	missing    missing
 	lists      int
+	relist     bool // a list is wanted, for the address of a container that is missing
 	restored   bool // there is something that an earlier process knew
 }
 
@@ -76,7 +77,7 @@ func newState(cfg *Config, names *naming) *state {
 		dirty:      map[string]bool{},
 		tasks:      map[string]*task.Task{},
 		guests:     map[string]map[string]bool{},
-		missing:    map[string]bool{},
+		missing:    missing{},
 	}
 }
 
@@ -127,6 +128,7 @@ func (s *state) event(m events.Message) {
 	case events.ActionCreate:
 		s.announce(s.want(id, priorityCreated), m.Actor.Attributes)
 	case events.ActionDie:
+		s.missing.ended(id)
 		s.die(id, time.Unix(0, m.TimeNano), m.Actor.Attributes["exitCode"])
 		s.want(id, priorityEvent)
 	default:
@@ -261,7 +263,7 @@ func (s *state) found(f *finding) {
 	case f.err != nil:
 		s.arrived(c)
 		if c.desc == nil {
-			s.missing[c.id] = true
+			s.relist = s.missing.add(c.id) || s.relist
 		}
 		s.failed(c, "container not inspected: keeping what is known", f.err)
 	default:

@@ -37,6 +37,7 @@ type Loader struct {
 	lock  *netnsLock
 
 	tasks    *taskMap
+	left     addrSet // the addresses of LeaveAlone
 	ports    *ports
 	follower *follower
 
@@ -140,6 +141,7 @@ func (l *Loader) load(given map[string]*ebpf.Map) (err error) {
 		max:        int(l.progs.IpTask.MaxEntries()),
 		exists:     l.exists,
 	}
+	l.left.m = kernelMap[uint8]{l.progs.LeftAlone}
 	return nil
 }
 
@@ -276,6 +278,10 @@ func (l *Loader) Put(addr netip.Addr, v *bpf.TaskValue) error {
 
 // Delete takes addr from the task that has it. That no task has it is no error.
 func (l *Loader) Delete(addr netip.Addr) error { return l.tasks.delete(addr) }
+
+// LeaveAlone has the new connections of these IPv4 addresses, and of no other, left to the ECS agent as
+// long as no task has the address. Without Config.AgentAddr it has no effect.
+func (l *Loader) LeaveAlone(addrs []netip.Addr) error { return l.left.set(addrs) }
 
 // Entries returns what the kernel's map of tasks holds.
 func (l *Loader) Entries() (map[netip.Addr]bpf.TaskValue, error) { return l.tasks.entries() }

@@ -121,6 +121,14 @@ func TestRootVerdicts(t *testing.T) {
 		}
 	}
 
+	// Of a task's address nothing is left to the agent.
+	left := netip.MustParseAddr("169.254.173.5")
+	for _, x := range []*Loader{l, trusting} {
+		if err := x.LeaveAlone([]netip.Addr{left, known.Addr}); err != nil {
+			t.Fatal(err)
+		}
+	}
+
 	own := testnet.Frame{SrcMAC: known.MAC, DstMAC: b.MAC, Src: known.Addr}
 	stranger := testnet.Frame{SrcMAC: unknown.MAC, DstMAC: b.MAC, Src: unknown.Addr}
 	with := func(f testnet.Frame, change func(*testnet.Frame)) []byte { change(&f); return f.Bytes() }
@@ -175,6 +183,10 @@ func TestRootVerdicts(t *testing.T) {
 		{"host, ipv6", l, metadHost, with(ofHost, func(f *testnet.Frame) { f.EtherType = unix.ETH_P_IPV6 }), l.end.metad0, actShot, 0, "host_not_ours"},
 		{"unknown", l, metadPort, stranger.Bytes(), unknown.Ifindex, actRedirect, portTag(unknown.Ifindex), "port_unknown"},
 		{"unknown, another mac on the same port", l, metadPort, with(stranger, func(f *testnet.Frame) { f.SrcMAC = other.MAC }), unknown.Ifindex, actRedirect, portTag(unknown.Ifindex), "port_unknown"},
+		{"left to the agent", l, metadPort, with(stranger, func(f *testnet.Frame) { f.Src = left }), unknown.Ifindex, actUnspec, 0, "port_agent"},
+		{"left to the agent, a connection that it has not", l, metadPort, with(stranger, func(f *testnet.Frame) { f.Src, f.Flags = left, testnet.ACK }), unknown.Ifindex, actRedirect, portTag(unknown.Ifindex), "port_unknown"},
+		{"bridge: left to the agent", l, metadBridge, with(stranger, func(f *testnet.Frame) { f.Src = left }), bridge, actUnspec, 0, "bridge_agent"},
+		{"left to the agent, and there is none", trusting, metadBridge, with(stranger, func(f *testnet.Frame) { f.Src = left }), 1, actRedirect, unproved, "bridge_unknown"},
 		{"unknown, address in use elsewhere", l, metadPort, with(stranger, func(f *testnet.Frame) { f.SrcMAC = known.MAC }), other.Ifindex, actRedirect, portTag(other.Ifindex), "port_unknown"},
 		{"unknown, bridge beside port", l, metadBridge, stranger.Bytes(), bridge, actRedirect, unproved, "bridge_unknown"},
 		{"agent's connection", l, metadPort, with(own, agents), port, actUnspec, 0, "port_agent"},

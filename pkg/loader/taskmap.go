@@ -222,6 +222,40 @@ func (t *taskMap) count() (n int) {
 	return n
 }
 
+// addrSet is a set of addresses. Its methods are safe for concurrent use.
+type addrSet struct {
+	m  addrMap[uint8]
+	mu sync.Mutex // held while the set changes
+}
+
+// set makes addrs the set. What has no room is left out, with an error.
+func (s *addrSet) set(addrs []netip.Addr) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	had, err := s.m.all()
+	if err != nil {
+		return fmt.Errorf("read %s: %w", bpf.MetadMapLeftAlone, err)
+	}
+	var fresh []netip.Addr
+	for _, addr := range addrs {
+		if _, ok := had[addr]; !ok {
+			fresh = append(fresh, addr)
+		}
+		delete(had, addr)
+	}
+	var errs []error
+	for addr := range had {
+		errs = append(errs, s.m.delete(addr))
+	}
+	for _, addr := range fresh {
+		errs = append(errs, s.m.put(addr, new(uint8)))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("set %s: %w", bpf.MetadMapLeftAlone, err)
+	}
+	return nil
+}
+
 // kernelMap is an addrMap in the kernel.
 type kernelMap[V any] struct{ m *ebpf.Map }
 
