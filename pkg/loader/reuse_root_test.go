@@ -3,6 +3,7 @@
 package loader
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -57,7 +58,7 @@ func TestRootReuses(t *testing.T) {
 		if tk != nil {
 			current[addr] = tk
 		}
-		if err := table.Apply(slices.Collect(maps.Values(current))); err != nil {
+		if err := table.Apply(slices.SortedFunc(maps.Values(current), func(a, b *task.Task) int { return cmp.Compare(a.ARN, b.ARN) })); err != nil {
 			t.Error(err)
 		}
 	}

@@ -6,7 +6,7 @@ package lookup
 func (t *Table) Changed(v *View) <-chan struct{} {
 	t.wmu.Lock()
 	defer t.wmu.Unlock()
-	if t.snap.Load().byTag[v.Tag] != v {
+	if t.snap.Load().byTag(v.Tag) != v {
 		return closed
 	}
 	ch := t.watched[v]
@@ -28,7 +28,7 @@ var closed = func() chan struct{} {
 // after s was published: who asks later finds that the view is no more.
 func (t *Table) tellChanged(s *snapshot) {
 	for v, ch := range t.watched {
-		if s.byTag[v.Tag] != v {
+		if s.byTag(v.Tag) != v {
 			close(ch)
 			delete(t.watched, v)
 		}

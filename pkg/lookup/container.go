@@ -1,6 +1,7 @@
 package lookup
 
 import (
+	"maps"
 	"slices"
 	"strings"
 
@@ -19,76 +20,87 @@ type holder struct {
 // ECS_CONTAINER_METADATA_URI(_V4), and its task; nil, nil if no container has it, the one that had it has
 // stopped, or two have it. It takes no lock and does not allocate.
 func (t *Table) Endpoint(id []byte) (*View, *ContainerView) {
-	h := t.snap.Load().byEndpoint[string(id)]
+	h := t.snap.Load().endpoints.maps[idPart(id)][string(id)]
 	return h.view, h.container
 }
 
 // EndpointConflicts returns how often an endpoint id began to be held by two containers at once.
 func (t *Table) EndpointConflicts() uint64 { return t.endpointConflicts.Load() }
 
-// complete adds to next, whose views are those of all tasks, what comes of all of them together. A view that old has
-// too is complete, unless somebody uses the network of another task's container, or did so before.
-func (t *Table) complete(old, next *snapshot) {
+// complete adds to next's views what comes of several tasks together: who may ask from an address.
+// Where no container uses the network of another task's, and none did before, that is each view's own
+// matter.
+func (t *Table) complete(c *change) {
 	before := t.joined
-	t.joined = false
-	for _, v := range next.byTag {
-		t.joined = t.joined || v.joined
-	}
-	var g guests
-	if before || t.joined {
-		g = guestsOf(next.byTag)
-	}
-	for tag, v := range next.byTag {
-		own := g
-		if own == nil {
-			if old.byTag[tag] == v {
-				continue
-			}
-			own = guestsOf(map[uint32]*View{tag: v})
+	for tag := range c.tags {
+		if v := c.old.byTag(tag); v != nil && v.joined {
+			t.joined--
 		}
-		next.byTag[tag] = v.withAskers(own)
-		for _, ep := range v.Task.Endpoints {
-			if e, ok := next.byAddr[ep.Addr]; ok && e.view == v {
-				next.byAddr[ep.Addr] = entry{e.ep, next.byTag[tag]}
-			}
+		if v := c.next.byTag(tag); v != nil && v.joined {
+			t.joined++
 		}
 	}
-	t.indexEndpoints(next)
+	if before == 0 && t.joined == 0 {
+		for tag := range c.tags {
+			if v := c.next.byTag(tag); v != nil && v != c.old.byTag(tag) {
+				c.next.tags.set(tagPart(tag), tag, v.withAskers(guestsOf([]*View{v})))
+			}
+		}
+		return
+	}
+	all := slices.Collect(maps.Values(maps.Collect(c.next.tags.all())))
+	g := guestsOf(all)
+	for _, v := range all {
+		if next := v.withAskers(g); next != v {
+			c.next.tags.set(tagPart(v.Tag), v.Tag, next)
+			c.tags[v.Tag] = true
+			c.mentions(v.Task)
+		}
+	}
 }
 
-// indexEndpoints fills next's index of endpoint ids. An environment that was copied with its id names two
-// containers: the id is then neither's.
-func (t *Table) indexEndpoints(next *snapshot) {
-	next.byEndpoint = make(map[string]holder, len(t.snap.Load().byEndpoint))
-	refused := map[string]bool{}
-	for _, v := range next.byTag {
+// indexEndpoints brings up to date what the endpoint ids name that c mentions. An environment that
+// was copied with its id names two containers: the id is then neither's.
+func (t *Table) indexEndpoints(c *change) {
+	for id := range c.ids {
+		tags := t.claims.ids[id]
+		if len(tags) != 1 {
+			c.next.endpoints.delete(idPart(id), id)
+			t.tellCopied(c, id, tags)
+			continue
+		}
+		delete(t.copied, id)
+		v := c.next.byTag(tags[0])
 		for i := range v.Containers {
-			c := &v.Containers[i]
-			if c.EndpointID == "" || c.ID == "" || c.KnownStatus == task.StatusStopped {
-				continue
+			if k := &v.Containers[i]; k.EndpointID == id && holdsEndpoint(k.Container) {
+				c.next.endpoints.set(idPart(id), id, holder{v, k})
 			}
-			if _, held := next.byEndpoint[c.EndpointID]; held {
-				refused[c.EndpointID] = true
-			}
-			next.byEndpoint[c.EndpointID] = holder{v, c}
 		}
 	}
-	for id := range refused {
-		c := next.byEndpoint[id].container
-		delete(next.byEndpoint, id)
-		if !t.copied[id] {
-			t.log.Warn("endpoint id held by two containers: given to neither", zap.String("container", c.ID))
-			t.endpointConflicts.Add(1)
-		}
+}
+
+// tellCopied tells that an endpoint id has begun to be held by two containers, those of the tasks
+// with the tags; none if it is nobody's.
+func (t *Table) tellCopied(c *change, id string, tags []uint32) {
+	if len(tags) == 0 {
+		delete(t.copied, id)
+		return
 	}
-	t.copied = refused
+	if t.copied[id] {
+		return
+	}
+	t.copied[id] = true
+	t.endpointConflicts.Add(1)
+	all := c.next.byTag(tags[len(tags)-1]).Containers
+	i := slices.IndexFunc(all, func(k ContainerView) bool { return k.EndpointID == id })
+	t.log.Warn("endpoint id held by two containers: given to neither", zap.String("container", all[i].ID))
 }
 
 // guests are the containers that use another container's network namespace and have not stopped, by what
 // Docker names the other one by.
 type guests map[string][]holder
 
-func guestsOf(views map[uint32]*View) guests {
+func guestsOf(views []*View) guests {
 	g := guests{}
 	for _, v := range views {
 		for i := range v.Containers {

@@ -2,34 +2,51 @@ package lookup
 
 import (
 	"net/netip"
+	"slices"
 
 	"go.uber.org/zap"
 )
 
-// settle decides who of those that claim an address has it in next, and tells each new dispute. A container with
-// NET_ADMIN can give itself any address, but not the port of the container that has it.
-func (t *Table) settle(disputed map[netip.Addr][]entry, next *snapshot) {
-	now := make(map[netip.Addr]bool, len(disputed))
-	for addr, claims := range disputed {
-		now[addr] = true
-		holder, ok := t.holder(addr, claims)
-		if ok {
-			next.byAddr[addr] = holder
-		} else {
-			delete(next.byAddr, addr)
+// settle gives each address that c mentions to whoever is to have it.
+func (t *Table) settle(c *change) {
+	for addr := range c.addrs {
+		e, ok := t.owner(c, addr)
+		had, has := c.next.byAddr(addr)
+		switch {
+		case !ok:
+			c.next.addrs.delete(addrPart(addr), addr)
+		case !has || had != e:
+			c.next.addrs.set(addrPart(addr), addr, e)
 		}
-		if t.dispute[addr] {
-			continue
+	}
+}
+
+// owner returns who is to have the address. Of those that claim it by different words it is the one
+// that has it, or nobody, and each new dispute is told. A container with NET_ADMIN can give itself
+// any address, but not the port of the container that has it.
+func (t *Table) owner(c *change, addr netip.Addr) (entry, bool) {
+	var all []entry
+	for _, k := range t.claims.addrs[addr] {
+		if e := (entry{k.ep, c.next.byTag(k.tag)}); !t.gone[k.ep.Ifindex] && !slices.Contains(all, e) {
+			all = append(all, e)
 		}
+	}
+	if len(all) < 2 {
+		delete(t.dispute, addr)
+		return append(all, entry{})[0], len(all) == 1
+	}
+	holder, ok := t.holder(addr, all)
+	if !t.dispute[addr] {
+		t.dispute[addr] = true
 		t.conflicts.Add(1)
-		for _, c := range claims {
-			if c != holder {
+		for _, e := range all {
+			if e != holder {
 				t.log.Warn("address claimed twice", zap.Stringer("addr", addr), zap.Bool("keptByHolder", ok),
-					zap.String("claimedBy", c.view.Task.ARN), zap.Int("ifindex", c.ep.Ifindex))
+					zap.String("claimedBy", e.view.Task.ARN), zap.Int("ifindex", e.ep.Ifindex))
 			}
 		}
 	}
-	t.dispute = now
+	return holder, ok
 }
 
 // holder returns the claim of the task that the kernel's map has at addr, behind the same port.

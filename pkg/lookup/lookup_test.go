@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 
@@ -69,7 +70,7 @@ func portTag(ifindex int) uint32 { return bpf.TagPort | uint32(ifindex) }
 
 func apply(t *testing.T, table *Table, tasks ...*task.Task) {
 	t.Helper()
-	if err := table.Apply(tasks); err != nil {
+	if err := table.Apply(slices.SortedFunc(slices.Values(tasks), byARN)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -428,11 +429,7 @@ func FuzzEqual(f *testing.F) {
 				}
 				tasks[who] = newTask(who, append(eps, endpoint(where, port))...)
 			}
-			var all []*task.Task
-			for _, tk := range tasks {
-				all = append(all, tk)
-			}
-			_ = table.Apply(all)
+			_ = table.Apply(slices.SortedFunc(maps.Values(tasks), byARN))
 			check(t, table, k, before, tasks)
 		}
 	})
@@ -441,10 +438,11 @@ func FuzzEqual(f *testing.F) {
 func check(t *testing.T, table *Table, k *fakeKernel, before map[netip.Addr]bpf.TaskValue, tasks map[string]*task.Task) {
 	t.Helper()
 	s := table.snap.Load()
-	if len(s.byAddr) != len(k.m) {
-		t.Fatalf("readers know %d addresses, the kernel %d", len(s.byAddr), len(k.m))
+	addrs := maps.Collect(s.addrs.all())
+	if len(addrs) != len(k.m) {
+		t.Fatalf("readers know %d addresses, the kernel %d", len(addrs), len(k.m))
 	}
-	for a, e := range s.byAddr {
+	for a, e := range addrs {
 		if got := k.m[a]; got != value(e) {
 			t.Fatalf("%s: kernel has %+v, readers %+v", a, got, value(e))
 		}
@@ -461,10 +459,11 @@ func check(t *testing.T, table *Table, k *fakeKernel, before map[netip.Addr]bpf.
 		}
 	}
 	tags := map[uint32]bool{}
-	for tag, v := range s.byTag {
+	for tag, v := range s.tags.all() {
 		if tags[tag] || v.Tag != tag {
 			t.Fatalf("tag %d of %s", tag, v.Task.ID)
 		}
 		tags[tag] = true
 	}
+	wantWhole(t, table)
 }

@@ -192,47 +192,82 @@ func (cs *containers) lose(tag uint32, cgroup uint64) bool {
 	return true
 }
 
-// write makes the kernel's maps equal to next, removals first, and reports whether it could. What
-// old has was written, unless cs is behind.
-func (cs *containers) write(old, next *snapshot) (ok bool) {
+// write makes the kernel's maps equal to c.next, removals first, and reports whether it could. What
+// c.old has was written, unless cs is behind.
+func (cs *containers) write(c *change) (ok bool) {
 	if cs.kernel == nil {
 		return true
 	}
-	ok = true
 	if cs.behind {
-		ok = cs.purge(next)
+		ok = cs.writeAll(c.next)
+	} else {
+		ok = cs.writeChanged(c)
 	}
-	for tag, o := range old.byTag {
-		n := next.byTag[tag]
-		if n == o {
-			continue
-		}
-		for _, c := range o.byNumber {
-			if c != nil && (n == nil || n.numberOf(c.Cgroup.ID) == 0) {
-				ok = cs.lose(tag, c.Cgroup.ID) && ok
-			}
-		}
-	}
-	yes, no := 0, 0
-	for tag, v := range next.byTag {
-		if cs.behind || old.byTag[tag] != v {
-			ok = cs.put(v) && ok
-		}
-		for i := range v.Containers {
-			switch c := &v.Containers[i]; {
-			case v.provable(c):
-				yes++
-			case c.KnownStatus == task.StatusRunning:
-				no++
-			}
-		}
-	}
-	maps.DeleteFunc(cs.numbers, func(tag uint32, n *numbers) bool { return next.byTag[tag] == nil && len(n.byCgroup) == 0 })
 	cs.behind = !ok
 	cs.full = cs.full && !ok
+	return ok
+}
+
+func (cs *containers) writeAll(next *snapshot) (ok bool) {
+	ok = cs.purge(next)
+	yes, no := 0, 0
+	for _, v := range next.tags.all() {
+		ok = cs.put(v) && ok
+		y, n := v.count()
+		yes, no = yes+y, no+n
+	}
+	maps.DeleteFunc(cs.numbers, func(tag uint32, n *numbers) bool { return next.byTag(tag) == nil && len(n.byCgroup) == 0 })
 	cs.provable.Store(int64(yes))
 	cs.unprovable.Store(int64(no))
 	return ok
+}
+
+func (cs *containers) writeChanged(c *change) (ok bool) {
+	ok = true
+	for tag := range c.tags {
+		o, n := c.old.byTag(tag), c.next.byTag(tag)
+		if o == nil || o == n {
+			continue
+		}
+		for _, k := range o.byNumber {
+			if k != nil && (n == nil || n.numberOf(k.Cgroup.ID) == 0) {
+				ok = cs.lose(tag, k.Cgroup.ID) && ok
+			}
+		}
+		yes, no := o.count()
+		cs.provable.Add(-int64(yes))
+		cs.unprovable.Add(-int64(no))
+	}
+	for tag := range c.tags {
+		o, n := c.old.byTag(tag), c.next.byTag(tag)
+		if n == nil {
+			if of := cs.numbers[tag]; of != nil && len(of.byCgroup) == 0 {
+				delete(cs.numbers, tag)
+			}
+			continue
+		}
+		if o == n {
+			continue
+		}
+		ok = cs.put(n) && ok
+		yes, no := n.count()
+		cs.provable.Add(int64(yes))
+		cs.unprovable.Add(int64(no))
+	}
+	return ok
+}
+
+// count returns how many running containers the kernel can name, and how many it cannot.
+func (v *View) count() (yes, no int) {
+	for i := range v.Containers {
+		switch c := &v.Containers[i]; {
+		case v.provable(c):
+			yes++
+		case c.KnownStatus == task.StatusRunning:
+			no++
+		}
+	}
+	return yes, no
 }
 
 // purge takes out of the kernel whatever is not next's.
@@ -240,7 +275,7 @@ func (cs *containers) purge(next *snapshot) (ok bool) {
 	ok = true
 	for cgroup, w := range cs.written {
 		tag := w.tag & bpf.TagTask
-		if v := next.byTag[tag]; v == nil || v.numberOf(cgroup) != bpf.ContainerNumber(w.tag) {
+		if v := next.byTag(tag); v == nil || v.numberOf(cgroup) != bpf.ContainerNumber(w.tag) {
 			ok = cs.lose(tag, cgroup) && ok
 		}
 	}
