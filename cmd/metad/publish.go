@@ -196,6 +196,9 @@ func (p *publisher) publish() {
 // carryOver gives the containers that an earlier process knew its samples of them, which hold until
 // there are newer ones. Needs p.mu.
 func (p *publisher) carryOver() {
+	if p.before == nil {
+		return
+	}
 	for _, t := range p.tasks {
 		for _, c := range t.Containers {
 			// The counters of a container that was started again begin anew.

@@ -16,19 +16,35 @@ func (s *state) changed() (changed bool) {
 		old := s.tasks[arn]
 		if group := s.groups[arn]; len(group) == 0 {
 			delete(s.tasks, arn)
-			changed = changed || old != nil
 		} else {
 			s.tasks[arn] = keep(old, s.task(arn, group))
-			changed = changed || s.tasks[arn] != old
+		}
+		if s.tasks[arn] != old {
+			s.renewed = append(s.renewed, arn)
 		}
 	}
 	clear(s.dirty)
-	return changed
+	return len(s.renewed) > 0
 }
 
-// set returns all tasks, ordered by ARN.
+// set returns all tasks, ordered by ARN. It copies the last set, which others may still be reading,
+// but for what has changed since.
 func (s *state) set() []*task.Task {
-	return slices.SortedFunc(maps.Values(s.tasks), func(a, b *task.Task) int { return cmp.Compare(a.ARN, b.ARN) })
+	slices.Sort(s.renewed)
+	set := make([]*task.Task, 0, len(s.tasks))
+	rest := s.published
+	for _, arn := range slices.Compact(s.renewed) {
+		i, had := slices.BinarySearchFunc(rest, arn, func(t *task.Task, arn string) int { return cmp.Compare(t.ARN, arn) })
+		set = append(set, rest[:i]...)
+		if rest = rest[i:]; had {
+			rest = rest[1:]
+		}
+		if t := s.tasks[arn]; t != nil {
+			set = append(set, t)
+		}
+	}
+	s.renewed, s.published = s.renewed[:0], append(set, rest...)
+	return s.published
 }
 
 // task returns the task of the containers of one group.

@@ -14,7 +14,7 @@ func (s *state) restore(tasks []*task.Task) {
 			continue
 		}
 		s.restored = true
-		s.tasks[t.ARN] = t
+		s.tasks[t.ARN], s.renewed = t, append(s.renewed, t.ARN)
 		owners := endpointOwners(t)
 		for _, tc := range t.Containers {
 			c := s.container(tc.ID)

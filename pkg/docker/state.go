@@ -33,6 +33,8 @@ type state struct {
 	announced  map[string]int                 // by ARN: containers created of which no more is known
 	dirty      map[string]bool                // ARNs to build again
 	tasks      map[string]*task.Task
+	published  []*task.Task               // the last set
+	renewed    []string                   // ARNs of tasks that have changed since, or are gone
 	guests     map[string]map[string]bool // by id or name of a container: those that share its namespace
 	unseen     map[string]bool            // ids of the first list that were not looked at yet; nil before it
 	missing    missing

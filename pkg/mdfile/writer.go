@@ -63,6 +63,8 @@ type Writer struct {
 	byDir   map[string]*Entry // every directory of metad's
 	byID    map[string]*Entry // the directories whose container is known
 	changed bool              // host facts changed since the last Apply
+	applied []*task.Task      // by the last Apply
+	whole   bool              // what is in applied may need another look
 
 	unusable bool // the root could not be opened the last time
 }
@@ -240,6 +242,7 @@ func (e *Entry) Created(id string) error {
 	c.ID = id
 	e.id, e.ctr = id, &c
 	w.byID[id] = e
+	w.whole = true // a set may have had it already, when it had no directory that was known
 	if !w.disk.isOpen() {
 		return fs.ErrClosed
 	}
@@ -266,36 +269,67 @@ func (e *Entry) settle() {
 	e.pending, e.made = false, e.w.now()
 }
 
-// Apply writes the files that differ from tasks, the complete current set. It removes the directory
-// of a container that an earlier set had and this one lacks. A container that no set had may be
-// new, or not inspected yet: see Sweep. A container without a directory gets none, because Docker
-// mounts nothing into an existing container.
+// Apply writes the files that differ from tasks, the complete current set, ordered by ARN. It
+// removes the directory of a container that an earlier set had and this one lacks. A container that
+// no set had may be new, or not inspected yet: see Sweep. A container without a directory gets none,
+// because Docker mounts nothing into an existing container.
 func (w *Writer) Apply(tasks []*task.Task) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err := w.open(); err != nil {
+		w.whole = true
 		return // logged; nothing can be there
 	}
-	w.adopt(tasks)
-	present := map[string]bool{}
-	for _, t := range tasks {
+	whole := w.changed || w.whole
+	if whole {
+		w.applied = nil
+	}
+	var changed []*task.Task
+	gone := map[string]bool{}
+	for was, is := range task.Diff(w.applied, tasks) {
+		if was != nil {
+			for _, c := range was.Containers {
+				gone[c.ID] = true
+			}
+		}
+		if is != nil {
+			changed = append(changed, is)
+		}
+	}
+	w.adopt(changed)
+	for _, t := range changed {
 		for _, c := range t.Containers {
+			delete(gone, c.ID)
 			if e := w.byID[c.ID]; e != nil {
-				present[c.ID] = true
 				w.update(e, t, c)
 			}
 		}
 	}
-	w.changed = false
-	for _, e := range w.byDir {
-		if e.seen && !present[e.id] {
+	if whole {
+		w.addUnlisted(gone, tasks)
+	}
+	for id := range gone {
+		if e := w.byID[id]; e != nil && e.seen {
 			w.remove(e)
+		}
+	}
+	w.applied, w.changed, w.whole = tasks, false, false
+}
+
+// addUnlisted adds to gone the containers that have a directory and are in none of tasks. Needs w.mu.
+func (w *Writer) addUnlisted(gone map[string]bool, tasks []*task.Task) {
+	for id := range w.byID {
+		gone[id] = true
+	}
+	for _, t := range tasks {
+		for _, c := range t.Containers {
+			delete(gone, c.ID)
 		}
 	}
 }
 
 // Retry writes the files again whose last write failed, for example because the disk was full.
-// Apply does that too, but it is called only when a task changes.
+// Apply does that only for tasks that have changed.
 func (w *Writer) Retry() {
 	w.mu.Lock()
 	defer w.mu.Unlock()

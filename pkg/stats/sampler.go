@@ -92,11 +92,10 @@ type Sampler struct {
 
 	mu      sync.Mutex // guards what follows, the entries, their feeds, and what the feeds share
 	stopped bool
-	tasks   map[*task.Task]uint64 // those of the last Apply, by its number
-	applied uint64                // the number of the last Apply
-	entries map[string]*entry     // by container id
-	added   []*entry              // not in order yet
-	order   []*entry              // the same; replaced, not changed, by Apply
+	applied []*task.Task      // by the last Apply
+	entries map[string]*entry // by container id
+	added   []*entry          // not in order yet
+	order   []*entry          // the same; replaced, not changed, by Apply
 	scratch []byte
 	shorts  int       // samples that failed for want of a descriptor since the log said so
 	told    time.Time // when it did
@@ -149,7 +148,6 @@ func New(cfg Config, sources ...Source) *Sampler {
 		epoch:   time.Now(),
 		wake:    make(chan struct{}, 1),
 		entries: make(map[string]*entry),
-		tasks:   make(map[*task.Task]uint64),
 	}
 }
 
@@ -157,27 +155,26 @@ func New(cfg Config, sources ...Source) *Sampler {
 func (s *Sampler) Metrics() *Metrics { return &s.metrics }
 
 // Apply makes the running containers of tasks the ones that are sampled. The set is the whole set:
-// a container that is not in it, or does not run, has its cell emptied before Apply returns. A task
-// whose pointer has not changed costs a look into a map.
+// a container that is not in it, or does not run, has its cell emptied before Apply returns. tasks are
+// ordered by ARN; one whose pointer has not changed costs a comparison.
 func (s *Sampler) Apply(tasks []*task.Task) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopped {
 		return
 	}
-	s.applied++
-	var changed []*task.Task
-	for _, t := range tasks {
-		if _, known := s.tasks[t]; !known {
-			changed = append(changed, t)
+	var changed, before []*task.Task
+	for was, is := range task.Diff(s.applied, tasks) {
+		if was != nil {
+			before = append(before, was)
 		}
-		s.tasks[t] = s.applied
+		if is != nil {
+			changed = append(changed, is)
+		}
 	}
+	s.applied = tasks
 	added := s.add(changed)
-	ended := 0
-	if len(s.tasks) > len(tasks) {
-		ended = s.drop()
-	}
+	ended := s.drop(before)
 	if added > 0 || ended > 0 {
 		s.arrange(added)
 	}
@@ -215,12 +212,8 @@ func (s *Sampler) add(changed []*task.Task) (added int) {
 
 // drop ends the containers of tasks that are gone, or have changed, and are no other task's now. It
 // returns how many.
-func (s *Sampler) drop() (ended int) {
-	for t, applied := range s.tasks {
-		if applied == s.applied {
-			continue
-		}
-		delete(s.tasks, t)
+func (s *Sampler) drop(tasks []*task.Task) (ended int) {
+	for _, t := range tasks {
 		for _, c := range t.Containers {
 			if e := s.entries[c.ID]; e != nil && e.task == t {
 				s.end(e)
@@ -327,7 +320,7 @@ func (s *Sampler) stop() {
 		s.end(e)
 	}
 	clear(s.entries)
-	clear(s.tasks)
+	s.applied = nil
 	s.order = nil
 }
 
