@@ -128,7 +128,7 @@ func (c *config) availabilityZone() string {
 
 // agentClient returns a client of the agent's introspection API and task endpoint, or nil if there
 // is to be neither. changed is called when the agent says something new.
-func (c *config) agentClient(changed func(), log *zap.Logger) (*agent.Client, error) {
+func (c *config) agentClient(changed func(arns ...string), log *zap.Logger) (*agent.Client, error) {
 	if (c.introspection == "" || c.introspect != "") && c.agentURL == "" {
 		return nil, nil
 	}

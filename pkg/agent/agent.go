@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,9 +27,10 @@ type Config struct {
 	TaskURL string        // of the task endpoint, "http://host:port"; "": not asked
 	Every   time.Duration // between two questions; positive
 	Timeout time.Duration // of each; positive
-	// Changed, if not nil, is called after the agent's answers have changed. The tasks should
-	// then be enriched again. Run calls it, and it must not block.
-	Changed func()
+	// Changed, if not nil, is called after the agent's answers about the tasks with the given
+	// ARNs have changed, or about all tasks if there are none. They should then be enriched
+	// again. Run calls it, and it must not block.
+	Changed func(arns ...string)
 	Log     *zap.Logger
 }
 
@@ -140,9 +142,9 @@ func (c *Client) Run(ctx context.Context) {
 	}
 }
 
-func (c *Client) changed() {
+func (c *Client) changed(arns ...string) {
 	if c.cfg.Changed != nil {
-		c.cfg.Changed()
+		c.cfg.Changed(arns...)
 	}
 }
 
@@ -175,9 +177,37 @@ func (c *Client) ask(ctx context.Context) error {
 		return err
 	}
 	c.raw = raw
-	c.last.Store(a)
-	c.changed()
+	before := c.last.Swap(a)
+	if arns := a.differing(before); len(arns) > 0 {
+		c.changed(arns...)
+	} else if before == nil || !a.sameHost(before) {
+		c.changed()
+	}
 	return nil
+}
+
+// sameHost reports whether a says the same as before about the host.
+func (a *answers) sameHost(before *answers) bool {
+	return a.Cluster == before.Cluster && a.ContainerInstanceArn == before.ContainerInstanceArn
+}
+
+// differing returns the ARNs of the tasks about which a says something else than before; none if
+// that may be any task.
+func (a *answers) differing(before *answers) (arns []string) {
+	if before == nil || !a.sameHost(before) {
+		return nil
+	}
+	for arn, t := range a.tasks {
+		if !reflect.DeepEqual(t, before.tasks[arn]) {
+			arns = append(arns, arn)
+		}
+	}
+	for arn := range before.tasks {
+		if a.tasks[arn] == nil {
+			arns = append(arns, arn)
+		}
+	}
+	return arns
 }
 
 // maxAnswer is the largest answer: some 4 KiB for each of several thousand containers.

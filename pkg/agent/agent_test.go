@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"reflect"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -182,11 +183,11 @@ func TestAskErrors(t *testing.T) {
 func TestRun(t *testing.T) {
 	m, ts := value(metadata), value(tasks)
 	core, logs := observer.New(zap.InfoLevel)
-	changed := make(chan struct{}, 10)
+	changed := make(chan []string, 10)
 	cfg := DefaultConfig()
 	cfg.URL = fakeAgent(t, m, ts).URL
 	cfg.Every = time.Millisecond
-	cfg.Changed = func() { changed <- struct{}{} }
+	cfg.Changed = func(arns ...string) { changed <- arns }
 	cfg.Log = zap.New(core)
 	c, err := New(cfg)
 	if err != nil {
@@ -198,14 +199,18 @@ func TestRun(t *testing.T) {
 		defer close(done)
 		c.Run(ctx)
 	}()
-	<-changed
+	if arns := <-changed; arns != nil {
+		t.Errorf("the first answer concerns %q, want all tasks", arns)
+	}
 	m.Store("broken")
 	expect.Until(t, "the log to say that there is no answer", func() bool {
 		return logs.FilterMessageSnippet("does not answer").Len() > 0
 	})
 	ts.Store(`{"Tasks":[]}`)
 	m.Store(metadata)
-	<-changed
+	if arns := <-changed; !slices.Equal(slices.Sorted(slices.Values(arns)), []string{arn, "other"}) {
+		t.Errorf("the new answer concerns %q, want the tasks that it lacks", arns)
+	}
 	if len(c.last.Load().tasks) != 0 {
 		t.Error("the new answer is not there")
 	}
@@ -236,6 +241,26 @@ func TestNewErrors(t *testing.T) {
 	f("Every", func(c *Config) { c.Every = 0 })
 	f("Timeout", func(c *Config) { c.Timeout = 0 })
 	f("Log", func(c *Config) { c.Log = nil })
+}
+
+// An answer concerns the tasks about which it says something else, or all if it is about the host.
+func TestDiffering(t *testing.T) {
+	f := func(metadataNow, tasksNow string, same bool, want ...string) {
+		t.Helper()
+		before, err1 := parse([]byte(metadata), []byte(tasks))
+		a, err2 := parse([]byte(metadataNow), []byte(tasksNow))
+		if err1 != nil || err2 != nil {
+			t.Fatal(err1, err2)
+		}
+		if got := a.differing(before); !slices.Equal(got, want) || a.sameHost(before) != same {
+			t.Errorf("got %q and the same host %v, want %q and %v", got, a.sameHost(before), want, same)
+		}
+	}
+	f(metadata, tasks, true)
+	f(metadata, strings.Replace(tasks, "192.0.2.3", "192.0.2.4", 1), true, arn)
+	f(metadata, strings.Replace(tasks, "PENDING", "RUNNING", 1), true, "other")
+	f(metadata, strings.Replace(tasks, `"other"`, `"another"`, 1), true, "another", "other")
+	f(strings.Replace(metadata, "prod", "test", 1), tasks, false)
 }
 
 // Whatever a server on the agent's TCP port answers, a task keeps its name and its containers, and

@@ -14,9 +14,8 @@ import (
 
 // How often the agent is asked for tasks' documents. An answer costs it about 0.1 ms.
 const (
-	askGap = 50 * time.Millisecond // between two questions
-	// between two calls of Changed: each makes all tasks anew
-	changedGap = 2 * time.Second
+	askGap     = 50 * time.Millisecond // between two questions
+	changedGap = 2 * time.Second       // between two calls of Changed
 	maxTasks   = 10_000
 	maxBackoff = 30 * time.Second // after questions without an answer
 )
@@ -163,7 +162,7 @@ func (c *Client) askForDocuments(ctx context.Context) {
 	defer timer.Stop()
 	var backoff time.Duration
 	var told time.Time
-	news := false
+	var news []string
 	for {
 		select {
 		case <-ctx.Done():
@@ -183,13 +182,15 @@ func (c *Client) askForDocuments(ctx context.Context) {
 				wait = backoff
 			} else {
 				backoff = 0
-				news = c.docs.answered(arn, endpoint, f) || news
+				if c.docs.answered(arn, endpoint, f) {
+					news = append(news, arn)
+				}
 			}
 		}
-		if since := time.Since(told); news && since >= changedGap {
-			news, told = false, time.Now()
-			c.changed()
-		} else if news {
+		if since := time.Since(told); len(news) > 0 && since >= changedGap {
+			c.changed(news...)
+			news, told = nil, time.Now()
+		} else if len(news) > 0 {
 			wait = min(wait, changedGap-since)
 		}
 		timer.Reset(max(wait, askGap))

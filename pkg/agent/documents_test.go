@@ -62,7 +62,7 @@ func run(t *testing.T, e *taskEndpoint) (*Client, <-chan struct{}) {
 	t.Helper()
 	changed := make(chan struct{}, 100)
 	cfg := DefaultConfig()
-	cfg.URL, cfg.TaskURL, cfg.Changed = "", e.URL, func() { changed <- struct{}{} }
+	cfg.URL, cfg.TaskURL, cfg.Changed = "", e.URL, func(...string) { changed <- struct{}{} }
 	c, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)

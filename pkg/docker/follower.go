@@ -109,10 +109,11 @@ type Follower struct {
 
 	mailbox struct { // for Run
 		sync.Mutex
-		ports   map[int]bool
-		doubts  map[netip.Addr]bool
-		refresh bool
-		signal  chan struct{} // holds one token while there is something to take
+		ports      map[int]bool
+		doubts     map[netip.Addr]bool
+		refresh    []string // ARNs of tasks to make anew
+		refreshAll bool
+		signal     chan struct{} // holds one token while there is something to take
 	}
 }
 
@@ -234,12 +235,13 @@ func (f *Follower) WrongMAC(addr netip.Addr) {
 	f.signal()
 }
 
-// Refresh has every task made anew, because what Enrich adds has changed. Never blocks; safe for
-// concurrent use.
-func (f *Follower) Refresh() {
+// Refresh has the tasks with the ARNs made anew, every task if there are none, because what Enrich
+// adds has changed. Never blocks; safe for concurrent use.
+func (f *Follower) Refresh(arns ...string) {
 	f.mailbox.Lock()
 	defer f.mailbox.Unlock()
-	f.mailbox.refresh = true
+	f.mailbox.refreshAll = f.mailbox.refreshAll || len(arns) == 0
+	f.mailbox.refresh = append(f.mailbox.refresh, arns...)
 	f.signal()
 }
 
@@ -253,12 +255,12 @@ func (f *Follower) signal() {
 // openMailbox takes in what came by PortChanged, WrongMAC and Refresh.
 func (f *Follower) openMailbox() {
 	f.mailbox.Lock()
-	ports, doubts, refresh := f.mailbox.ports, f.mailbox.doubts, f.mailbox.refresh
-	f.mailbox.ports, f.mailbox.doubts, f.mailbox.refresh = map[int]bool{}, map[netip.Addr]bool{}, false
+	ports, doubts := f.mailbox.ports, f.mailbox.doubts
+	refresh, all := f.mailbox.refresh, f.mailbox.refreshAll
+	f.mailbox.ports, f.mailbox.doubts = map[int]bool{}, map[netip.Addr]bool{}
+	f.mailbox.refresh, f.mailbox.refreshAll = nil, false
 	f.mailbox.Unlock()
-	if refresh {
-		f.state.refresh()
-	}
+	f.state.refresh(refresh, all)
 	if len(ports) > 0 {
 		f.state.portsChanged(ports)
 	}

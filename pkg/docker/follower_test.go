@@ -444,7 +444,7 @@ func TestFollowEnrich(t *testing.T) {
 	})
 	first, _ := find(w.current(), id)
 	cluster.Store("two")
-	w.Refresh()
+	w.Refresh("not there", first.ARN)
 	w.until(t, "refreshed", func(tasks []*task.Task) bool { tk, _ := find(tasks, id); return tk.Cluster == "two" })
 	if first.Cluster != "one" || first.Containers[0].DesiredStatus != "one" {
 		t.Errorf("a published task was changed: %s", show(first))

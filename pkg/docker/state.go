@@ -2,6 +2,7 @@ package docker
 
 import (
 	"errors"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -201,10 +202,15 @@ func (s *state) arrived(c *tracked) {
 	c.announced = ""
 }
 
-// refresh has every task built again.
-func (s *state) refresh() {
-	for arn := range s.groups {
-		s.dirty[arn] = true
+// refresh has the tasks with the ARNs built again, or all.
+func (s *state) refresh(arns []string, all bool) {
+	if all {
+		arns = slices.Collect(maps.Keys(s.groups))
+	}
+	for _, arn := range arns {
+		if s.groups[arn] != nil {
+			s.dirty[arn] = true
+		}
 	}
 }
 
