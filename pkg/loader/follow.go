@@ -165,7 +165,9 @@ func (f *follower) update(u netlink.LinkUpdate) {
 	case unix.RTM_DELLINK:
 		f.gone(u.Attrs().Index)
 	}
-	f.ports.tellSilent()
+	if u.Link.Type() == "bridge" {
+		f.ports.tellSilent()
+	}
 }
 
 func deviceOf(l netlink.Link) device {

@@ -147,9 +147,11 @@ func (p *ports) is(d device) (todo []int) {
 		return nil
 	}
 	p.devices[d.ifindex] = d
-	if was.kind == "bridge" || d.kind == "bridge" { // new or renamed: its ports follow it
+	if was.kind == "bridge" || d.kind == "bridge" {
+		follows := was.kind != d.kind || was.name != d.name // new or renamed: its ports follow it
 		for _, port := range p.devices {
-			if port.master == d.ifindex {
+			h := p.hooks[port.ifindex]
+			if port.master == d.ifindex && (follows || h != nil && h.err != nil) {
 				todo = append(todo, port.ifindex)
 			}
 		}

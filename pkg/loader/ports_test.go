@@ -163,6 +163,19 @@ func TestPortsRenamedBridge(t *testing.T) {
 	wantLog(t, "renamed back", a.took(), "-6", "-b5")
 }
 
+// What a bridge says of itself when one of its many ports comes or goes is no reason to look at all
+// of its ports: only at those that could not be attached to.
+func TestPortsBridgeSpeaks(t *testing.T) {
+	p, a, _ := newTestPorts("br-*")
+	a.fail[4] = unix.EINVAL
+	replace(p, devices)
+	spoke := br
+	spoke.up = true
+	if todo := p.is(spoke); !slices.Equal(todo, []int{4, 2}) {
+		t.Errorf("got %v to look at, want the port that failed and the bridge", todo)
+	}
+}
+
 // A port is hooked while its other end may still leave the host's namespace, and let go once that
 // end is up or a port here: it ties two bridges together, and a packet that metad answered into it
 // would be lost.
