@@ -62,6 +62,7 @@ func (f *Follower) inspect(ctx context.Context, id string, before *description) 
 		return nil, err
 	}
 	d.container.Labels = shownLabels(all, own)
+	d.intern()
 	return d, nil
 }
 
