@@ -227,6 +227,7 @@ var (
 	descNRI      = desc("nri_connected", "1 while the Docker Engine asks metad by NRI what to put into new containers.")
 	descEvents   = desc("docker_events_total", "Events received from the Docker Engine.")
 	descInspects = desc("docker_inspects_total", "Containers inspected.")
+	descStrays   = desc("addresses_not_believed_total", "Addresses that a container has beside that of its port.")
 	descErrors   = desc("docker_errors_total", "Inspects that failed, namespaces that could not be read, streams lost.")
 )
 
@@ -236,6 +237,7 @@ func (s scraper) docker(f docker.Status, byNRI bool) {
 	s.counter(descEvents, f.Events)
 	s.counter(descInspects, f.Inspects)
 	s.counter(descErrors, f.Errors)
+	s.counter(descStrays, f.Strays)
 }
 
 var descCreations = desc("creations_total", "Creations of containers that metad was asked about, by way and outcome.", "way", "outcome")

@@ -86,6 +86,7 @@ type Status struct {
 	Inspects   uint64
 	Errors     uint64 // inspects and namespaces that could not be read, lost streams
 	Reconnects uint64 // event streams opened after the first
+	Strays     uint64 // addresses that a container gave itself beside that of its port
 }
 
 // Follower follows one Engine.
@@ -203,6 +204,7 @@ func (f *Follower) Status() Status {
 		Inspects:   f.looks.inspects.Load(),
 		Errors:     f.stream.failures.Load() + f.looks.failures.Load(),
 		Reconnects: max(f.stream.opened.Load(), 1) - 1,
+		Strays:     f.state.strays.Load(),
 	}
 }
 

@@ -35,6 +35,12 @@ type namespace struct {
 	details   task.NetworkDetails // of the task's network interface, DNS apart
 	inode     uint64              // tells one namespace from the next
 
+	// homes are the ports' own addresses, by ifindex: the first that each was seen with. Of a
+	// container that Docker has given addresses it has none.
+	homes map[int]netip.Addr
+
+	strays map[netip.Addr]bool // addresses of ports that have others for their own
+
 	// unclaimed would be endpoints if Docker had given the container their addresses. Ordered by
 	// address.
 	unclaimed []task.Endpoint
@@ -165,6 +171,9 @@ func (found *namespace) fill(h *netlink.Handle, host netns.NsHandle, believed []
 				if len(believed) > 0 && !slices.Contains(believed, addr) {
 					found.unclaimed = append(found.unclaimed, ep)
 					continue
+				}
+				if _, has := found.homes[ep.Ifindex]; !has && len(believed) == 0 {
+					found.setHome(ep)
 				}
 				found.endpoints = append(found.endpoints, ep)
 				found.ecs = found.ecs || attrs.Name == ecsDevice

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -42,6 +43,7 @@ type state struct {
 	lists      int
 	relist     bool // a list is wanted, for the address of a container that is missing
 	restored   bool // there is something that an earlier process knew
+	strays     atomic.Uint64
 }
 
 // tracked is what is known of one container.
@@ -311,6 +313,7 @@ func (s *state) connected(c *tracked, f *finding) {
 	case f.nsErr != nil:
 		s.unreadable(c, f)
 	default:
+		s.believe(c, f.ns)
 		c.settleDoubt(f.ns)
 		c.ns, c.cgroup = f.ns, f.cgroup
 		s.looks.succeeded(c.id)
@@ -331,6 +334,7 @@ func (s *state) foundNewborn(f *finding) {
 		return
 	}
 	s.dirty[c.home.arn] = true
+	s.believe(c, f.ns)
 	c.settleDoubt(f.ns)
 	c.ns, c.cgroup = f.ns, f.cgroup
 	switch {

@@ -1,0 +1,64 @@
+package docker
+
+import (
+	"net/netip"
+	"slices"
+
+	"go.uber.org/zap"
+
+	"metad/pkg/task"
+)
+
+// setHome makes the endpoint's address its port's own.
+func (found *namespace) setHome(ep task.Endpoint) {
+	if found.homes == nil {
+		found.homes = map[int]netip.Addr{}
+	}
+	found.homes[ep.Ifindex] = ep.Addr
+}
+
+// believe takes out of found, read in c's namespace, the addresses that do not count. Where Docker
+// has given addresses, only those are in found. Elsewhere, as in awsvpc mode, a network plugin gives
+// a port one address, once: that is the first one that the port was seen with. A container with
+// NET_ADMIN can add an address that the next task will get.
+func (s *state) believe(c *tracked, found *namespace) {
+	if found == nil || len(assigned(&c.desc.container)) > 0 {
+		return
+	}
+	var known map[netip.Addr]bool
+	if before := c.ns; before != nil {
+		known = before.strays
+		for _, ep := range before.endpoints {
+			found.setHome(ep)
+		}
+		for ifindex, addr := range before.homes {
+			found.setHome(task.Endpoint{Ifindex: ifindex, Addr: addr})
+		}
+	}
+	found.endpoints = slices.DeleteFunc(found.endpoints, func(ep task.Endpoint) bool {
+		home, has := found.homes[ep.Ifindex]
+		if !has {
+			found.setHome(ep)
+			return false
+		}
+		if home != ep.Addr {
+			s.stray(c, found, known, ep, home)
+		}
+		return home != ep.Addr
+	})
+}
+
+// stray notes that the endpoint's address does not count, and logs it once.
+func (s *state) stray(c *tracked, found *namespace, known map[netip.Addr]bool, ep task.Endpoint, home netip.Addr) {
+	if found.strays == nil {
+		found.strays = map[netip.Addr]bool{}
+	}
+	found.strays[ep.Addr] = true
+	if known[ep.Addr] {
+		return
+	}
+	s.strays.Add(1)
+	s.cfg.Log.Warn("address not believed: its port has had another one from the beginning",
+		zap.Stringer("addr", ep.Addr), zap.Stringer("portsAddr", home), zap.Int("ifindex", ep.Ifindex),
+		zap.String("task", c.home.arn), zap.String("container", c.id))
+}
