@@ -275,7 +275,7 @@ func (d *daemon) offer() (takeover.State, error) {
 	if err := d.tasks.offer(); err != nil {
 		return takeover.State{}, err
 	}
-	return d.own.offer(d.tasks.table.Views())
+	return d.own.offer(d.tasks.table.Views(), d.proxySocket.Load())
 }
 
 // resume goes on after a takeover that did not happen.
@@ -304,7 +304,7 @@ func (d *daemon) leave(succ *takeover.Successor, parts *parts) (done bool, err e
 	// of the listener, and reset what waits there while succ's programs still carry the resets.
 	err = d.endpoint.Close()
 	if s := d.proxySocket.Load(); s != nil {
-		s.Succeed() // waits until the successor's proxy has taken this one's place
+		s.Succeed() // waits until what was accepted here has had its answers
 	}
 	return true, errors.Join(err, parts.stop(), succ.Close()) // the successor waits for the admin address
 }

@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"metad/pkg/dockerproxy"
 	"metad/pkg/loader"
 	"metad/pkg/lookup"
 	"metad/pkg/snapshot"
@@ -22,12 +23,14 @@ import (
 
 // takeoverLayout is the version of takeoverMeta and of what is in it. A metad with another one is
 // refused, and is started after this one has stopped.
-const takeoverLayout = 1
+const takeoverLayout = 2
 
 // takeoverMeta goes with the files that the successor gets.
 type takeoverMeta struct {
 	Loader []byte // loader.OfferTakeover's
 	Tasks  []byte // snapshot.Encode's
+	// Proxy is the path of the Docker API proxy's socket, whose listener is the last file; "": none.
+	Proxy string
 }
 
 // lockTime is how long the exit of a killed metad may take.
@@ -44,6 +47,7 @@ type possession struct {
 	lock   io.Closer             // nil: not had
 	loader *loader.Loader
 	ln     net.Listener
+	proxy  *givenProxy    // nil: the predecessor had none
 	saved  []lookup.Saved // what an earlier process knew
 	ours   bool           // this process takes out of the kernel what is there
 }
@@ -90,8 +94,44 @@ func (p *possession) takeOver(cfg loader.Config) error {
 		return fmt.Errorf("take over: %w", err)
 	}
 	p.saved = saved
-	p.loader, p.ln, err = loader.TakeOver(cfg, p.pred.Files, meta.Loader)
+	files := p.pred.Files
+	if n := len(files) - 1; meta.Proxy != "" && n >= 0 {
+		p.proxy, files = &givenProxy{files[n], meta.Proxy}, files[:n]
+	}
+	p.loader, p.ln, err = loader.TakeOver(cfg, files, meta.Loader)
 	return err
+}
+
+// givenProxy is the socket of a predecessor's Docker API proxy. Where a container has it mounted as a
+// file, a new socket in its place would not be seen.
+type givenProxy struct {
+	file *os.File // the listener
+	path string
+}
+
+// proxySocket returns the listener of the Docker API proxy: the predecessor's, or a new one. It is for
+// one goroutine at a time.
+func (p *possession) proxySocket(engine string) (*dockerproxy.Socket, error) {
+	if had := p.proxy; had != nil {
+		p.proxy = nil
+		defer had.file.Close()
+		if s, err := dockerproxy.Adopt(had.file, had.path, engine); err == nil {
+			return s, nil
+		}
+	}
+	return dockerproxy.Listen(p.cfg.proxySocket, engine)
+}
+
+// dropProxy ends a predecessor's socket that this process does not serve: the predecessor leaves it to
+// this one.
+func (p *possession) dropProxy() {
+	if p.proxy == nil || p.proxy.path == p.cfg.proxySocket {
+		return
+	}
+	if err := errors.Join(p.proxy.file.Close(), os.Remove(p.proxy.path)); err != nil {
+		p.log.Warn("end the socket of the predecessor's docker proxy", zap.Error(err))
+	}
+	p.proxy = nil
 }
 
 // listener returns the listener of the endpoint. It is the last descriptor to be opened, and the
@@ -114,6 +154,7 @@ func (p *possession) commit(ctx context.Context) error {
 		return err
 	}
 	p.ours = true
+	p.dropProxy()
 	p.log.Info("taken over from the running metad")
 	return nil
 }
@@ -155,19 +196,26 @@ func (p *possession) keepLock(ctx context.Context) error {
 	return nil
 }
 
-// offer returns what a successor gets. From then on this process changes nothing in the kernel.
-func (p *possession) offer(views []*lookup.View) (takeover.State, error) {
+// offer returns what a successor gets, proxy's listener too if it is not nil. From then on this process
+// changes nothing in the kernel.
+func (p *possession) offer(views []*lookup.View, proxy *dockerproxy.Socket) (takeover.State, error) {
 	files, kernel, err := p.loader.OfferTakeover()
 	if err != nil {
 		return takeover.State{}, err
 	}
 	s := takeover.State{Files: files}
-	tasks, err := snapshot.Encode(views)
+	meta := takeoverMeta{Loader: kernel}
+	if proxy != nil {
+		if file, path, err := proxy.File(); err == nil { // else the successor makes another one
+			s.Files, meta.Proxy = append(s.Files, file), path
+		}
+	}
+	meta.Tasks, err = snapshot.Encode(views)
 	if err == nil {
-		s.Meta, err = json.Marshal(takeoverMeta{kernel, tasks})
+		s.Meta, err = json.Marshal(meta)
 	}
 	if err != nil {
-		for _, f := range files {
+		for _, f := range s.Files {
 			f.Close()
 		}
 		return takeover.State{}, err
@@ -188,6 +236,9 @@ func (p *possession) Close() error {
 	}
 	if p.lock != nil {
 		errs = append(errs, p.lock.Close())
+	}
+	if p.proxy != nil {
+		errs = append(errs, p.proxy.file.Close())
 	}
 	// Last: the next metad to start finds nothing of ours in its way.
 	if p.pred != nil {

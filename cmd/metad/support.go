@@ -110,7 +110,7 @@ func (d *daemon) serveProxy(ctx context.Context, up func()) error {
 	if err != nil {
 		return err
 	}
-	socket, err := dockerproxy.Listen(d.cfg.proxySocket, cfg.Engine)
+	socket, err := d.own.proxySocket(cfg.Engine)
 	if err != nil {
 		return fmt.Errorf("docker-proxy %q: %w", d.cfg.proxySocket, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -16,9 +17,9 @@ import (
 // the Engine's socket may use this one: it has the group of engine and its mode, at most 0660, also
 // when they change. Before there is an engine it is its owner's alone.
 //
-// A socket that exists is replaced in one step, which lets one metad take over from another; the
-// connections that the old socket has accepted go on. Anything else at path is an error. Closing
-// the listener removes the socket, unless it was replaced.
+// A socket that exists is replaced in one step; the connections that the old socket has accepted go
+// on. Anything else at path is an error. Closing the listener removes the socket, unless it was
+// replaced, or another process goes on with it: Adopt.
 func Listen(path, engine string) (*Socket, error) {
 	l, err := listen(path, engine)
 	if err != nil {
@@ -97,32 +98,64 @@ func (s *Socket) follow(engine string) {
 	}
 }
 
-// Socket is a listener on a socket that another process may replace.
+// Adopt returns a listener on the socket at path that another process listens on, of which file is
+// the listener, by File. It is as Listen's from then on. file stays the caller's.
+func Adopt(file *os.File, path, engine string) (*Socket, error) {
+	l, err := adopt(file, path)
+	if err != nil {
+		return nil, fmt.Errorf("go on listening on %q: %w", path, err)
+	}
+	go l.follow(engine)
+	return l, nil
+}
+
+func adopt(file *os.File, path string) (*Socket, error) {
+	l, err := net.FileListener(file)
+	if err != nil {
+		return nil, err
+	}
+	u, ok := l.(*net.UnixListener)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("not a unix socket but %s", l.Addr().Network()), l.Close())
+	}
+	u.SetUnlinkOnClose(false)
+	s := &Socket{UnixListener: u, path: path, closed: make(chan struct{})}
+	if s.info, err = os.Lstat(path); err != nil {
+		return nil, errors.Join(err, u.Close())
+	}
+	return s, nil
+}
+
+// Socket is a listener on a socket that another process may replace, or share.
 type Socket struct {
 	*net.UnixListener
 	path   string
 	info   fs.FileInfo
 	once   sync.Once
 	closed chan struct{} // when the listener is
+	shared atomic.Bool   // another process has it now
 }
 
-const (
-	// succeedWithin bounds the wait for a successor's socket. A successor without a proxy makes
-	// none.
-	succeedWithin = 2 * time.Second
-	// lingerTime is how long a replaced socket still serves its connections. The docker command
-	// sends a second request on its connection, and would otherwise lose it in between.
-	lingerTime = time.Second
-)
-
-// Succeed waits, while the socket is served, until another process has put its own socket in this
-// one's place and the clients that connected before have had time to send their requests.
-func (s *Socket) Succeed() {
-	for end := time.Now().Add(succeedWithin); s.current(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			return
-		}
+// File returns the listener for another process to Adopt, and its path; an error if another socket is
+// in its place. The caller closes the file.
+func (s *Socket) File() (file *os.File, path string, err error) {
+	if !s.current() {
+		return nil, "", fmt.Errorf("%s is another socket now", s.path)
 	}
+	file, err = s.UnixListener.File()
+	return file, s.path, err
+}
+
+// lingerTime is how long a socket that another process has still serves the connections that were
+// accepted here. The docker command sends a second request on its connection, and would otherwise
+// lose it in between.
+const lingerTime = time.Second
+
+// Succeed leaves the socket to the process that has it by File: no connection is accepted here any
+// more, and the clients of those that were have had time to send their requests when it returns.
+func (s *Socket) Succeed() {
+	s.shared.Store(true)
+	_ = s.SetDeadline(time.Unix(1, 0)) // a Close would end the serving of what was accepted
 	time.Sleep(lingerTime)
 }
 
@@ -132,11 +165,12 @@ func (s *Socket) current() bool {
 	return err == nil && os.SameFile(info, s.info)
 }
 
-// Close closes the listener, and removes the socket if it is still this one.
+// Close closes the listener, and removes the socket if it is still this one and no other process has
+// it.
 func (s *Socket) Close() error {
 	s.once.Do(func() { close(s.closed) })
 	err := s.UnixListener.Close()
-	if s.current() {
+	if !s.shared.Load() && s.current() {
 		err = errors.Join(err, os.Remove(s.path))
 	}
 	return err
