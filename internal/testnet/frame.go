@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -27,7 +28,7 @@ type Frame struct {
 	SrcMAC, DstMAC   [6]byte
 	Src, Dst         netip.Addr // Dst zero: the endpoint's
 	SrcPort, DstPort uint16     // DstPort zero: 80
-	Seq              uint32
+	Seq, Ack         uint32
 	Flags            byte // zero: SYN
 	Options          int  // bytes of IP options (no-operation), a multiple of 4
 	Payload          []byte
@@ -59,6 +60,7 @@ func (f Frame) Bytes() []byte {
 	binary.BigEndian.PutUint16(tcp, or(f.SrcPort, 40000))
 	binary.BigEndian.PutUint16(tcp[2:], or(f.DstPort, 80))
 	binary.BigEndian.PutUint32(tcp[4:], f.Seq)
+	binary.BigEndian.PutUint32(tcp[8:], f.Ack)
 	tcp[12], tcp[13] = 5<<4, f.Flags
 	binary.BigEndian.PutUint16(tcp[14:], 64240)
 	tcp = append(tcp, f.Payload...)
@@ -191,6 +193,7 @@ type Segment struct {
 	Flags   byte
 	Seq     uint32
 	DstMAC  [6]byte
+	Payload []byte
 }
 
 // Answer waits at most d for a segment from the endpoint to the TCP port; 0 means any.
@@ -212,6 +215,9 @@ func (r *Raw) Answer(port uint16, d time.Duration) (Segment, bool) {
 			Seq: binary.BigEndian.Uint32(buf[tcp+4:])}
 		s.Dst, _ = netip.AddrFromSlice(buf[30:34])
 		copy(s.DstMAC[:], buf)
+		if ip := buf[14 : 14+binary.BigEndian.Uint16(buf[16:])]; len(ip) > tcp-14+int(buf[tcp+12]>>4)*4 {
+			s.Payload = slices.Clone(ip[tcp-14+int(buf[tcp+12]>>4)*4:])
+		}
 		if netip.AddrPortFrom(src,
 			binary.BigEndian.Uint16(buf[tcp:])).String() == Endpoint &&
 			(port == 0 || s.DstPort == port) {

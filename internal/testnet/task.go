@@ -13,6 +13,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // Task is a namespace with one end of a veth, eth0, whose other end is a port of the bridge.
@@ -151,6 +152,19 @@ func (k *Task) addVeth(mac net.HardwareAddr) {
 		return err == nil && err2 == nil && inside.Attrs().OperState == netlink.OperUp &&
 			outside.Attrs().OperState == netlink.OperUp
 	})
+}
+
+// Blackhole drops what the kernel of the task's namespace sends to the address of an endpoint. Raw
+// frames still go out.
+func (k *Task) Blackhole(endpoint string) error {
+	a := netip.MustParseAddrPort(endpoint).Addr()
+	h, err := netlink.NewHandleAt(k.NS, unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	dst := &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(32, 32)}
+	return h.RouteReplace(&netlink.Route{Dst: dst, Type: unix.RTN_BLACKHOLE})
 }
 
 // TakeAddr gives eth0 an address, and the route that goes with it.

@@ -3,85 +3,16 @@
 package loader
 
 import (
-	"fmt"
 	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"metad/bpf"
 	"metad/internal/testnet"
 )
-
-// cgroups is the host's cgroup v2, mounted nowhere. Tests move their own process, and it goes back
-// at their end.
-type cgroups struct {
-	t    testing.TB
-	root string // a path by a descriptor
-	name string // of the test's own directory below it
-}
-
-func newCgroups(t testing.TB) *cgroups {
-	t.Helper()
-	fs, err := unix.Fsopen("cgroup2", unix.FSOPEN_CLOEXEC)
-	if err == nil {
-		err = unix.FsconfigCreate(fs)
-	}
-	if err != nil {
-		t.Fatalf("cgroup v2: %v", err)
-	}
-	defer unix.Close(fs)
-	root, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
-	if err != nil {
-		t.Fatalf("cgroup v2: %v", err)
-	}
-	c := &cgroups{t, fmt.Sprintf("/proc/self/fd/%d", root), fmt.Sprintf("metad-test-%d", os.Getpid())}
-	t.Cleanup(func() {
-		c.enter(c.root)
-		var dirs []string
-		_ = filepath.Walk(filepath.Join(c.root, c.name), func(path string, i os.FileInfo, err error) error {
-			if err == nil && i.IsDir() {
-				dirs = append(dirs, path)
-			}
-			return nil
-		})
-		for i := range dirs {
-			if err := os.Remove(dirs[len(dirs)-1-i]); err != nil {
-				t.Errorf("remove cgroup: %v", err)
-			}
-		}
-		unix.Close(root)
-	})
-	return c
-}
-
-// add makes a cgroup below the test's own, at level 2 and deeper, and returns its directory and id.
-func (c *cgroups) add(name string) (dir string, id uint64) {
-	c.t.Helper()
-	dir = filepath.Join(c.root, c.name, name)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		c.t.Fatal(err)
-	}
-	var i syscall.Stat_t
-	if err := syscall.Stat(dir, &i); err != nil {
-		c.t.Fatal(err)
-	}
-	return dir, i.Ino
-}
-
-// enter moves the test's process: the sockets that it makes from then on are made in dir.
-func (c *cgroups) enter(dir string) {
-	c.t.Helper()
-	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0); err != nil {
-		c.t.Fatal(err)
-	}
-}
 
 func putLevels(t testing.TB, l *Loader, k *testnet.Task, tag uint32, levels [2]uint8) {
 	t.Helper()
@@ -111,15 +42,15 @@ func TestRootContainers(t *testing.T) {
 		one, two := b.AddTask(""), b.AddTask("")
 		h.NoLeak()
 		l := open(t, h, Config{Attach: mode, HostRoute: true})
-		c := newCgroups(t)
+		c := testnet.NewCgroups(t)
 		putLevels(t, l, one, 1, [2]uint8{2})
 		putLevels(t, l, two, 2, [2]uint8{3, 2})
-		x, idX := c.add("x")
-		y, idY := c.add("y")
-		inY, _ := c.add("y/inner/leaf")
-		other, _ := c.add("other")
-		deep, idDeep := c.add("ecs/deep")
-		onHost, idHost := c.add("host")
+		x, idX := c.Add("x")
+		y, idY := c.Add("y")
+		inY, _ := c.Add("y/inner/leaf")
+		other, _ := c.Add("other")
+		deep, idDeep := c.Add("ecs/deep")
+		onHost, idHost := c.Add("host")
 		putContainers(t, l, map[uint64]uint32{idX: bpf.ContainerTag(1, 1), idY: bpf.ContainerTag(1, 2), idDeep: bpf.ContainerTag(2, 127)})
 		if err := l.PutHostContainer(idHost, &bpf.ContainerValue{Tag: bpf.ContainerTag(3, 1)}); err != nil {
 			t.Fatal(err)
@@ -139,7 +70,7 @@ func TestRootContainers(t *testing.T) {
 			{deep, two, "metad 0x7f000002", "port_container"},
 			{x, two, "metad 0x2", "port_task"}, // not its container
 		} {
-			c.enter(want.dir)
+			c.Enter(want.dir)
 			before := verdictsOf(t, l)[want.verdict]
 			wantAnswer(t, want.k, want.answer)
 			if verdictsOf(t, l)[want.verdict] == before {
@@ -147,7 +78,7 @@ func TestRootContainers(t *testing.T) {
 			}
 		}
 		for dir, want := range map[string]string{onHost: "metad 0x1000003", x: "metad 0x0", other: "metad 0x0"} {
-			c.enter(dir)
+			c.Enter(dir)
 			wantHostAnswer(t, h, want)
 		}
 		if verdictsOf(t, l)["host_container"] == 0 {
@@ -155,13 +86,13 @@ func TestRootContainers(t *testing.T) {
 		}
 
 		// The socket's maker counts, not the process that uses it.
-		c.enter(x)
+		c.Enter(x)
 		conn, err := one.Dial(timeout)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		c.enter(y)
+		c.Enter(y)
 		if _, body, err := testnet.GetOn(conn, "/", timeout); err != nil || body != "metad 0x1000001" {
 			t.Errorf("a socket that has moved: got %q, %v, want its maker's", body, err)
 		}
@@ -170,27 +101,80 @@ func TestRootContainers(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		c.enter(x)
+		c.Enter(x)
 		wantAnswer(t, one, "metad 0x1")
-		c.enter(onHost)
+		c.Enter(onHost)
 		wantHostAnswer(t, h, "metad 0x0")
 		own, host, err := l.Containers()
 		if err != nil || len(own) != 2 || own[idY].Tag != bpf.ContainerTag(1, 2) || len(host) != 0 {
 			t.Errorf("containers: got %v, %v, %v", own, host, err)
 		}
 		putLevels(t, l, one, 1, [2]uint8{})
-		c.enter(y)
+		c.Enter(y)
 		wantAnswer(t, one, "metad 0x1") // not looked at
 	})
+}
+
+// A container that shares its network with another cannot be taken for it by what it sends: its own mark
+// on the packets of a socket, or a connection that it makes by raw frames, without a socket of TCP. Both
+// are the container's that made them.
+func TestRootContainerPoses(t *testing.T) {
+	h := testnet.NewHost(t)
+	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+	k := b.AddTask("")
+	l := open(t, h, Config{})
+	putLevels(t, l, k, 1, [2]uint8{2})
+	c := testnet.NewCgroups(t)
+	x, idX := c.Add("x")
+	y, idY := c.Add("y")
+	neither, _ := c.Add("neither")
+	putContainers(t, l, map[uint64]uint32{idX: bpf.ContainerTag(1, 1), idY: bpf.ContainerTag(1, 2)})
+	serve(t, l)
+	c.Enter(x)
+	wantAnswer(t, k, "metad 0x1000001")
+	// What the kernel would answer to segments of no socket goes nowhere.
+	if err := k.Blackhole(testnet.Endpoint); err != nil {
+		t.Fatal(err)
+	}
+	for i, from := range []struct{ dir, want string }{{y, "metad 0x2000001"}, {neither, "metad 0x1"}} {
+		c.Enter(from.dir)
+		raw := testnet.NewRaw(t, k.NS, "eth0")
+		if got := rawGet(t, raw, testnet.Frame{SrcMAC: k.MAC, DstMAC: b.MAC, Src: k.Addr, SrcPort: uint16(42000 + i)}); got != from.want {
+			t.Errorf("%s: got %q, want %q", filepath.Base(from.dir), got, from.want)
+		}
+	}
+}
+
+// rawGet makes a connection of frames like f, and returns the body of the answer to one request.
+func rawGet(t *testing.T, raw *testnet.Raw, f testnet.Frame) string {
+	t.Helper()
+	f.Seq = 1000
+	raw.Send(f.Bytes())
+	synAck, ok := raw.Answer(f.SrcPort, timeout)
+	if !ok || synAck.Flags != testnet.SYN|testnet.ACK {
+		t.Fatalf("got %+v, want a SYN-ACK", synAck)
+	}
+	f.Seq, f.Ack, f.Flags = 1001, synAck.Seq+1, testnet.ACK|testnet.PSH
+	f.Payload = []byte("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+	raw.Send(f.Bytes())
+	for {
+		s, ok := raw.Answer(f.SrcPort, timeout)
+		if !ok {
+			t.Fatal("no answer")
+		}
+		if _, body, found := strings.Cut(string(s.Payload), "\r\n\r\n"); found {
+			return strings.TrimSpace(body)
+		}
+	}
 }
 
 // Containers stay known over a restart and a takeover.
 func TestRootContainersStay(t *testing.T) {
 	h := testnet.NewHost(t)
 	k := h.AddBridge("ecs-bridge", "169.254.172.1/22").AddTask("")
-	c := newCgroups(t)
-	x, id := c.add("x")
-	c.enter(x)
+	c := testnet.NewCgroups(t)
+	x, id := c.Add("x")
+	c.Enter(x)
 	dir := testnet.PinDir(t)
 	first := open(t, h, Config{PinDir: dir})
 	putLevels(t, first, k, 1, [2]uint8{2})

@@ -109,14 +109,14 @@ func emptyProgram(b *testing.B) *ebpf.Program {
 // process's cgroup. The limit is 60 ns over "task".
 func BenchmarkProgramContainer(b *testing.B) {
 	h, l, k, br := benchHost(b)
-	c := newCgroups(b)
-	dir, id := c.add("x")
+	c := testnet.NewCgroups(b)
+	dir, id := c.Add("x")
 	putContainers(b, l, map[uint64]uint32{id: bpf.ContainerTag(1, 1)})
 	for i := range uint64(1000) { // others
 		putContainers(b, l, map[uint64]uint32{1<<40 + i: bpf.ContainerTag(1, 2)})
 	}
 	frame := testnet.Frame{SrcMAC: k.MAC, DstMAC: br.MAC, Src: k.Addr, SrcPort: benchPort, Flags: testnet.ACK, Payload: make([]byte, 100)}
-	c.enter(dir)
+	c.Enter(dir)
 	for _, s := range []struct {
 		name   string
 		levels [2]uint8
