@@ -27,8 +27,10 @@ func (d *daemon) shown(stats bool) admin.Tasks {
 			at.Endpoints = append(at.Endpoints, admin.Endpoint{
 				Address: ep.Addr.String(), MAC: net.HardwareAddr(ep.MAC[:]).String(), Ifindex: ep.Ifindex})
 		}
-		for _, c := range t.Containers {
+		for i := range v.Containers {
+			c := v.Containers[i].Container
 			ac := admin.Container{ID: c.ID, Name: c.Name, Type: string(c.Type), Status: string(c.KnownStatus)}
+			ac.Number = v.Number(&v.Containers[i])
 			ac.File, ac.URIs = d.inject.Ways(c)
 			if stats && c.Stats != nil {
 				if s := c.Stats.Load(); s != nil {

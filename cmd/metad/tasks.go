@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -91,7 +92,9 @@ func printTasks(w io.Writer, t *admin.Tasks) error {
 	for _, tk := range t.Tasks {
 		names := make([]string, len(tk.Containers))
 		for i, c := range tk.Containers {
-			names[i] = oneLine(c.Name) + has(c)
+			if names[i] = oneLine(c.Name) + has(c); c.Number != 0 {
+				names[i] = strconv.Itoa(c.Number) + ":" + names[i]
+			}
 		}
 		eps := tk.Endpoints
 		if len(eps) == 0 {

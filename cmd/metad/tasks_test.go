@@ -81,14 +81,15 @@ func TestPrintTop(t *testing.T) {
 func TestPrintTasks(t *testing.T) {
 	tasks := &admin.Tasks{Tasks: []admin.Task{
 		{ID: "t1", Family: "web", Revision: "3", Status: "RUNNING", Tag: 7,
-			Endpoints:  []admin.Endpoint{{Address: "172.17.0.2", MAC: "02:42:ac:11:00:02", Ifindex: 12}, {Address: "172.18.0.2", MAC: "02:42:ac:12:00:02", Ifindex: 13}},
-			Containers: []admin.Container{{Name: "app", File: "proxy", URIs: "nri"}, {Name: "sidecar", URIs: "agent"}, {Name: "bare"}}},
+			Endpoints: []admin.Endpoint{{Address: "172.17.0.2", MAC: "02:42:ac:11:00:02", Ifindex: 12}, {Address: "172.18.0.2", MAC: "02:42:ac:12:00:02", Ifindex: 13}},
+			Containers: []admin.Container{
+				{Name: "app", Number: 1, File: "proxy", URIs: "nri"}, {Name: "sidecar", Number: 127, URIs: "agent"}, {Name: "bare"}}},
 		{ID: "t2", Family: "batch", Revision: "1", Status: "STOPPED", Tag: 8},
 	}}
 	equal(t, lines(t, func(b *bytes.Buffer) error { return printTasks(b, tasks) }),
 		"TASK FAMILY STATUS TAG ADDRESS IFINDEX MAC CONTAINERS",
-		"t1 web:3 RUNNING 7 172.17.0.2 12 02:42:ac:11:00:02 app(file:proxy,uris:nri),sidecar(uris:agent),bare",
-		"t1 web:3 RUNNING 7 172.18.0.2 13 02:42:ac:12:00:02 app(file:proxy,uris:nri),sidecar(uris:agent),bare",
+		"t1 web:3 RUNNING 7 172.17.0.2 12 02:42:ac:11:00:02 1:app(file:proxy,uris:nri),127:sidecar(uris:agent),bare",
+		"t1 web:3 RUNNING 7 172.18.0.2 13 02:42:ac:12:00:02 1:app(file:proxy,uris:nri),127:sidecar(uris:agent),bare",
 		"t2 batch:1 STOPPED 8 - 0 -",
 	)
 }

@@ -69,6 +69,9 @@ type Container struct {
 	Name   string
 	Type   string
 	Status string
+	// Number is the container's in its task, as bits 24 to 30 of a tag have it; 0: the kernel does not
+	// name it.
+	Number int `json:",omitempty"`
 	// Which way it got its metadata file and the endpoint's address: proxy, nri, agent or itself;
 	// "": it has none.
 	File, URIs string `json:",omitempty"`

@@ -40,6 +40,15 @@ func (v *View) Document(ver task.Version) task.Document { return v.documents[ver
 // Document returns the container's metadata document. It does not allocate.
 func (c *ContainerView) Document(ver task.Version) task.Document { return c.documents[ver] }
 
+// Number returns the number in tags by which the kernel names the container, 0 if it does not: its
+// cgroup is not known, or is not looked at.
+func (v *View) Number(c *ContainerView) int {
+	if !v.provable(c) {
+		return 0
+	}
+	return c.number
+}
+
 // Settled reports whether there is a view and nothing better is to be expected soon for a
 // connection with the mark tag: the task is not Settling, and has the container that the tag names.
 func (v *View) Settled(tag uint32) bool {
