@@ -7,7 +7,7 @@ GOTEST  := go test -timeout 30m
 
 DENSITY ?= 10x3 100x3 1000x3
 
-.PHONY: build help generate generate-check test test-unit test-root test-kernels test-engines fuzz bench bench-density bench-stats lint check demo clean
+.PHONY: build help generate generate-check test test-unit test-root test-kernels test-self test-engines fuzz bench bench-density bench-stats lint check demo clean
 
 build: ## bin/metad, static (the default)
 	@scripts/install build
@@ -40,6 +40,10 @@ test-root: ## real eBPF, network namespaces, Docker Engine; needs root
 test-kernels: ## the data-path tests on other kernels, under qemu
 	@scripts/install build kernels
 	scripts/kernels/run
+
+test-self: ## which container, with a real Engine on cgroup v2 under qemu, and 200 first instructions; needs root
+	@scripts/install build test kernels
+	PACKAGE=cmd/metad RUN='^TestRootSelf' ENV=METAD_SELF_STARTS=200 GUEST_SECONDS=2400 scripts/docker-v2/run
 
 test-engines: ## the tests with Docker on Docker 20.10, 26.1, 28.5 and 29 (ENGINE=26.1: that one alone); needs root
 	@scripts/install build engines
