@@ -31,6 +31,8 @@ type KernelMap interface {
 const (
 	maxWaiters        = 4096 // in all
 	maxWaitersPerAddr = 128
+	maxWaitersPerTag  = 128            // of one port or task, whatever addresses it makes up
+	maxUnproved       = maxWaiters / 2 // of all without a tag, who can make up any address
 )
 
 // entry is one address's owner.
@@ -89,6 +91,7 @@ type Table struct {
 	wmu     sync.Mutex // guards what follows; taken after mu
 	waits   map[waitKey]*wait
 	waiting int                     // connections, in all waits
+	waitsOf map[uint32]int          // the same by tag, without a container's bits
 	watched map[*View]chan struct{} // views whose change somebody waits for
 }
 
@@ -117,6 +120,7 @@ func New(kernel KernelMap, log *zap.Logger) *Table {
 		copied:  map[string]bool{},
 		claims:  newClaims(),
 		waits:   map[waitKey]*wait{},
+		waitsOf: map[uint32]int{},
 		watched: map[*View]chan struct{}{},
 
 		containers: containers{log: log},
@@ -175,7 +179,8 @@ func (t *Table) Await(ctx context.Context, tag uint32, addr netip.Addr) *View {
 		return v
 	}
 	w := t.waits[key]
-	if t.waiting >= maxWaiters || w != nil && w.n >= maxWaitersPerAddr {
+	src := sourceOf(tag)
+	if t.waiting >= maxWaiters || t.waitsOf[src] >= mostOf(src) || w != nil && w.n >= maxWaitersPerAddr {
 		t.wmu.Unlock()
 		t.turned.Add(1)
 		return t.Resolve(tag, addr)
@@ -186,6 +191,7 @@ func (t *Table) Await(ctx context.Context, tag uint32, addr netip.Addr) *View {
 	}
 	w.n++
 	t.waiting++
+	t.waitsOf[src]++
 	t.wmu.Unlock()
 
 	select {
@@ -197,6 +203,9 @@ func (t *Table) Await(ctx context.Context, tag uint32, addr netip.Addr) *View {
 	defer t.wmu.Unlock()
 	w.n--
 	t.waiting--
+	if t.waitsOf[src]--; t.waitsOf[src] == 0 {
+		delete(t.waitsOf, src)
+	}
 	if w.n == 0 && t.waits[key] == w {
 		delete(t.waits, key)
 	}
@@ -204,6 +213,21 @@ func (t *Table) Await(ctx context.Context, tag uint32, addr netip.Addr) *View {
 		return t.Resolve(tag, addr)
 	}
 	return w.view
+}
+
+// sourceOf returns whose share of the waiting room a connection with the tag takes.
+func sourceOf(tag uint32) uint32 {
+	if tag&bpf.TagPort != 0 {
+		return tag
+	}
+	return tag & bpf.TagTask // whichever container of it
+}
+
+func mostOf(source uint32) int {
+	if source == bpf.TagNone {
+		return maxUnproved
+	}
+	return maxWaitersPerTag
 }
 
 // Views returns every task's current view, ordered by ARN. A View carries the task's tag: it is what

@@ -371,6 +371,43 @@ func TestAwaitLimits(t *testing.T) {
 	<-done
 }
 
+// TestAwaitShares: one port, or all senders without a proof together, cannot fill the waiting room
+// whatever addresses they make up: another port's first request waits for its task.
+func TestAwaitShares(t *testing.T) {
+	table := New(newFakeKernel(), zap.NewNop())
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	waiting := func() int { n, _ := table.Waiting(); return n }
+	fill := func(tag uint32, n, want int) {
+		t.Helper()
+		had, turned := waiting(), table.TurnedAway()
+		for i := range n {
+			wg.Go(func() { table.Await(ctx, tag, netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})) })
+		}
+		waitFor(t, func() bool { return waiting() == had+want && table.TurnedAway() == turned+uint64(n-want) })
+	}
+	fill(bpf.TagNone, maxWaiters+100, maxUnproved)
+	fill(portTag(11), 1000, maxWaitersPerTag)
+	fill(5, 100, 100) // a task that is settling
+	fill(bpf.ContainerTag(5, 3), 100, maxWaitersPerTag-100)
+	a := &task.Task{ARN: "a", ID: "a", Endpoints: []task.Endpoint{{Addr: addr(2), Ifindex: 12}}}
+	got := make(chan *View)
+	go func() { got <- table.Await(ctx, portTag(12), addr(2)) }()
+	had := maxUnproved + 2*maxWaitersPerTag
+	waitFor(t, func() bool { return waiting() == had+1 })
+	if err := table.Apply([]*task.Task{a}); err != nil {
+		t.Fatal(err)
+	}
+	if v := <-got; v == nil || v.Task != a {
+		t.Errorf("the first request of another port: got %v, want its task", v)
+	}
+	cancel()
+	wg.Wait()
+	if n := waiting(); n != 0 || len(table.waitsOf) != 0 {
+		t.Errorf("%d waiting and shares of %v are left", n, table.waitsOf)
+	}
+}
+
 func waitFor(t *testing.T, f func() bool) {
 	t.Helper()
 	expect.Until(t, "the condition", f)

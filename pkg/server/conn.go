@@ -149,11 +149,14 @@ type conns struct {
 	refused        atomic.Uint64
 	received, sent atomic.Uint64 // bytes
 
-	mu    sync.Mutex // guards what follows
-	open  map[*conn]struct{}
-	peers map[source]*peer
-	sweep int           // number of peers at which those without use are next looked for
-	empty chan struct{} // closed when the last one leaves; nil unless somebody waits
+	mu   sync.Mutex // guards what follows
+	open map[*conn]struct{}
+	// unproved is how many of them have no tag. Their senders can make up addresses, so all of them
+	// together have half of the connections at most.
+	unproved int
+	peers    map[source]*peer
+	sweep    int           // number of peers at which those without use are next looked for
+	empty    chan struct{} // closed when the last one leaves; nil unless somebody waits
 }
 
 func newConns(cfg *Config) *conns {
@@ -179,7 +182,8 @@ func (cs *conns) add(c *conn, now int64) bool {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	p := cs.peers[c.src]
-	if len(cs.open) >= cs.max || p != nil && p.conns >= cs.maxPerPeer {
+	if len(cs.open) >= cs.max || p != nil && p.conns >= cs.maxPerPeer ||
+		c.tag == bpf.TagNone && cs.unproved >= max(1, cs.max/2) {
 		cs.refused.Add(1)
 		return false
 	}
@@ -198,6 +202,9 @@ func (cs *conns) add(c *conn, now int64) bool {
 		cs.peers[c.src] = p
 	}
 	p.conns++
+	if c.tag == bpf.TagNone {
+		cs.unproved++
+	}
 	c.peer, c.all = p, cs
 	cs.open[c] = struct{}{}
 	return true
@@ -207,6 +214,9 @@ func (cs *conns) remove(c *conn) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	delete(cs.open, c)
+	if c.tag == bpf.TagNone {
+		cs.unproved--
+	}
 	c.peer.conns--
 	if c.peer.conns == 0 && cs.rate == (RateLimit{}) && c.peer.ahead.fullAt.Load() == 0 {
 		delete(cs.peers, c.src)
