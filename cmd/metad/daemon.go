@@ -46,7 +46,8 @@ type daemon struct {
 	watchdog    *watchdog   // nil: none
 	guard       *agentGuard // nil: none
 	answers     firstAnswers
-	containers  http.Handler  // nil: containers' metrics are not shown
+	containers  http.Handler // nil: containers' metrics are not shown
+	dropped     eventLog
 	abandoned   atomic.Uint64 // takeovers of this metad that did not happen
 }
 

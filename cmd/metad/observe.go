@@ -12,7 +12,7 @@ func (d *daemon) adminConfig() admin.Config {
 	cfg.Tasks = d.shown
 	cfg.Ready = func() error { return cmp.Or(d.tasks.ready(), d.follower.Ready(), d.own.loader.Ready()) }
 	cfg.Collectors = d.collectors()
-	cfg.Containers = d.containers
+	cfg.Containers, cfg.Private = d.containers, d.looks()
 	return cfg
 }
 

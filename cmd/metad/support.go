@@ -60,6 +60,7 @@ func (d *daemon) events(ctx context.Context, up func()) error {
 	up()
 	gates := map[string]*logGate{}
 	return d.own.loader.Events(ctx, func(e loader.Event) {
+		d.dropped.add(e)
 		if e.Verdict == "port_wrong_mac" || e.Verdict == "bridge_wrong_mac" {
 			d.follower.WrongMAC(e.Addr)
 		}

@@ -26,15 +26,35 @@ func runDirFlag(dst *string) cli.Flag {
 		Destination: dst, Sources: cli.EnvVars("METAD_RUN_DIR")}
 }
 
-// maxTasks bounds the answer of a running metad, in bytes.
-const maxTasks = 1 << 30
+// maxAnswer bounds an answer of a running metad, in bytes.
+const maxAnswer = 1 << 30
 
-// fetchTasks asks the running metad by its admin socket.
+// fetchTasks asks the running metad for its tasks.
 func fetchTasks(ctx context.Context, runDir string, stats bool) (*admin.Tasks, error) {
-	socket, path := adminSocket(runDir), "/tasks"
+	path := "/tasks"
 	if stats {
 		path += "?stats=1"
 	}
+	t, err := fetch[admin.Tasks](ctx, runDir, path)
+	return &t, err
+}
+
+// fetch asks the running metad by its admin socket for JSON.
+func fetch[T any](ctx context.Context, runDir, path string) (v T, err error) {
+	body, err := askSocket(ctx, runDir, path)
+	if err != nil {
+		return v, err
+	}
+	defer body.Close()
+	if err := json.NewDecoder(io.LimitReader(body, maxAnswer)).Decode(&v); err != nil {
+		return v, fmt.Errorf("%s: %s: %w", adminSocket(runDir), path, err)
+	}
+	return v, nil
+}
+
+// askSocket asks the running metad by its admin socket. The caller closes the body.
+func askSocket(ctx context.Context, runDir, path string) (io.ReadCloser, error) {
+	socket := adminSocket(runDir)
 	transport := &http.Transport{DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", socket)
@@ -50,15 +70,11 @@ func fetchTasks(ctx context.Context, runDir string, stats bool) (*admin.Tasks, e
 	if err != nil {
 		return nil, fmt.Errorf("is metad running? %w", err)
 	}
-	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
+		resp.Body.Close()
 		return nil, fmt.Errorf("%s: %s: %s", socket, path, resp.Status)
 	}
-	var t admin.Tasks
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxTasks)).Decode(&t); err != nil {
-		return nil, fmt.Errorf("%s: %s: %w", socket, path, err)
-	}
-	return &t, nil
+	return resp.Body, nil
 }
 
 func tasksCommand(stdout io.Writer) *cli.Command {
@@ -77,9 +93,7 @@ func tasksCommand(stdout io.Writer) *cli.Command {
 				return err
 			}
 			if asJSON {
-				e := json.NewEncoder(printable{stdout})
-				e.SetIndent("", "  ")
-				return e.Encode(t)
+				return printJSON(stdout, t)
 			}
 			return printTasks(stdout, t)
 		},

@@ -35,7 +35,8 @@ type Config struct {
 	Ready      func() error           // nil while requests from containers are answered
 	Tasks      func(stats bool) Tasks // what /tasks shows; stats asks for samples too
 	Collectors []prometheus.Collector
-	Containers http.Handler // what /metrics/containers is answered by; nil: there is none
+	Private    map[string]http.Handler // more paths of the socket, for GET
+	Containers http.Handler            // what /metrics/containers is answered by; nil: there is none
 }
 
 // Tasks is the answer of GET /tasks.
@@ -216,6 +217,9 @@ func privateHandler(cfg Config) *http.ServeMux {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(cfg.Tasks(r.FormValue("stats") == "1")) // the client is gone
 	})
+	for path, h := range cfg.Private {
+		mux.Handle("GET "+path, h)
+	}
 	if cfg.PProf {
 		mux.HandleFunc("/debug/pprof/", pprof.Index)
 		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
