@@ -7,7 +7,7 @@ GOTEST  := go test -timeout 30m
 
 DENSITY ?= 10x3 100x3 1000x3
 
-.PHONY: build help generate generate-check test test-unit test-root test-kernels test-self test-engines fuzz bench bench-density bench-stats lint check demo clean
+.PHONY: build help generate generate-check test test-unit test-root test-prometheus test-kernels test-self test-engines fuzz bench bench-density bench-stats lint check demo clean
 
 build: ## bin/metad, static (the default)
 	@scripts/install build
@@ -49,6 +49,11 @@ test-engines: ## the tests with Docker on Docker 20.10, 26.1, 28.5 and 29 (ENGIN
 	@scripts/install build engines
 	@mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
 	scripts/engines/run $(ENGINE)
+
+test-prometheus: ## rules, dashboards and metrics with a real Prometheus
+	@scripts/install build prometheus
+	cd packaging/prometheus && promtool check rules rules.yml && promtool test rules rules_test.yml
+	$(GOTEST) -tags prometheus -run '^TestPrometheus$$' -count 1 ./cmd/metad
 
 bench: ## the request path and the proxy against a floor, and a bystander under attack, as ratios; needs root
 	@scripts/install build test

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	dto "github.com/prometheus/client_model/go"
 	"go.uber.org/zap"
@@ -39,21 +40,28 @@ func everyMetric(t *testing.T) *prometheus.Registry {
 	srv.Metrics().Routes[0].Took.Observe(time.Millisecond)
 	var answers firstAnswers
 	reg := prometheus.NewRegistry()
-	for _, c := range []scrape{
-		buildMetrics,
-		func(out scraper) { out.kernel(stillKernel{}) },
-		func(out scraper) { out.table(table) },
-		func(out scraper) { out.server(srv) },
-		func(out scraper) { out.sampler(new(stats.Metrics)) },
-		func(out scraper) { out.descriptors(fdbudget.Usage{Limit: 10, Open: 5}) },
-		func(out scraper) { out.docker(docker.Status{}, false) },
-		func(out scraper) { out.creations(inject.New(inject.Config{}, nil)) },
-		func(out scraper) { out.takeovers(true, 2) },
-		func(out scraper) { out.histogram(descFirstAnswer, &answers.took) },
-	} {
-		reg.MustRegister(c)
-	}
+	reg.MustRegister(everyCollector(t, table, func(out scraper) {
+		out.server(srv)
+		out.histogram(descFirstAnswer, &answers.took)
+	})...)
 	return reg
+}
+
+// everyCollector returns collectors of all parts, but for the server, which is more.
+func everyCollector(t *testing.T, table *lookup.Table, more scrape) []prometheus.Collector {
+	t.Helper()
+	return []prometheus.Collector{
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		scrape(buildMetrics),
+		scrape(func(out scraper) { out.kernel(stillKernel{}) }),
+		scrape(func(out scraper) { out.table(table) }),
+		scrape(func(out scraper) { out.sampler(new(stats.Metrics)) }),
+		scrape(func(out scraper) { out.descriptors(fdbudget.Usage{Limit: 10, Open: 5}) }),
+		scrape(func(out scraper) { out.docker(docker.Status{}, false) }),
+		scrape(func(out scraper) { out.creations(inject.New(inject.Config{}, nil)) }),
+		scrape(func(out scraper) { out.takeovers(true, 2) }),
+		more,
+	}
 }
 
 // promtool finds nothing to say about the metrics' names and help texts.
