@@ -204,7 +204,8 @@ func look(during time.Duration) (g glance) {
 			defer c.Close()
 			br.Reset(c)
 			_ = c.SetDeadline(begin.Add(5 * time.Second))
-			_, err = c.Write([]byte("GET /v2/metadata HTTP/1.1\r\nHost: 169.254.170.2\r\n\r\n"))
+			_, err = c.Write(
+				[]byte("GET /v2/metadata HTTP/1.1\r\nHost: 169.254.170.2\r\n\r\n"))
 			if err != nil {
 				return err
 			}

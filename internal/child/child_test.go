@@ -26,7 +26,9 @@ func TestStop(t *testing.T) {
 
 // A process is gone after Kill, and Kill may be called again.
 func TestKill(t *testing.T) {
-	p := Start(t, exec.Command("sleep", "1000"), func(start func() error) error { return start() })
+	p := Start(t, exec.Command("sleep", "1000"), func(start func() error) error {
+		return start()
+	})
 	p.Kill()
 	p.Kill()
 	if p.Cmd.ProcessState.Success() {

@@ -50,12 +50,14 @@ type Agent struct {
 	Addr         string        // host:port
 	Timeout      time.Duration // of an exchange, from the connection to the last byte
 	MaxBodyBytes int64         // of a request
-	// Dial connects to address. from, if it is valid, is the local address that stands for the client.
+	// Dial connects to address. from, if it is valid, is the local address that stands for the
+	// client.
 	Dial func(ctx context.Context, address string, from netip.Addr) (net.Conn, error)
 }
 
 // connect returns a connection to the agent that ends at the deadline.
-func (a *Agent) connect(ctx context.Context, from netip.Addr, deadline time.Time) (net.Conn, error) {
+func (a *Agent) connect(ctx context.Context, from netip.Addr, deadline time.Time) (net.Conn,
+	error) {
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	up, err := a.Dial(ctx, a.Addr, from)
@@ -82,13 +84,15 @@ const maxDocument = 1 << 20
 
 // Get asks the agent for target, which must be a clean path, and returns the status and the body of
 // its answer. It gives up after the timeout. A body of more than 1 MiB is ErrFailed.
-func (a *Agent) Get(ctx context.Context, target string, timeout time.Duration) (int, []byte, error) {
+func (a *Agent) Get(ctx context.Context, target string, timeout time.Duration) (int, []byte,
+	error) {
 	up, err := a.connect(ctx, netip.Addr{}, time.Now().Add(timeout))
 	if err != nil {
 		return 0, nil, err
 	}
 	defer up.Close()
-	if _, err := fmt.Fprintf(up, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", target, a.Addr); err != nil {
+	if _, err := fmt.Fprintf(up, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n",
+		target, a.Addr); err != nil {
 		return 0, nil, agentError(err)
 	}
 	resp, err := http.ReadResponse(bufio.NewReader(up), nil)

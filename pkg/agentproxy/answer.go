@@ -62,7 +62,8 @@ func answerLines(raw []byte) (lines []byte, length int64, ok bool) {
 	framings := 0
 	ok = eachLine(raw, func(line, name, value []byte) {
 		switch {
-		case isName(name, "Connection"), isName(name, "Keep-Alive"), isName(name, "Proxy-Connection"):
+		case isName(name, "Connection"), isName(name, "Keep-Alive"),
+			isName(name, "Proxy-Connection"):
 			return
 		case isName(name, "Transfer-Encoding"):
 			framings++

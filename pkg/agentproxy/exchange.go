@@ -17,8 +17,8 @@ import (
 // Exchange is one request on its way to the agent, and the answer on its way back. The connections'
 // deadlines bound it.
 type Exchange struct {
-	// Failed returns the whole answer that the client gets for an error of this package. It must be
-	// set before Run.
+	// Failed returns the whole answer that the client gets for an error of this package. It
+	// must be set before Run.
 	Failed func(error) []byte
 	// Guard, if set, is deferred in the exchange's goroutines: it may recover a panic.
 	Guard func()
@@ -49,14 +49,14 @@ func (a *Agent) Prepare(req *fasthttp.RequestHeader, body io.Reader) (*Exchange,
 		return nil, ErrBodyTooLong
 	}
 	return &Exchange{
-		head: head, body: body, length: length, limit: a.MaxBodyBytes, bodiless: req.IsHead(),
-		faults: make(chan error, 1), uploaded: make(chan struct{}),
+		head: head, body: body, length: length, limit: a.MaxBodyBytes,
+		bodiless: req.IsHead(),
+		faults:   make(chan error, 1), uploaded: make(chan struct{}),
 	}, nil
 }
 
-// Connect connects x to the agent, from an address that stands for the client, for as long as the agent's
-// timeout. It returns ErrAbsent, ErrSlow
-// or ErrFailed, and then x needs no Close.
+// Connect connects x to the agent, from an address that stands for the client, for as long as the
+// agent's timeout. It returns ErrAbsent, ErrSlow or ErrFailed, and then x needs no Close.
 func (a *Agent) Connect(ctx context.Context, from netip.Addr, x *Exchange) (err error) {
 	x.deadline = time.Now().Add(a.Timeout)
 	x.agent, err = a.connect(ctx, from, x.deadline)
@@ -74,7 +74,8 @@ const lingering = 500 * time.Millisecond
 // caller. It returns why the client was sent Failed's answer, nil if it was sent the agent's.
 func (x *Exchange) Run(client net.Conn) (failed error) {
 	x.client = client
-	_ = client.SetDeadline(x.deadline.Add(lingering)) // after the agent's: there may be a 504 to write
+	// after the agent's: there may be a 504 to write
+	_ = client.SetDeadline(x.deadline.Add(lingering))
 	go x.upload()
 	begun, err := x.download()
 	_ = x.agent.Close()
@@ -135,7 +136,8 @@ func (x *Exchange) upload() {
 			return
 		}
 		if err == nil && x.length == -1 {
-			_, _ = io.WriteString(x.agent, "0\r\n\r\n") // the client's trailers, if any, end here
+			// the client's trailers, if any, end here
+			_, _ = io.WriteString(x.agent, "0\r\n\r\n")
 		}
 		return
 	}
@@ -147,8 +149,8 @@ func (x *Exchange) fault(err error) {
 	_ = x.agent.Close()
 }
 
-// maxHeld is how many bytes of an answer's body are waited for before any of it is sent. An answer of
-// no more than that which breaks off becomes a 502, not half an answer.
+// maxHeld is how many bytes of an answer's body are waited for before any of it is sent. An answer
+// of no more than that which breaks off becomes a 502, not half an answer.
 const maxHeld = 64 << 10
 
 // download sends the answer and reports whether any of it has been sent.
@@ -168,12 +170,14 @@ func (x *Exchange) download() (begun bool, err error) {
 	if length >= 0 {
 		_, err = io.CopyN(x.client, r, length-int64(len(body)))
 	} else {
-		_, err = io.Copy(x.client, r) // chunked as it came, or up to the end of the connection
+		// chunked as it came, or up to the end of the connection
+		_, err = io.Copy(x.client, r)
 	}
 	return true, err
 }
 
-// hold reads the first maxHeld bytes of a body, as they come, or the whole of it if it is no longer.
+// hold reads the first maxHeld bytes of a body, as they come, or the whole of it if it is no
+// longer.
 func hold(r *bufio.Reader, length int64) (body []byte, whole bool, err error) {
 	if length >= 0 {
 		body = make([]byte, min(length, maxHeld))

@@ -2,9 +2,9 @@ package agentproxy
 
 import (
 	"bufio"
-	"bytes"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,8 +15,8 @@ type panicReader struct{}
 
 func (panicReader) Read([]byte) (int, error) { panic("read") }
 
-// A body is read in a goroutine of the exchange: a panic there goes to the exchange's Guard, and the
-// exchange ends all the same.
+// A body is read in a goroutine of the exchange: a panic there goes to the exchange's Guard, and
+// the exchange ends all the same.
 func TestPanicInBody(t *testing.T) {
 	client, clients := net.Pipe()
 	up, agents := net.Pipe()
@@ -28,7 +28,9 @@ func TestPanicInBody(t *testing.T) {
 	go func() { _, _ = io.Copy(io.Discard, clients) }()
 	a := &Agent{MaxBodyBytes: 1, Timeout: time.Minute}
 	var h fasthttp.RequestHeader
-	if err := h.Read(bufio.NewReader(bytes.NewReader([]byte("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\n")))); err != nil {
+	if err := h.Read(
+		bufio.NewReader(strings.NewReader("POST / HTTP/1.1\r\nHost: h\r\n" +
+			"Content-Length: 1\r\n\r\n"))); err != nil {
 		t.Fatal(err)
 	}
 	x, err := a.Prepare(&h, panicReader{})

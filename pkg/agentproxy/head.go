@@ -42,7 +42,8 @@ func requestHead(dst []byte, h *fasthttp.RequestHeader) (head []byte, ok bool) {
 			return
 		}
 		for _, n := range hop {
-			if bytes.EqualFold(n, name) && !isName(name, "Host") && !isName(name, "Content-Length") {
+			if bytes.EqualFold(n, name) && !isName(name, "Host") &&
+				!isName(name, "Content-Length") {
 				return
 			}
 		}
@@ -55,8 +56,8 @@ func requestHead(dst []byte, h *fasthttp.RequestHeader) (head []byte, ok bool) {
 }
 
 // eachLine calls f for each header line (with its line end), or returns false if one is not exactly
-// "name: value\r\n". A line that one server reads as a continuation and another does not is a way to
-// smuggle a request.
+// "name: value\r\n". A line that one server reads as a continuation and another does not is a way
+// to smuggle a request.
 func eachLine(raw []byte, f func(line, name, value []byte)) bool {
 	for len(raw) > 0 {
 		line, rest, ok := bytes.Cut(raw, []byte("\r\n"))
@@ -103,7 +104,8 @@ func isName(name []byte, want string) bool {
 }
 
 func isHopByHop(name []byte) bool {
-	for _, hop := range []string{"Connection", "Keep-Alive", "Proxy-Connection", "TE", "Trailer", "Transfer-Encoding", "Upgrade"} {
+	for _, hop := range []string{"Connection", "Keep-Alive", "Proxy-Connection", "TE",
+		"Trailer", "Transfer-Encoding", "Upgrade"} {
 		if isName(name, hop) {
 			return true
 		}

@@ -127,12 +127,15 @@ func parseCreate(raw []byte) (*createBody, error) {
 	for target := range tmpfs {
 		b.mounts = append(b.mounts, mountSpec{Target: target}.mount())
 	}
-	slices.SortFunc(b.mounts, func(x, y inject.Mount) int { return strings.Compare(x.Target, y.Target) })
+	slices.SortFunc(b.mounts, func(x, y inject.Mount) int {
+		return strings.Compare(x.Target, y.Target)
+	})
 	return b, nil
 }
 
 // hostConfigFields are the names in HostConfig, in lower case.
-var hostConfigFields = fieldNames(reflect.TypeFor[container.HostConfig](), map[string]bool{"cpuset": true})
+var hostConfigFields = fieldNames(reflect.TypeFor[container.HostConfig](),
+	map[string]bool{"cpuset": true})
 
 func fieldNames(t reflect.Type, names map[string]bool) map[string]bool {
 	for f := range t.Fields() {
@@ -146,10 +149,12 @@ func fieldNames(t reflect.Type, names map[string]bool) map[string]bool {
 	return names
 }
 
-// topLevelHostConfig reports whether the body has the old form, with the members of HostConfig at the top. Engines
-// before 25 take it, and stop looking there as soon as there is a HostConfig.
+// topLevelHostConfig reports whether the body has the old form, with the members of HostConfig at
+// the top. Engines before 25 take it, and stop looking there as soon as there is a HostConfig.
 func (b *createBody) topLevelHostConfig() bool {
-	return slices.ContainsFunc(b.top.members, func(m member) bool { return hostConfigFields[strings.ToLower(m.key)] })
+	return slices.ContainsFunc(b.top.members, func(m member) bool {
+		return hostConfigFields[strings.ToLower(m.key)]
+	})
 }
 
 // object reads the JSON object that begins at offset.
@@ -174,7 +179,8 @@ func (b *createBody) object(offset int) (object, error) {
 			return o, fmt.Errorf("%w: %w", errBody, err)
 		}
 		end := offset + int(dec.InputOffset())
-		o.members = append(o.members, member{key: key.(string), start: end - len(value), end: end})
+		o.members = append(o.members, member{key: key.(string), start: end - len(value),
+			end: end})
 	}
 	if _, err := dec.Token(); err != nil {
 		return o, fmt.Errorf("%w: %w", errBody, err)
@@ -201,7 +207,8 @@ func (o object) member(name string) (*member, error) {
 
 func (b *createBody) null(m *member) bool { return string(b.raw[m.start:m.end]) == "null" }
 
-// additions is what goes into a body, and what comes out of it because it was put in at an earlier creation.
+// additions is what goes into a body, and what comes out of it because it was put in at an earlier
+// creation.
 type additions struct {
 	env         []string // KEY=value
 	bind        string   // "": none
@@ -211,15 +218,20 @@ type additions struct {
 
 // with returns the body with env appended to the environment and bind to the binds.
 func (b *createBody) with(a additions) []byte {
-	edits := []edit{b.change(b.top, "Env", func(i int) bool { return a.ownVariable(b.env[i]) }, a.env...)}
+	edits := []edit{b.change(b.top, "Env", func(i int) bool { return a.ownVariable(b.env[i]) },
+		a.env...)}
 	switch {
 	case a.bind == "":
 	case b.hostConfig.open == 0:
 		edits = append(edits, b.set(b.top, "HostConfig", `{"Binds":[`+quote(a.bind)+`]}`))
 	default:
 		edits = append(edits,
-			b.change(b.hostConfig, "Binds", func(i int) bool { return a.ownMount(parseBind(b.binds[i])) }, a.bind),
-			b.change(b.hostConfig, "Mounts", func(i int) bool { return a.ownMount(b.hostMounts[i].mount()) }))
+			b.change(b.hostConfig, "Binds",
+				func(i int) bool { return a.ownMount(parseBind(b.binds[i])) },
+				a.bind),
+			b.change(b.hostConfig, "Mounts", func(i int) bool {
+				return a.ownMount(b.hostMounts[i].mount())
+			}))
 	}
 	slices.SortStableFunc(edits, func(x, y edit) int { return x.start - y.start })
 
@@ -239,8 +251,8 @@ type edit struct {
 	text       string
 }
 
-// change drops elements of the array in o called name and appends values to it, making it if there is none.
-// parseCreate has seen that it is an array or null.
+// change drops elements of the array in o called name and appends values to it, making it if there
+// is none. parseCreate has seen that it is an array or null.
 func (b *createBody) change(o object, name string, drop func(i int) bool, values ...string) edit {
 	quoted := make([]string, len(values))
 	for i, v := range values {

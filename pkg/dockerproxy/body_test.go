@@ -27,7 +27,9 @@ const cliBody = `{"Hostname":"","Env":["A=1"],"Cmd":null,"Image":"nginx","Volume
 // adding is additions that find nothing to take out.
 func adding(env, bind string) additions {
 	return additions{env: []string{env}, bind: bind,
-		ownVariable: func(string) bool { return false }, ownMount: func(inject.Mount) bool { return false }}
+		ownVariable: func(string) bool { return false }, ownMount: func(inject.Mount) bool {
+			return false
+		}}
 }
 
 func targets(b *createBody) (all []string) {
@@ -78,13 +80,15 @@ func TestBodyNotUnderstood(t *testing.T) {
 }
 
 func TestBodyTargets(t *testing.T) {
-	b, err := parseCreate([]byte(`{"Volumes":{"/v":{},"/ecs//x/":{}},"Env":["A","B=2"],"HostConfig":{` +
-		`"Binds":["/a:/b","/a:/c:ro","name:/d","/anonymous","/s:/e/../ecs"],` +
-		`"Mounts":[{"Type":"tmpfs","Target":"/m"},{"type":"volume","target":"/n"}],"Tmpfs":{"/t":""},"VolumesFrom":["c1:ro","c2"]}}`))
+	b, err := parseCreate(
+		[]byte(`{"Volumes":{"/v":{},"/ecs//x/":{}},"Env":["A","B=2"],"HostConfig":{` +
+			`"Binds":["/a:/b","/a:/c:ro","name:/d","/anonymous","/s:/e/../ecs"],` +
+			`"Mounts":[{"Type":"tmpfs","Target":"/m"},{"type":"volume","target":"/n"}],"Tmpfs":{"/t":""},"VolumesFrom":["c1:ro","c2"]}}`))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"/anonymous", "/b", "/c", "/d", "/ecs", "/ecs/x", "/m", "/n", "/t", "/v"}; !slices.Equal(targets(b), want) {
+	if want := []string{"/anonymous", "/b", "/c", "/d", "/ecs", "/ecs/x", "/m", "/n", "/t",
+		"/v"}; !slices.Equal(targets(b), want) {
 		t.Errorf("targets: got %q, want %q", targets(b), want)
 	}
 	if want := []string{"c1:ro", "c2"}; !slices.Equal(b.volumesFrom, want) {
@@ -123,7 +127,8 @@ func FuzzBody(f *testing.F) {
 		host, _ := take(t, after, "HostConfig").(map[string]any)
 		oldHost, _ := take(t, before, "HostConfig").(map[string]any)
 		binds := take(t, host, "Binds")
-		if !reflect.DeepEqual(binds, append(listOf(take(t, oldHost, "Binds")), any(testBind))) {
+		if !reflect.DeepEqual(binds, append(listOf(take(t, oldHost, "Binds")),
+			any(testBind))) {
 			t.Errorf("Binds: got %v", binds)
 		}
 		if len(host)+len(oldHost) > 0 && !reflect.DeepEqual(host, oldHost) {
@@ -134,7 +139,8 @@ func FuzzBody(f *testing.F) {
 		}
 		// The Engine reads both members as parseCreate did.
 		again, err := parseCreate(out)
-		if err != nil || !slices.Contains(again.env, testEnv) || !slices.Contains(targets(again), "/ecs/metadata/app") {
+		if err != nil || !slices.Contains(again.env, testEnv) ||
+			!slices.Contains(targets(again), "/ecs/metadata/app") {
 			t.Errorf("read again: %v", err)
 		}
 	})

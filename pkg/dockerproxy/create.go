@@ -19,7 +19,8 @@ import (
 	"metad/pkg/mdfile"
 )
 
-// fileTime is how long a creation waits for the data directory, before the Engine is asked and after.
+// fileTime is how long a creation waits for the data directory, before the Engine is asked and
+// after.
 const fileTime = 2 * time.Second
 
 // createKey is the context key of a *create.
@@ -110,15 +111,17 @@ func (p *Proxy) prepare(r *http.Request) *create {
 	if e := plan.Entry; e != nil {
 		add.bind = e.HostDir + ":" + e.ContainerDir + ":ro" + p.relabel(r.Context())
 	}
-	return &create{entry: plan.Entry, bounded: p.bounded, lacking: lacking, log: log, original: raw,
-		edited: body.with(add)}
+	return &create{entry: plan.Entry, bounded: p.bounded, lacking: lacking, log: log,
+		original: raw,
+		edited:   body.with(add)}
 }
 
 // without logs that a container does not get what it should have.
 func (p *Proxy) without(log *zap.Logger, err error) {
 	p.inject.Count(inject.WayProxy, inject.Without)
 	if ok, held := p.warn.allow(); ok {
-		log.Warn("container is created without its metadata file", zap.Error(err), zap.Int("held_back", held))
+		log.Warn("container is created without its metadata file", zap.Error(err),
+			zap.Int("held_back", held))
 	}
 }
 
@@ -130,7 +133,8 @@ func (p *Proxy) mounts(ctx context.Context, body *createBody) []inject.Mount {
 	for _, from := range body.volumesFrom {
 		id, _, _ := strings.Cut(from, ":")
 		for _, m := range p.engine.mounts(ctx, id) {
-			if source := path.Clean(m.Source); source != root && !strings.HasPrefix(source, root+"/") {
+			if source := path.Clean(m.Source); source != root &&
+				!strings.HasPrefix(source, root+"/") {
 				all = append(all, m)
 			}
 		}
@@ -173,9 +177,13 @@ func (p *Proxy) create(r *http.Request, c *create) (*http.Response, error) {
 		if err := json.Unmarshal(answer, &created); err != nil || created.ID == "" {
 			return resp, nil // Apply will find the container by its mount
 		}
-		if err := c.settle(func(e *mdfile.Entry) error { return e.Created(created.ID) }); err != nil {
+		if err := c.settle(func(e *mdfile.Entry) error {
+			return e.Created(created.ID)
+		}); err != nil {
 			if ok, held := p.warn.allow(); ok {
-				c.log.Warn("metadata file not written at creation", zap.String("dir", c.entry.HostDir), zap.Error(err), zap.Int("held_back", held))
+				c.log.Warn("metadata file not written at creation",
+					zap.String("dir", c.entry.HostDir), zap.Error(err),
+					zap.Int("held_back", held))
 			}
 		}
 		return resp, nil
@@ -189,7 +197,9 @@ func (p *Proxy) create(r *http.Request, c *create) (*http.Response, error) {
 	}
 	// The mount may be the cause: a plug-in forbids it, or the Engine cannot see the directory.
 	if resp, err = p.send(r, c.original); err == nil && resp.StatusCode == http.StatusCreated {
-		p.without(c.log, fmt.Errorf("the Docker Engine refuses it with what metad adds: %.500s", bytes.TrimSpace(answer)))
+		p.without(c.log,
+			fmt.Errorf("the Docker Engine refuses it with what metad adds: %.500s",
+				bytes.TrimSpace(answer)))
 	} else {
 		p.inject.Count(inject.WayProxy, inject.Refused)
 	}
@@ -200,7 +210,9 @@ func (p *Proxy) create(r *http.Request, c *create) (*http.Response, error) {
 func (p *Proxy) send(r *http.Request, body []byte) (*http.Response, error) {
 	r = r.Clone(r.Context())
 	r.Body = io.NopCloser(bytes.NewReader(body))
-	r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+	r.GetBody = func() (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(body)), nil
+	}
 	r.ContentLength = int64(len(body))
 	r.TransferEncoding = nil
 	return p.engine.transport.RoundTrip(r)

@@ -109,7 +109,8 @@ func (e *engine) mounts(ctx context.Context, id string) []inject.Mount {
 	}
 	mounts := make([]inject.Mount, 0, len(inspect.Mounts))
 	for _, m := range inspect.Mounts {
-		mounts = append(mounts, inject.Mount{Source: m.Source, Target: path.Clean(m.Destination)})
+		mounts = append(mounts, inject.Mount{Source: m.Source,
+			Target: path.Clean(m.Destination)})
 	}
 	return mounts
 }
@@ -131,7 +132,8 @@ func (e *engine) hasSELinux(ctx context.Context) bool {
 	}
 	e.nextSELinux = time.Now().Add(10 * time.Minute)
 	e.selinux = slices.ContainsFunc(info.SecurityOptions, func(o string) bool {
-		return o == "selinux" || o == "name=selinux" || strings.HasPrefix(o, "name=selinux,")
+		return o == "selinux" || o == "name=selinux" ||
+			strings.HasPrefix(o, "name=selinux,")
 	})
 	return e.selinux
 }

@@ -71,21 +71,24 @@ func newRootGround(t testing.TB, o options) *rootGround {
 	var core zapcore.Core
 	core, g.logs = observer.New(zap.DebugLevel)
 	log := zap.New(core)
-	if g.files, err = mdfile.NewWriter(mdfile.Config{Layout: mdfile.Layout{DataDir: g.dataDir, Form: o.form}}, log); err != nil {
+	if g.files, err = mdfile.NewWriter(mdfile.Config{Layout: mdfile.Layout{DataDir: g.dataDir,
+		Form: o.form}}, log); err != nil {
 		t.Fatal(err)
 	}
 	g.files.SetHost(mdfile.Host{PrivateIPv4Address: "10.0.0.1"})
-	follower, err := docker.New(docker.Config{Engine: g.Client, HostNetns: g.NSPath(), Log: log, Apply: func(tasks []*task.Task) {
-		g.mu.Lock()
-		g.applied = tasks
-		g.mu.Unlock()
-		g.files.Apply(tasks)
-	}})
+	follower, err := docker.New(docker.Config{Engine: g.Client, HostNetns: g.NSPath(), Log: log,
+		Apply: func(tasks []*task.Task) {
+			g.mu.Lock()
+			g.applied = tasks
+			g.mu.Unlock()
+			g.files.Apply(tasks)
+		}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if g.proxy, err = New(Config{Engine: g.Socket},
-		inject.New(inject.Config{File: !o.disabled, URIs: o.uris, Identify: follower.Identify}, g.files), g.files, log); err != nil {
+		inject.New(inject.Config{File: !o.disabled, URIs: o.uris,
+			Identify: follower.Identify}, g.files), g.files, log); err != nil {
 		t.Fatal(err)
 	}
 	g.proxy.tick = make(chan time.Time)
@@ -104,7 +107,8 @@ func newRootGround(t testing.TB, o options) *rootGround {
 		}
 		stopped = true
 		cancel()
-		if err := errors.Join(<-served, <-followed, follower.Close(), g.files.Close()); err != nil {
+		if err := errors.Join(<-served, <-followed, follower.Close(),
+			g.files.Close()); err != nil {
 			t.Error(err)
 		}
 	}
@@ -137,10 +141,12 @@ func (g *rootGround) docker(args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// start runs a sleeping container through the proxy and returns its id. It is removed with the test.
+// start runs a sleeping container through the proxy and returns its id. It is removed with the
+// test.
 func (g *rootGround) start(args ...string) (id string) {
 	g.t.Helper()
-	args = append(append([]string{"run", "-d", "--stop-signal", "KILL"}, args...), testdocker.BusyboxImage)
+	args = append(append([]string{"run", "-d", "--stop-signal", "KILL"}, args...),
+		testdocker.BusyboxImage)
 	id = g.docker(args...)
 	g.t.Cleanup(func() { _, _ = g.CLICommand("rm", "-f", id).CombinedOutput() })
 	return id
@@ -149,7 +155,8 @@ func (g *rootGround) start(args ...string) (id string) {
 // client returns an Engine client that talks to the proxy.
 func (g *rootGround) client() *client.Client {
 	g.t.Helper()
-	c, err := client.NewClientWithOpts(client.WithHost("unix://"+g.socket), client.WithAPIVersionNegotiation())
+	c, err := client.NewClientWithOpts(client.WithHost("unix://"+g.socket),
+		client.WithAPIVersionNegotiation())
 	if err != nil {
 		g.t.Fatal(err)
 	}

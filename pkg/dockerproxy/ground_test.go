@@ -69,10 +69,12 @@ func newGround(t *testing.T, cfg config, layout mdfile.Layout) *ground {
 		}
 		return nil
 	}))
-	if g.files, err = mdfile.NewWriter(mdfile.Config{DataDir: g.dataDir, Layout: layout}, writerLog); err != nil {
+	if g.files, err = mdfile.NewWriter(mdfile.Config{DataDir: g.dataDir, Layout: layout},
+		writerLog); err != nil {
 		t.Fatal(err)
 	}
-	if g.proxy, err = New(cfg.Config, inject.New(cfg.Inject, g.files), g.files, zap.New(core)); err != nil {
+	if g.proxy, err = New(cfg.Config, inject.New(cfg.Inject, g.files), g.files,
+		zap.New(core)); err != nil {
 		t.Fatal(err)
 	}
 	g.socket = filepath.Join(dir, "metad", "docker.sock")
@@ -92,7 +94,8 @@ func newGround(t *testing.T, cfg config, layout mdfile.Layout) *ground {
 			t.Error(err)
 		}
 	})
-	g.client = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	g.client = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _,
+		_ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", g.socket)
 	}, DisableCompression: true}}
 	t.Cleanup(g.client.CloseIdleConnections)
@@ -131,7 +134,8 @@ func (g *ground) engine(w http.ResponseWriter, r *http.Request) {
 // post sends a create request and returns the status.
 func (g *ground) post(path, body string) int {
 	g.t.Helper()
-	resp, err := g.client.Post("http://docker"+path, "application/json", strings.NewReader(body))
+	resp, err := g.client.Post("http://docker"+path, "application/json",
+		strings.NewReader(body))
 	if err != nil {
 		g.t.Fatal(err)
 	}

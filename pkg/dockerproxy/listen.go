@@ -79,9 +79,9 @@ func allow(path, engine string) error {
 // followEvery is how often the socket's mode and group are made those of the Engine's.
 const followEvery = 500 * time.Millisecond
 
-// follow keeps the socket's mode and group equal to those of the Engine's: an Engine makes its socket
-// first, and gives it mode and group then. It ends when the listener is closed or replaced. While the
-// Engine is away, all stays as it was.
+// follow keeps the socket's mode and group equal to those of the Engine's: an Engine makes its
+// socket first, and gives it mode and group then. It ends when the listener is closed or replaced.
+// While the Engine is away, all stays as it was.
 func (s *Socket) follow(engine string) {
 	tick := time.NewTicker(followEvery)
 	defer tick.Stop()

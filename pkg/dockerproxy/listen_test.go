@@ -13,8 +13,8 @@ import (
 	"metad/internal/expect"
 )
 
-// As long as there is no Engine, its group cannot be known, and the socket is root's alone. It is the group's as soon as
-// the Engine's socket is.
+// As long as there is no Engine, its group cannot be known, and the socket is root's alone. It is
+// the group's as soon as the Engine's socket is.
 func TestListenBeforeTheEngine(t *testing.T) {
 	dir := t.TempDir()
 	engine, path := filepath.Join(dir, "engine.sock"), filepath.Join(dir, "run", "docker.sock")
@@ -70,7 +70,8 @@ func TestListen(t *testing.T) {
 		if err != nil || info.Mode().Perm() != want {
 			t.Errorf("Engine's %v: got %v, %v", chmod, info.Mode(), err)
 		}
-		if was, _ := os.Stat(engine); of == engine && was.Sys().(*syscall.Stat_t).Gid != info.Sys().(*syscall.Stat_t).Gid {
+		if was, _ := os.Stat(engine); of == engine &&
+			was.Sys().(*syscall.Stat_t).Gid != info.Sys().(*syscall.Stat_t).Gid {
 			t.Error("another group than the Engine's socket")
 		}
 	}
@@ -117,7 +118,8 @@ func TestValidate(t *testing.T) {
 	f := func(c Config, field string) {
 		t.Helper()
 		err := c.Validate()
-		if (err == nil) != (field == "") || err != nil && !strings.HasPrefix(err.Error(), field+" ") {
+		if (err == nil) != (field == "") || err != nil && !strings.HasPrefix(err.Error(),
+			field+" ") {
 			t.Errorf("%+v: got %v, want one about %q", c, err, field)
 		}
 	}

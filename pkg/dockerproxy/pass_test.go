@@ -23,7 +23,8 @@ func TestPassesUnchanged(t *testing.T) {
 	var got request
 	g.handle = func(w http.ResponseWriter, r *http.Request) {
 		b, _ := io.ReadAll(r.Body)
-		got = request{r.Method, r.RequestURI, r.Host, r.UserAgent(), r.Header.Get("X-Registry-Auth"), string(b)}
+		got = request{r.Method, r.RequestURI, r.Host, r.UserAgent(),
+			r.Header.Get("X-Registry-Auth"), string(b)}
 		if r.Header.Get("X-Forwarded-For") != "" || r.Header.Get("Accept-Encoding") != "" {
 			t.Errorf("headers were added: %v", r.Header)
 		}
@@ -42,7 +43,8 @@ func TestPassesUnchanged(t *testing.T) {
 		{"POST", "/networks/create", "docker", "x", "", `{"Name":"n"}`},
 		{"DELETE", "//x//y", "docker", "x", "", ""},
 	} {
-		r, err := http.NewRequest(want.method, "http://docker"+want.uri, strings.NewReader(want.body))
+		r, err := http.NewRequest(want.method, "http://docker"+want.uri,
+			strings.NewReader(want.body))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -59,7 +61,8 @@ func TestPassesUnchanged(t *testing.T) {
 		if got != want {
 			t.Errorf("got %+v, want %+v", got, want)
 		}
-		if resp.StatusCode != http.StatusTeapot || string(body) != "<html>" || resp.Header.Get("Api-Version") != "1.41" {
+		if resp.StatusCode != http.StatusTeapot || string(body) != "<html>" ||
+			resp.Header.Get("Api-Version") != "1.41" {
 			t.Errorf("answer: got %d, %q, %v", resp.StatusCode, body, resp.Header)
 		}
 		if resp.Header.Get("Date") != "" || resp.Header.Get("Content-Type") != "" {
@@ -91,7 +94,10 @@ func TestStreams(t *testing.T) {
 			return
 		}
 		defer conn.Close()
-		fmt.Fprint(conn, "HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.raw-stream\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\nhello\n")
+		fmt.Fprint(conn,
+			"HTTP/1.1 101 UPGRADED\r\nContent-Type: "+
+				"application/vnd.docker.raw-stream\r\nConnection: "+
+				"Upgrade\r\nUpgrade: tcp\r\n\r\nhello\n")
 		all, _ := io.ReadAll(rw) // to the end of the client's half
 		fmt.Fprintf(conn, "got %s", all)
 	}
@@ -102,10 +108,14 @@ func TestStreams(t *testing.T) {
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(time.Minute))
-	fmt.Fprint(conn, "POST /v1.41/containers/x/attach?stream=1 HTTP/1.1\r\nHost: docker\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n")
+	fmt.Fprint(conn,
+		"POST /v1.41/containers/x/attach?stream=1 HTTP/1.1\r\nHost: "+
+			"docker\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: "+
+			"0\r\n\r\n")
 	in := bufio.NewReader(conn)
 	resp, err := http.ReadResponse(in, nil)
-	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols || resp.Status != "101 UPGRADED" {
+	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols ||
+		resp.Status != "101 UPGRADED" {
 		t.Fatalf("upgrade: got %+v, %v", resp, err)
 	}
 	if line, err := in.ReadString('\n'); line != "hello\n" {
@@ -139,8 +149,8 @@ func TestStreams(t *testing.T) {
 	input.Close()
 }
 
-// Archives are tunnelled: whole, in both directions, with the length known or not; a connection that
-// was used for one is not used again; and who leaves ends the Engine's work.
+// Archives are tunnelled: whole, in both directions, with the length known or not; a connection
+// that was used for one is not used again; and who leaves ends the Engine's work.
 func TestArchives(t *testing.T) {
 	g := newGround(t, config{}, mdfile.Layout{})
 	big := bytes.Repeat([]byte("0123456789abcdef"), 1<<17)
@@ -162,7 +172,8 @@ func TestArchives(t *testing.T) {
 			_, _ = w.Write(big)
 		default:
 			body, err := io.ReadAll(r.Body)
-			fmt.Fprint(w, r.Method, " ", r.RequestURI, " ", r.ContentLength, " ", bytes.Equal(body, big), " ", err, " ", r.UserAgent())
+			fmt.Fprint(w, r.Method, " ", r.RequestURI, " ", r.ContentLength, " ",
+				bytes.Equal(body, big), " ", err, " ", r.UserAgent())
 		}
 	}
 	do := func(method, uri string, body io.Reader, want string) {
@@ -225,7 +236,9 @@ func TestLongBodyPasses(t *testing.T) {
 		w.WriteHeader(http.StatusCreated)
 	}
 	body := bytes.Repeat([]byte(" "), 10<<20)
-	resp, err := g.client.Post("http://docker/containers/create", "application/json", io.MultiReader(bytes.NewReader(body))) // chunked
+	// chunked
+	resp, err := g.client.Post("http://docker/containers/create", "application/json",
+		io.MultiReader(bytes.NewReader(body)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
-// Package dockerproxy puts the metadata file and the endpoint's address into containers that anyone creates: a unix
-// socket in front of the Docker Engine's that passes every request on as it is, except that the creation of a container
-// gets a read-only bind mount of a directory on the host and environment variables added.
+// Package dockerproxy puts the metadata file and the endpoint's address into containers that anyone
+// creates: a unix socket in front of the Docker Engine's that passes every request on as it is,
+// except that the creation of a container gets a read-only bind mount of a directory on the host
+// and environment variables added.
 //
 // Whatever goes wrong with that, the container is created: without, and with a warning in the log.
 package dockerproxy
@@ -47,8 +48,8 @@ type Config struct {
 	Engine  string  // path of the Engine's unix socket; "": DefaultEngine
 	SELinux SELinux // "": SELinuxAuto
 
-	// MaxBodyBytes is how long the body of a create request may be for anything to be added. A longer
-	// body, of any length, is passed on as it comes. 0: 4 MiB.
+	// MaxBodyBytes is how long the body of a create request may be for anything to be added. A
+	// longer body, of any length, is passed on as it comes. 0: 4 MiB.
 	MaxBodyBytes int64
 }
 
@@ -69,11 +70,11 @@ func (c Config) Validate() error {
 
 const (
 	defaultMaxBody = 4 << 20
-	// sweepEvery is the time between two searches for directories that were left behind, and between
-	// two attempts to write a file that could not be written.
+	// sweepEvery is the time between two searches for directories that were left behind, and
+	// between two attempts to write a file that could not be written.
 	sweepEvery = 30 * time.Second
-	// drainTime is how long requests in flight may take when the proxy stops. A request that follows
-	// events or logs never ends by itself.
+	// drainTime is how long requests in flight may take when the proxy stops. A request that
+	// follows events or logs never ends by itself.
 	drainTime = 2 * time.Second
 )
 
@@ -101,7 +102,8 @@ func New(cfg Config, i *inject.Injector, w *mdfile.Writer, log *zap.Logger) (*Pr
 	if cfg.MaxBodyBytes == 0 {
 		cfg.MaxBodyBytes = defaultMaxBody
 	}
-	p := &Proxy{cfg: cfg, files: w, inject: i, bounded: i.Within(fileTime), log: log, engine: newEngine(cfg.Engine)}
+	p := &Proxy{cfg: cfg, files: w, inject: i, bounded: i.Within(fileTime), log: log,
+		engine: newEngine(cfg.Engine)}
 	p.warn.now = time.Now
 	p.forward = &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
@@ -109,7 +111,8 @@ func New(cfg Config, i *inject.Injector, w *mdfile.Writer, log *zap.Logger) (*Pr
 			r.Out.URL.RawQuery = r.In.URL.RawQuery // unparsed
 			r.Out.Host = r.In.Host
 		},
-		// ReverseProxy flushes an answer without a length (logs, events, progress) as it comes.
+		// ReverseProxy flushes an answer without a length (logs, events, progress) as it
+		// comes.
 		Transport:    roundTripper(p.roundTrip),
 		ErrorLog:     stdlog.New(io.Discard, "", 0), // clients that leave
 		ErrorHandler: p.fail,
@@ -117,8 +120,9 @@ func New(cfg Config, i *inject.Injector, w *mdfile.Writer, log *zap.Logger) (*Pr
 	return p, nil
 }
 
-// Serve answers on l until ctx is done, and then closes l. Meanwhile it removes directories that were
-// left behind. Requests in flight at the end have two seconds. It returns nil after ctx is done.
+// Serve answers on l until ctx is done, and then closes l. Meanwhile it removes directories that
+// were left behind. Requests in flight at the end have two seconds. It returns nil after ctx is
+// done.
 func (p *Proxy) Serve(ctx context.Context, l net.Listener) error {
 	s := &http.Server{
 		Handler:           p,
@@ -209,7 +213,8 @@ func (p *Proxy) fail(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusBadGateway)
-	body, _ := json.Marshal(map[string]string{"message": "metad: pass on to the Docker Engine: " + err.Error()})
+	body, _ := json.Marshal(
+		map[string]string{"message": "metad: pass on to the Docker Engine: " + err.Error()})
 	_, _ = w.Write(append(body, '\n'))
 }
 

@@ -44,16 +44,20 @@ func TestF01Switch(t *testing.T) {
 		{"label is no truth value, host off", false, "maybe", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			g := newGround(t, config{Inject: inject.Config{File: tt.enabled}}, mdfile.Layout{})
+			g := newGround(t, config{Inject: inject.Config{File: tt.enabled}},
+				mdfile.Layout{})
 			body := `{"Image":"nginx"}`
 			if tt.label != "" {
-				body = `{"Image":"nginx","Labels":{"` + inject.LabelFile + `":"` + tt.label + `"}}`
+				body = `{"Image":"nginx","Labels":{"` + inject.LabelFile + `":"` +
+					tt.label + `"}}`
 			}
-			if status := g.post("/containers/create?name=web", body); status != http.StatusCreated {
+			if status := g.post("/containers/create?name=web",
+				body); status != http.StatusCreated {
 				t.Errorf("got %d", status)
 			}
 			raw, env, binds := g.last()
-			if got := len(g.dirs()) == 1; got != tt.want || (len(env) == 1) != tt.want || (len(binds) == 1) != tt.want {
+			if got := len(g.dirs()) == 1; got != tt.want ||
+				(len(env) == 1) != tt.want || (len(binds) == 1) != tt.want {
 				t.Errorf("got %v, %v, %v", g.dirs(), env, binds)
 			}
 			if !tt.want && raw != body {
@@ -70,7 +74,8 @@ func TestF01Switch(t *testing.T) {
 func TestF02Forms(t *testing.T) {
 	f := func(form mdfile.Form, path, body, wantDir, wantContainerDir, wantFile string) {
 		t.Helper()
-		g := newGround(t, config{Inject: inject.Config{File: true}}, mdfile.Layout{Form: form})
+		g := newGround(t, config{Inject: inject.Config{File: true}},
+			mdfile.Layout{Form: form})
 		g.post(path, body)
 		_, env, binds := g.last()
 		dirs := g.dirs()
@@ -89,8 +94,10 @@ func TestF02Forms(t *testing.T) {
 		if !strings.HasPrefix(binds[0], "/var/lib/ecs/data/metadata/"+dirs[0]+":") {
 			t.Errorf("mounts %s, made %s", binds[0], dirs[0])
 		}
-		b, err := os.ReadFile(filepath.Join(g.dataDir, "metadata", dirs[0], mdfile.FileName))
-		if err != nil || !strings.Contains(string(b), `"ContainerID": "`+testID+`",`) || !strings.Contains(string(b), `"ImageName": "nginx",`) {
+		b, err := os.ReadFile(filepath.Join(g.dataDir, "metadata", dirs[0],
+			mdfile.FileName))
+		if err != nil || !strings.Contains(string(b), `"ContainerID": "`+testID+`",`) ||
+			!strings.Contains(string(b), `"ImageName": "nginx",`) {
 			t.Errorf("file: %v: %s", err, b)
 		}
 	}
@@ -100,15 +107,19 @@ func TestF02Forms(t *testing.T) {
 	f(mdfile.FormProposal, "/containers/create", `{"Image":"nginx"}`, "default/*/*", "/ecs/metadata/*", "metadata.json")
 }
 
-// A container gets the endpoint's address alone, or with its file; a refused one is created without either.
+// A container gets the endpoint's address alone, or with its file; a refused one is created without
+// either.
 func TestURIs(t *testing.T) {
 	g := newGround(t, config{Inject: inject.Config{URIs: true}}, mdfile.Layout{})
-	if code := g.post("/containers/create?name=web", `{"Image":"i","Env":["A=1"],"HostConfig":{"Privileged":true}}`); code != http.StatusCreated {
+	if code := g.post("/containers/create?name=web",
+		`{"Image":"i","Env":["A=1"],"HostConfig":{"Privileged":true}}`); code != http.StatusCreated {
 		t.Errorf("got %d", code)
 	}
 	raw, env, binds := g.last()
-	if len(env) != 3 || env[0] != "A=1" || !strings.HasPrefix(env[1], inject.EnvURI+"=http://169.254.170.2/v3/") ||
-		!strings.HasPrefix(env[2], inject.EnvURIV4+"=http://169.254.170.2/v4/") || binds != nil || !strings.HasSuffix(raw, `"HostConfig":{"Privileged":true}}`) {
+	if len(env) != 3 || env[0] != "A=1" ||
+		!strings.HasPrefix(env[1], inject.EnvURI+"=http://169.254.170.2/v3/") ||
+		!strings.HasPrefix(env[2], inject.EnvURIV4+"=http://169.254.170.2/v4/") ||
+		binds != nil || !strings.HasSuffix(raw, `"HostConfig":{"Privileged":true}}`) {
 		t.Errorf("got %s", raw)
 	}
 	g.post("/containers/create", `{"Image":"i","Labels":{"`+inject.LabelFile+`":"true"}}`)
@@ -128,24 +139,32 @@ func TestURIs(t *testing.T) {
 	}
 }
 
-// A configuration that was copied from a container has what metad put into that one: it is replaced, and what is the
-// user's stays as it is, to the byte.
+// A configuration that was copied from a container has what metad put into that one: it is
+// replaced, and what is the user's stays as it is, to the byte.
 func TestRecreate(t *testing.T) {
-	for _, form := range []mdfile.Form{mdfile.FormProposal, mdfile.FormAgent, mdfile.FormPrivate} {
-		g := newGround(t, config{Inject: inject.Config{File: true, URIs: true}}, mdfile.Layout{Form: form})
-		g.post("/containers/create?name=web", `{"Image":"i","Env":[ "A=1" ],"HostConfig":{"Binds":[ "/srv:/srv" ],"Mounts":[{"Type":"tmpfs","Target":"/t"}]}}`)
+	for _, form := range []mdfile.Form{mdfile.FormProposal, mdfile.FormAgent,
+		mdfile.FormPrivate} {
+		g := newGround(t, config{Inject: inject.Config{File: true, URIs: true}},
+			mdfile.Layout{Form: form})
+		g.post("/containers/create?name=web",
+			`{"Image":"i","Env":[ "A=1" ],"HostConfig":{"Binds":[ "/srv:/srv" ],"Mounts":[{"Type":"tmpfs","Target":"/t"}]}}`)
 		first, oldEnv, oldBinds := g.last()
 		source, target, _ := strings.Cut(strings.TrimSuffix(oldBinds[1], ":ro"), ":")
-		for _, body := range []string{first, // as it was created through the proxy, and as by NRI
+		// as it was created through the proxy, and as by NRI
+		for _, body := range []string{first,
 			strings.Replace(strings.Replace(first, `,"`+oldBinds[1]+`"`, "", 1), `{"Type":"tmpfs"`, `{"Type":"bind","Source":"`+source+`","Target":"`+target+`","ReadOnly":true},{"Type":"tmpfs"`, 1)} {
 			g.post("/containers/create?name=web", body)
 			raw, env, binds := g.last()
-			if len(env) != 4 || env[0] != "A=1" || len(binds) != 2 || binds[0] != "/srv:/srv" || !strings.Contains(raw, `"Mounts":[{"Type":"tmpfs","Target":"/t"}]`) {
+			if len(env) != 4 || env[0] != "A=1" || len(binds) != 2 ||
+				binds[0] != "/srv:/srv" || !strings.Contains(raw,
+				`"Mounts":[{"Type":"tmpfs","Target":"/t"}]`) {
 				t.Errorf("form %d: got %s of %s", form, raw, body)
 				continue
 			}
-			if strings.Contains(raw, source+`"`) || strings.Contains(raw, source+":") || env[1] == oldEnv[1] {
-				t.Errorf("form %d: what the other container has is in %s", form, raw)
+			if strings.Contains(raw, source+`"`) || strings.Contains(raw, source+":") ||
+				env[1] == oldEnv[1] {
+				t.Errorf("form %d: what the other container has is in %s", form,
+					raw)
 			}
 		}
 	}
@@ -153,13 +172,17 @@ func TestRecreate(t *testing.T) {
 
 // Identify names the task of a container without the agent's labels.
 func TestIdentify(t *testing.T) {
-	g := newGround(t, config{Inject: inject.Config{File: true, Identify: func(labels map[string]string, name string) (*task.Task, *task.Container) {
-		if labels["project"] == "" {
-			return nil, nil
-		}
-		return &task.Task{ARN: "arn:aws:ecs:x:1:task/compose/" + labels["project"]}, &task.Container{Name: labels["service"]}
-	}}}, mdfile.Layout{})
-	g.post("/containers/create?name=shop-web-1", `{"Image":"i","Labels":{"project":"shop","service":"web"}}`)
+	g := newGround(t,
+		config{Inject: inject.Config{File: true, Identify: func(labels map[string]string,
+			name string) (*task.Task, *task.Container) {
+			if labels["project"] == "" {
+				return nil, nil
+			}
+			return &task.Task{ARN: "arn:aws:ecs:x:1:task/compose/" + labels["project"]},
+				&task.Container{Name: labels["service"]}
+		}}}, mdfile.Layout{})
+	g.post("/containers/create?name=shop-web-1",
+		`{"Image":"i","Labels":{"project":"shop","service":"web"}}`)
 	if got := g.dirs(); !slices.Equal(got, []string{"compose/shop/web"}) {
 		t.Errorf("got %v", got)
 	}
@@ -171,7 +194,8 @@ func TestIdentify(t *testing.T) {
 
 // F03: none for the containers that the agent adds to a task.
 func TestF03Pause(t *testing.T) {
-	for _, name := range []string{task.PauseName, "~internal~ecs~pause-app", "~internal~ecs-emptyvolume-source"} {
+	for _, name := range []string{task.PauseName, "~internal~ecs~pause-app",
+		"~internal~ecs-emptyvolume-source"} {
 		g := newGround(t, config{Inject: inject.Config{File: true}}, mdfile.Layout{})
 		body := strings.Replace(ecsBody, `"app"`, `"`+name+`"`, 1)
 		g.post("/containers/create", body)
@@ -213,13 +237,16 @@ func TestClaimedByUser(t *testing.T) {
 		{"agent's form, beside", agent, `{"HostConfig":{"Binds":["/srv:/opt/ecs/other"]}}`, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			g := newGround(t, config{Config{SELinux: SELinuxOff}, inject.Config{File: true}}, mdfile.Layout{Form: tt.form})
+			g := newGround(t, config{Config{SELinux: SELinuxOff},
+				inject.Config{File: true}}, mdfile.Layout{Form: tt.form})
 			g.handle = func(w http.ResponseWriter, r *http.Request) {
 				switch r.URL.Path {
 				case "/containers/user/json":
-					fmt.Fprint(w, `{"Mounts":[{"Type":"volume","Source":"/var/lib/docker/volumes/v/_data","Destination":"/ecs"}]}`)
+					fmt.Fprint(w,
+						`{"Mounts":[{"Type":"volume","Source":"/var/lib/docker/volumes/v/_data","Destination":"/ecs"}]}`)
 				case "/containers/ours/json":
-					fmt.Fprint(w, `{"Mounts":[{"Type":"bind","Source":"/var/lib/ecs/data/metadata/default/158d/ours","Destination":"/ecs/metadata/ours"}]}`)
+					fmt.Fprint(w,
+						`{"Mounts":[{"Type":"bind","Source":"/var/lib/ecs/data/metadata/default/158d/ours","Destination":"/ecs/metadata/ours"}]}`)
 				case "/containers/nobody/json":
 					http.NotFound(w, r)
 				default:
@@ -233,7 +260,8 @@ func TestClaimedByUser(t *testing.T) {
 			}
 			g.post("/containers/create", tt.body)
 			raw, _, _ := g.last()
-			if got := len(g.dirs()) == 1; got != tt.want || (raw != tt.body) != tt.want {
+			if got := len(g.dirs()) == 1; got != tt.want ||
+				(raw != tt.body) != tt.want {
 				t.Errorf("got %v: %s", g.dirs(), raw)
 			}
 		})
@@ -245,7 +273,8 @@ func TestClaimedByUser(t *testing.T) {
 func TestF15SELinux(t *testing.T) {
 	f := func(set SELinux, form mdfile.Form, options, want string) {
 		t.Helper()
-		g := newGround(t, config{Config{SELinux: set}, inject.Config{File: true}}, mdfile.Layout{Form: form})
+		g := newGround(t, config{Config{SELinux: set}, inject.Config{File: true}},
+			mdfile.Layout{Form: form})
 		asked := 0
 		g.handle = func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/info" {
@@ -306,17 +335,20 @@ func TestCreatedWithoutFile(t *testing.T) {
 		{"body not understood", `{"Image":"nginx","Env":["A=1"],"env":["B=1"]}`, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			g := newGround(t, config{Config{MaxBodyBytes: 2000}, inject.Config{File: true}}, mdfile.Layout{})
+			g := newGround(t, config{Config{MaxBodyBytes: 2000},
+				inject.Config{File: true}}, mdfile.Layout{})
 			if tt.prepare != nil {
 				tt.prepare(g)
 			}
-			if status := g.post("/containers/create", tt.body); status != http.StatusCreated {
+			if status := g.post("/containers/create",
+				tt.body); status != http.StatusCreated {
 				t.Errorf("got %d", status)
 			}
 			if raw, _, _ := g.last(); raw != tt.body {
 				t.Errorf("body: got %s", raw)
 			}
-			if w := g.warnings(); len(w) != 1 || !strings.HasPrefix(w[0], "container is created without its metadata file") {
+			if w := g.warnings(); len(w) != 1 || !strings.HasPrefix(w[0],
+				"container is created without its metadata file") {
 				t.Errorf("got warnings %q, want one", w)
 			}
 			if tt.prepare == nil {
@@ -326,14 +358,16 @@ func TestCreatedWithoutFile(t *testing.T) {
 	}
 }
 
-// The Engine does not create the container: the directory goes, the client gets the Engine's answer.
+// The Engine does not create the container: the directory goes, the client gets the Engine's
+// answer.
 func TestNotCreated(t *testing.T) {
 	for _, tt := range []struct {
 		status, tries int
 	}{{404, 1}, {409, 1}, {400, 2}, {500, 2}, {403, 2}} {
 		g := newGround(t, config{Inject: inject.Config{File: true}}, mdfile.Layout{})
 		g.answers = []int{tt.status, tt.status}
-		if got := g.post("/containers/create", ecsBody); got != tt.status || len(g.bodies) != tt.tries {
+		if got := g.post("/containers/create", ecsBody); got != tt.status ||
+			len(g.bodies) != tt.tries {
 			t.Errorf("%d: got %d after %d tries", tt.status, got, len(g.bodies))
 		}
 		g.empty()
@@ -343,7 +377,8 @@ func TestNotCreated(t *testing.T) {
 	}
 }
 
-// The Engine does not want the mount (a plug-in forbids it, the directory is not on its host): the container is created without.
+// The Engine does not want the mount (a plug-in forbids it, the directory is not on its host): the
+// container is created without.
 func TestRefusedWithFile(t *testing.T) {
 	g := newGround(t, config{Inject: inject.Config{File: true}}, mdfile.Layout{})
 	g.answers = []int{http.StatusForbidden}
@@ -359,8 +394,8 @@ func TestRefusedWithFile(t *testing.T) {
 	}
 }
 
-// The basic facts cannot be written after the creation, or the Engine's answer has no id: the client
-// gets its answer, and the file is made up for later.
+// The basic facts cannot be written after the creation, or the Engine's answer has no id: the
+// client gets its answer, and the file is made up for later.
 func TestCreatedButNotWritten(t *testing.T) {
 	g := newGround(t, config{Inject: inject.Config{File: true}}, mdfile.Layout{})
 	answer := `{"Id":"x"}`
@@ -374,11 +409,13 @@ func TestCreatedButNotWritten(t *testing.T) {
 	if status := g.post("/containers/create", ecsBody); status != http.StatusCreated {
 		t.Errorf("got %d", status)
 	}
-	if w := g.warnings(); len(w) != 1 || !strings.HasPrefix(w[0], "metadata file not written at creation") {
+	if w := g.warnings(); len(w) != 1 ||
+		!strings.HasPrefix(w[0], "metadata file not written at creation") {
 		t.Errorf("got warnings %q", w)
 	}
 	c := &task.Container{ID: "x", Name: "app", State: "running", PID: 1}
-	g.files.Apply([]*task.Task{{ARN: "arn:aws:ecs:us-west-2:111122223333:task/default/158d", Containers: []*task.Container{c}}})
+	g.files.Apply([]*task.Task{{ARN: "arn:aws:ecs:us-west-2:111122223333:task/default/158d",
+		Containers: []*task.Container{c}}})
 	if got := g.dirs(); !slices.Equal(got, []string{"default/158d/app"}) {
 		t.Errorf("got %v", got)
 	}
@@ -392,16 +429,19 @@ func TestCreatedButNotWritten(t *testing.T) {
 	}
 }
 
-// The data directory begins to hang while the Engine creates the container: the client gets its answer,
-// with one warning, and so does the next, whose container has no file. What was begun ends by itself.
+// The data directory begins to hang while the Engine creates the container: the client gets its
+// answer, with one warning, and so does the next, whose container has no file. What was begun ends
+// by itself.
 func TestDiskHangsAfterCreation(t *testing.T) {
 	g := newGround(t, config{Inject: inject.Config{File: true}}, mdfile.Layout{})
-	left, err := g.files.Reserve(&task.Task{}, &task.Container{Name: "left"}, mdfile.FormProposal, strings.Repeat("0", 32))
+	left, err := g.files.Reserve(&task.Task{}, &task.Container{Name: "left"},
+		mdfile.FormProposal, strings.Repeat("0", 32))
 	if err != nil {
 		t.Fatal(err)
 	}
 	left.Unsure()
-	// The Writer says of a directory that it sweeps it while it holds what all of its methods need.
+	// The Writer says of a directory that it sweeps it while it holds what all of its methods
+	// need.
 	hangs, thawed, swept := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	g.wrote = func(zapcore.Entry) {
 		close(hangs)
@@ -424,7 +464,8 @@ func TestDiskHangsAfterCreation(t *testing.T) {
 		w.WriteHeader(http.StatusCreated)
 		fmt.Fprintf(w, `{"Id":%q}`, testID)
 	}
-	for n, want := range []string{"metadata file not written at creation", "container is created without its metadata file"} {
+	for n, want := range []string{"metadata file not written at creation",
+		"container is created without its metadata file"} {
 		if status := g.post("/containers/create", ecsBody); status != http.StatusCreated {
 			t.Errorf("creation %d: got %d", n, status)
 		}
@@ -435,7 +476,8 @@ func TestDiskHangsAfterCreation(t *testing.T) {
 	close(thawed)
 	<-swept
 	expect.Until(t, "the file to name the container", func() bool {
-		b, err := os.ReadFile(filepath.Join(g.dataDir, "metadata/default/158d/app", mdfile.FileName))
+		b, err := os.ReadFile(filepath.Join(g.dataDir, "metadata/default/158d/app",
+			mdfile.FileName))
 		return err == nil && strings.Contains(string(b), testID)
 	})
 }
@@ -453,7 +495,9 @@ func TestEngineGone(t *testing.T) {
 	}
 	defer resp.Body.Close()
 	var message struct{ Message string }
-	if err := json.NewDecoder(resp.Body).Decode(&message); err != nil || resp.StatusCode != http.StatusBadGateway || !strings.Contains(message.Message, "engine.sock") {
+	if err := json.NewDecoder(resp.Body).Decode(&message); err != nil ||
+		resp.StatusCode != http.StatusBadGateway || !strings.Contains(message.Message,
+		"engine.sock") {
 		t.Errorf("got %d, %+v, %v", resp.StatusCode, message, err)
 	}
 	if status := g.post("/containers/create", ecsBody); status != http.StatusBadGateway {
@@ -474,7 +518,8 @@ func TestParallelCreates(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 100 {
 		wg.Go(func() {
-			if status := g.post(fmt.Sprintf("/containers/create?name=c%d", i), `{"Image":"i"}`); status != http.StatusCreated {
+			if status := g.post(fmt.Sprintf("/containers/create?name=c%d", i),
+				`{"Image":"i"}`); status != http.StatusCreated {
 				t.Errorf("got %d", status)
 			}
 		})

@@ -75,10 +75,15 @@ func BenchmarkCreate(b *testing.B) {
 	create := func(c *client.Client) func() error {
 		return func() error {
 			n++
-			resp, err := c.ContainerCreate(ctx, &container.Config{Image: testdocker.BusyboxImage},
-				&container.HostConfig{NetworkMode: "none"}, nil, nil, fmt.Sprintf("bench-%d", n))
+			resp, err := c.ContainerCreate(ctx,
+				&container.Config{Image: testdocker.BusyboxImage},
+				&container.HostConfig{NetworkMode: "none"}, nil, nil,
+				fmt.Sprintf("bench-%d", n))
 			if err == nil {
-				b.Cleanup(func() { _ = g.Client.ContainerRemove(ctx, resp.ID, container.RemoveOptions{Force: true}) })
+				b.Cleanup(func() {
+					_ = g.Client.ContainerRemove(ctx, resp.ID,
+						container.RemoveOptions{Force: true})
+				})
 			}
 			return err
 		}
@@ -116,12 +121,17 @@ func BenchmarkCopy(b *testing.B) {
 		b.Fatal(err)
 	}
 	g.docker("cp", file, id+":/tmp/f")
-	for _, way := range []struct{ name, from, to string }{{"in", file, id + ":/tmp/f"}, {"out", id + ":/tmp/f", file}} {
+	for _, way := range []struct{ name, from, to string }{{"in", file, id + ":/tmp/f"},
+		{"out", id + ":/tmp/f", file}} {
 		b.Run(way.name, func(b *testing.B) {
 			var c compared
 			for i := 0; b.Loop(); i++ {
-				c.time(b, i, func() error { return g.CLICommand("cp", way.from, way.to).Run() },
-					func() error { return g.command("cp", way.from, way.to).Run() })
+				c.time(b, i, func() error {
+					return g.CLICommand("cp", way.from, way.to).Run()
+				},
+					func() error {
+						return g.command("cp", way.from, way.to).Run()
+					})
 			}
 			c.report(b)
 		})

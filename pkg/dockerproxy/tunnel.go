@@ -16,7 +16,8 @@ import (
 // archivePath matches the requests whose body or answer is an archive: docker cp, export, save and
 // load. They are tunnelled, because moving the bytes is all the work there is, and net/http, which
 // parses the pieces and writes them anew, takes twice as long for it.
-var archivePath = regexp.MustCompile(`^(/v[0-9.]+)?/(containers/[^/]+/(archive|export)|images/(get|load|.+/get))$`)
+var archivePath = regexp.MustCompile(
+	`^(/v[0-9.]+)?/(containers/[^/]+/(archive|export)|images/(get|load|.+/get))$`)
 
 // tunnelBuffer is about as much as a Unix socket holds.
 const tunnelBuffer = 256 << 10
@@ -93,7 +94,8 @@ func pump(to, from net.Conn) error {
 	for {
 		// The pipe is empty, so the call can only wait for the socket.
 		n, err := splice(in.Read, func(socket int) (int64, error) {
-			return unix.Splice(socket, nil, pipe[1], nil, tunnelBuffer, unix.SPLICE_F_NONBLOCK)
+			return unix.Splice(socket, nil, pipe[1], nil, tunnelBuffer,
+				unix.SPLICE_F_NONBLOCK)
 		})
 		if n == 0 || err != nil {
 			return err
@@ -101,7 +103,8 @@ func pump(to, from net.Conn) error {
 		few := n < tunnelBuffer/4
 		for n > 0 {
 			m, err := splice(out.Write, func(socket int) (int64, error) {
-				return unix.Splice(pipe[0], nil, socket, nil, int(n), unix.SPLICE_F_NONBLOCK)
+				return unix.Splice(pipe[0], nil, socket, nil, int(n),
+					unix.SPLICE_F_NONBLOCK)
 			})
 			if err != nil {
 				return err
@@ -123,7 +126,8 @@ func rawConn(c net.Conn) (syscall.RawConn, error) {
 }
 
 // splice calls move until the socket, on which wait waits, is ready for it.
-func splice(wait func(func(uintptr) bool) error, move func(socket int) (int64, error)) (n int64, err error) {
+func splice(wait func(func(uintptr) bool) error, move func(socket int) (int64, error)) (n int64,
+	err error) {
 	waitErr := wait(func(socket uintptr) bool {
 		for {
 			if n, err = move(int(socket)); !errors.Is(err, unix.EINTR) {
@@ -146,6 +150,7 @@ func gather() {
 // pumpBytes is pump for connections of any kind. The interfaces are narrowed because io.Copy would
 // otherwise use methods of theirs that copy in smaller pieces.
 func pumpBytes(to, from net.Conn) error {
-	_, err := io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, make([]byte, tunnelBuffer))
+	_, err := io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from},
+		make([]byte, tunnelBuffer))
 	return err
 }

@@ -40,13 +40,14 @@ func connected(t *testing.T, network string) (near, far net.Conn) {
 	return near, far
 }
 
-// Every byte arrives once and in order, whatever kinds of connections there are, when the receiver is slow, and
-// in any sizes.
+// Every byte arrives once and in order, whatever kinds of connections there are, when the receiver
+// is slow, and in any sizes.
 func TestPump(t *testing.T) {
 	data := make([]byte, 3<<20)
 	random := rand.NewChaCha8([32]byte{})
 	_, _ = random.Read(data)
-	for _, kinds := range [][2]string{{"unix", "unix"}, {"unix", "tcp"}, {"tcp", "unix"}, {"pipe", "unix"}, {"unix", "pipe"}} {
+	for _, kinds := range [][2]string{{"unix", "unix"}, {"unix", "tcp"}, {"tcp", "unix"},
+		{"pipe", "unix"}, {"unix", "pipe"}} {
 		t.Run(kinds[0]+" to "+kinds[1], func(t *testing.T) {
 			source, from := connected(t, kinds[0])
 			to, sink := connected(t, kinds[1])
@@ -75,7 +76,8 @@ func TestPump(t *testing.T) {
 				t.Errorf("pump: %v", err)
 			}
 			if !bytes.Equal(got, data) {
-				t.Errorf("got %d bytes, want the %d that were sent", len(got), len(data))
+				t.Errorf("got %d bytes, want the %d that were sent", len(got),
+					len(data))
 			}
 		})
 	}

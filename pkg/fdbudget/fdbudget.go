@@ -19,8 +19,8 @@ import (
 const (
 	// countEvery is the shortest time between two counts of the open descriptors.
 	countEvery = 100 * time.Millisecond
-	// countShare bounds what counting costs: one part in so many of the time. Before Linux 6.2 the
-	// directory of all descriptors has to be read, which takes milliseconds where there are
+	// countShare bounds what counting costs: one part in so many of the time. Before Linux 6.2
+	// the directory of all descriptors has to be read, which takes milliseconds where there are
 	// thousands.
 	countShare = 500
 	// exhausted is how long nothing is kept after the process had no descriptor left.
@@ -58,7 +58,8 @@ var Process = sync.OnceValue(func() *Budget {
 // Keep asks for n descriptors to keep open. Who gets them gives them back by Drop.
 func (b *Budget) Keep(n int) bool {
 	b.update()
-	// A little less than there is, or at the edge one would be kept and given back all the time.
+	// A little less than there is, or at the edge one would be kept and given back all the
+	// time.
 	if kept := b.kept.Add(int64(n)); kept > b.room.Load()-int64(b.spare/8) {
 		b.kept.Add(-int64(n))
 		return false
@@ -97,7 +98,8 @@ func (b *Budget) Usage() Usage {
 	b.update()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return Usage{Limit: b.limit, Open: b.open, Kept: int(b.kept.Load()), Room: int(b.room.Load())}
+	return Usage{Limit: b.limit, Open: b.open, Kept: int(b.kept.Load()),
+		Room: int(b.room.Load())}
 }
 
 // update counts the open descriptors if the last count is old.

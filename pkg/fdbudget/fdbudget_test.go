@@ -65,7 +65,8 @@ func TestGivenBackUnderPressure(t *testing.T) {
 			}
 		}
 		if given < 150 {
-			t.Errorf("gave back %d descriptors, want about as many as the 200 that others need", given)
+			t.Errorf("gave back %d descriptors, want about as many as the 200 that "+
+				"others need", given)
 		}
 		if h.budget.Keep(13) {
 			t.Error("what was given back was taken again at once")
@@ -105,7 +106,8 @@ func TestCountingStaysCheap(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 			return 10, nil
 		})
-		for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(
+			time.Millisecond) {
 			b.Over()
 		}
 		if counts > 13 {

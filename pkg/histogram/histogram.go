@@ -18,8 +18,9 @@ const (
 	schema      = 2
 	perDoubling = 1 << schema
 
-	least   = -20 * perDoubling // 2^-20 s, about a microsecond: what is no longer is in bucket 0 here
-	most    = 12 * perDoubling  // 2^12 s: what is longer is in the last bucket
+	// 2^-20 s, about a microsecond: what is no longer is in bucket 0 here
+	least   = -20 * perDoubling
+	most    = 12 * perDoubling // 2^12 s: what is longer is in the last bucket
 	buckets = most - least + 1
 
 	classicLeast, classicMost = -16, 6 // powers of two: 15 µs to 64 s
@@ -102,7 +103,8 @@ func (m *metric) Write(out *dto.Metric) error {
 		total += n
 		if key := i + least; key == next*perDoubling && next <= classicMost {
 			h.Bucket = append(h.Bucket, &dto.Bucket{
-				CumulativeCount: new(total), UpperBound: new(math.Exp2(float64(next)))})
+				CumulativeCount: new(total),
+				UpperBound:      new(math.Exp2(float64(next)))})
 			next += classicStep
 		}
 		if i == 0 || n == 0 {
@@ -131,7 +133,8 @@ func span(h *dto.Histogram, key, lastKey int) int {
 		*h.PositiveSpan[spans-1].Length++
 	default:
 		h.PositiveSpan = append(h.PositiveSpan,
-			&dto.BucketSpan{Offset: new(int32(key - lastKey - 1)), Length: new(uint32(1))})
+			&dto.BucketSpan{Offset: new(int32(key - lastKey - 1)),
+				Length: new(uint32(1))})
 	}
 	return key
 }

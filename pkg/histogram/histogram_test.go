@@ -23,13 +23,16 @@ func written(t *testing.T, h *Histogram) *dto.Histogram {
 	return m.Histogram
 }
 
-// A duration is in the bucket that Prometheus' own client puts it in, and in the classic bucket that
-// ends there or later; counts and sum agree.
+// A duration is in the bucket that Prometheus' own client puts it in, and in the classic bucket
+// that ends there or later; counts and sum agree.
 func TestAsPrometheusCounts(t *testing.T) {
 	ours := new(Histogram)
-	theirs := prometheus.NewHistogram(prometheus.HistogramOpts{Name: "x", NativeHistogramBucketFactor: 1.2,
-		NativeHistogramZeroThreshold: math.Exp2(-20), Buckets: prometheus.ExponentialBuckets(math.Exp2(-16), 4, 12)})
-	for _, d := range []time.Duration{0, 1, 953, 954, time.Microsecond, 15259, 15260, time.Millisecond, 62500 * time.Microsecond,
+	theirs := prometheus.NewHistogram(prometheus.HistogramOpts{Name: "x",
+		NativeHistogramBucketFactor:  1.2,
+		NativeHistogramZeroThreshold: math.Exp2(-20),
+		Buckets:                      prometheus.ExponentialBuckets(math.Exp2(-16), 4, 12)})
+	for _, d := range []time.Duration{0, 1, 953, 954, time.Microsecond, 15259, 15260,
+		time.Millisecond, 62500 * time.Microsecond,
 		62500*time.Microsecond + 1, time.Second, time.Second + 1, 3 * time.Second, 4 * time.Second, time.Minute, time.Hour} {
 		ours.Observe(d)
 		theirs.Observe(d.Seconds())
@@ -41,11 +44,15 @@ func TestAsPrometheusCounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, want := written(t, ours), m.Histogram
-	if got.GetSampleCount() != want.GetSampleCount() || ours.Count() != want.GetSampleCount() || math.Abs(got.GetSampleSum()-want.GetSampleSum()) > 1e-6 {
-		t.Errorf("got %d, %v, want %d, %v", got.GetSampleCount(), got.GetSampleSum(), want.GetSampleCount(), want.GetSampleSum())
+	if got.GetSampleCount() != want.GetSampleCount() || ours.Count() != want.GetSampleCount() ||
+		math.Abs(got.GetSampleSum()-want.GetSampleSum()) > 1e-6 {
+		t.Errorf("got %d, %v, want %d, %v", got.GetSampleCount(), got.GetSampleSum(),
+			want.GetSampleCount(), want.GetSampleSum())
 	}
-	if got.GetSchema() != want.GetSchema() || got.GetZeroCount() != want.GetZeroCount() || got.GetZeroThreshold() != want.GetZeroThreshold() {
-		t.Errorf("got schema %d, zero %d up to %v, want %d, %d, %v", got.GetSchema(), got.GetZeroCount(), got.GetZeroThreshold(),
+	if got.GetSchema() != want.GetSchema() || got.GetZeroCount() != want.GetZeroCount() ||
+		got.GetZeroThreshold() != want.GetZeroThreshold() {
+		t.Errorf("got schema %d, zero %d up to %v, want %d, %d, %v", got.GetSchema(),
+			got.GetZeroCount(), got.GetZeroThreshold(),
 			want.GetSchema(), want.GetZeroCount(), want.GetZeroThreshold())
 	}
 	if g, w := expand(got), expand(want); len(g) != len(w) {
@@ -61,7 +68,8 @@ func TestAsPrometheusCounts(t *testing.T) {
 		t.Fatalf("got %d classic buckets, want %d", len(got.Bucket), len(want.Bucket))
 	}
 	for i, b := range want.Bucket {
-		if g := got.Bucket[i]; g.GetUpperBound() != b.GetUpperBound() || g.GetCumulativeCount() != b.GetCumulativeCount() {
+		if g := got.Bucket[i]; g.GetUpperBound() != b.GetUpperBound() ||
+			g.GetCumulativeCount() != b.GetCumulativeCount() {
 			t.Errorf("classic bucket: got %v, want %v", g, b)
 		}
 	}

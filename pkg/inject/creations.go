@@ -7,8 +7,9 @@ type Outcome int
 const (
 	Changed   Outcome = iota // the container has what metad adds
 	Unchanged                // there was nothing to add
-	Without                  // the container lacks something that it should have; the log says why
-	Refused                  // the Engine created no container
+	// the container lacks something that it should have; the log says why
+	Without
+	Refused // the Engine created no container
 
 	outcomes
 )

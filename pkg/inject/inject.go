@@ -37,9 +37,9 @@ type Config struct {
 	URIs bool
 
 	// Identify returns the task of a container that is about to be created, from its labels and
-	// name (without slash; "" if the Engine is to choose one), and the container with the name it
-	// has in the task. A nil task or function: the container is a task of its own. The labels of
-	// the ECS agent need no Identify.
+	// name (without slash; "" if the Engine is to choose one), and the container with the name
+	// it has in the task. A nil task or function: the container is a task of its own. The
+	// labels of the ECS agent need no Identify.
 	Identify func(labels map[string]string, name string) (*task.Task, *task.Container)
 }
 
@@ -51,8 +51,8 @@ type Container struct {
 	Labels map[string]string
 	Env    []string // KEY=value, or KEY to unset it
 
-	// Mounts returns what is mounted into it, other containers' volumes included. It is called only
-	// for a container that is to have a file. Nil: nobody knows.
+	// Mounts returns what is mounted into it, other containers' volumes included. It is called
+	// only for a container that is to have a file. Nil: nobody knows.
 	Mounts func() []Mount
 }
 
@@ -138,8 +138,8 @@ func (i *Injector) File(c Container, form mdfile.Form) (*mdfile.Entry, error) {
 	return i.files.Reserve(t, ctr, form, token(c.ID))
 }
 
-// Bounded makes files for creations that cannot wait for a disk. All methods are safe for concurrent
-// use.
+// Bounded makes files for creations that cannot wait for a disk. All methods are safe for
+// concurrent use.
 type Bounded struct {
 	inject *Injector
 	within time.Duration
@@ -155,9 +155,9 @@ func (i *Injector) Within(t time.Duration) *Bounded { return &Bounded{inject: i,
 // Late returns how many files are still in the making after their time.
 func (b *Bounded) Late() int { return int(b.late.Load()) }
 
-// File is Injector.File within the time; created, if set, is called with the entry before the time is
-// up. After it, or when ctx ends, there is no file, and what comes too late is taken back. Until it
-// has come there is none for anyone, at once.
+// File is Injector.File within the time; created, if set, is called with the entry before the time
+// is up. After it, or when ctx ends, there is no file, and what comes too late is taken back. Until
+// it has come there is none for anyone, at once.
 func (b *Bounded) File(ctx context.Context, c Container, form mdfile.Form,
 	created func(*mdfile.Entry) error) (*mdfile.Entry, error) {
 	if b.Late() > 0 {
@@ -187,8 +187,8 @@ type reserved struct {
 	err   error
 }
 
-// Settle calls f, which tells an entry what became of its container, and returns f's error. f goes on
-// by itself if it takes longer than the time.
+// Settle calls f, which tells an entry what became of its container, and returns f's error. f goes
+// on by itself if it takes longer than the time.
 func (b *Bounded) Settle(f func() error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), b.within)
 	defer cancel()
@@ -223,7 +223,8 @@ func (i *Injector) claimed(c Container, form mdfile.Form) string {
 	}
 	for _, e := range c.Env {
 		key, value, set := strings.Cut(e, "=")
-		if key == mdfile.EnvVar && (!set || !i.ownFile(value, mounts) || madeFor(value, c.ID)) {
+		if key == mdfile.EnvVar && (!set || !i.ownFile(value, mounts) ||
+			madeFor(value, c.ID)) {
 			return "it sets " + mdfile.EnvVar
 		}
 	}

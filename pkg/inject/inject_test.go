@@ -36,7 +36,8 @@ func newInjector(t *testing.T, cfg Config) *Injector {
 func TestWants(t *testing.T) {
 	f := func(cfg Config, labels map[string]string, wantFile, wantURIs bool) {
 		t.Helper()
-		if file, uris := newInjector(t, cfg).Wants(labels); file != wantFile || uris != wantURIs {
+		if file, uris := newInjector(t, cfg).Wants(labels); file != wantFile ||
+			uris != wantURIs {
 			t.Errorf("%+v with %v: got file %v, URIs %v", cfg, labels, file, uris)
 		}
 	}
@@ -53,14 +54,17 @@ func TestWants(t *testing.T) {
 func TestURIs(t *testing.T) {
 	const hex, project = "0123456789abcdef0123456789abcdef", "shop"
 	ecs := func(id string) map[string]string {
-		return map[string]string{task.LabelTaskARN: "arn:aws:ecs:us-west-2:111122223333:task/default/" + id, task.LabelContainerName: "app"}
+		return map[string]string{
+			task.LabelTaskARN: "arn:aws:ecs:us-west-2:111122223333:task/default/" + id, task.LabelContainerName: "app"}
 	}
 	f := func(c Container, want string) {
 		t.Helper()
 		got := newInjector(t, Config{URIs: true}).URIs(c)
-		m := regexp.MustCompile(`^ECS_CONTAINER_METADATA_URI=http://169.254.170.2/v3/(.*) ECS_CONTAINER_METADATA_URI_V4=http://169.254.170.2/v4/(.*)$`).
+		m := regexp.MustCompile(
+			`^ECS_CONTAINER_METADATA_URI=http://169.254.170.2/v3/(.*) ECS_CONTAINER_METADATA_URI_V4=http://169.254.170.2/v4/(.*)$`).
 			FindStringSubmatch(strings.Join(got, " "))
-		if m == nil || m[1] != m[2] || !regexp.MustCompile("^"+want+"[0-9a-f]{32}$").MatchString(m[1]) {
+		if m == nil || m[1] != m[2] ||
+			!regexp.MustCompile("^"+want+"[0-9a-f]{32}$").MatchString(m[1]) {
 			t.Errorf("%+v: got %q, want an id %s…", c, got, want)
 		}
 	}
@@ -134,9 +138,11 @@ func TestFileClaimed(t *testing.T) {
 	f("another directory of the host", mdfile.FormProposal, "=/ecs/metadata/app/metadata.json", Mount{"/srv", "/ecs/metadata/app"}, true)
 	f("of an earlier creation by NRI", mdfile.FormPrivate, "=/.metad/"+dir+"/metadata.json", Mount{}, false)
 	f("another metad's, just now", mdfile.FormPrivate, "=/.metad/"+token(testID)+"/metadata.json", Mount{}, true)
-	f("of an earlier creation in the agent's form", mdfile.FormAgent, "=/opt/ecs/metadata/"+dir+"/ecs-container-metadata.json",
+	f("of an earlier creation in the agent's form", mdfile.FormAgent,
+		"=/opt/ecs/metadata/"+dir+"/ecs-container-metadata.json",
 		Mount{root, "/opt/ecs/metadata/" + dir}, false)
-	f("the agent's", mdfile.FormProposal, "=/opt/ecs/metadata/2b88376d-aba3-4950-9ddf-bcb0f388a40c/ecs-container-metadata.json",
+	f("the agent's", mdfile.FormProposal,
+		"=/opt/ecs/metadata/2b88376d-aba3-4950-9ddf-bcb0f388a40c/ecs-container-metadata.json",
 		Mount{root, "/opt/ecs/metadata/2b88376d-aba3-4950-9ddf-bcb0f388a40c"}, true)
 }
 
@@ -147,8 +153,10 @@ func TestWays(t *testing.T) {
 	root := i.files.Layout().Root() + "/default/1/app"
 	f := func(wantFile, wantURIs string, env []string, volumes ...task.Volume) {
 		t.Helper()
-		if file, uris := i.Ways(&task.Container{ID: testID, MetadataEnv: env, Volumes: volumes}); file != wantFile || uris != wantURIs {
-			t.Errorf("%q: got %q and %q, want %q and %q", env, file, uris, wantFile, wantURIs)
+		if file, uris := i.Ways(&task.Container{ID: testID, MetadataEnv: env,
+			Volumes: volumes}); file != wantFile || uris != wantURIs {
+			t.Errorf("%q: got %q and %q, want %q and %q", env, file, uris, wantFile,
+				wantURIs)
 		}
 	}
 	f("", "", nil)
@@ -159,7 +167,8 @@ func TestWays(t *testing.T) {
 	f(WayItself, "", []string{mdfile.EnvVar + "=/mine"})
 	f(WayProxy, "", []string{mdfile.EnvVar + "=/ecs/metadata/app/metadata.json"}, task.Volume{Source: root, Destination: "/ecs/metadata/app"})
 	f(WayNRI, "", []string{mdfile.EnvVar + "=/.metad/" + hex + "/metadata.json"}, task.Volume{Source: root, Destination: "/.metad/" + hex})
-	f(WayAgent, "", []string{mdfile.EnvVar + "=/opt/ecs/metadata/" + uuid + "/ecs-container-metadata.json"},
+	f(WayAgent, "", []string{mdfile.EnvVar + "=/opt/ecs/metadata/" + uuid +
+		"/ecs-container-metadata.json"},
 		task.Volume{Source: root, Destination: "/opt/ecs/metadata/" + uuid})
 }
 
@@ -175,7 +184,8 @@ func TestOwn(t *testing.T) {
 			t.Errorf("%s: taken out without being replaced", e)
 		}
 	}
-	for _, e := range []string{EnvURI, EnvURI + "=", EnvURIV4 + "=" + uriV4 + "self", mdfile.EnvVar + "=/mine"} {
+	for _, e := range []string{EnvURI, EnvURI + "=", EnvURIV4 + "=" + uriV4 + "self",
+		mdfile.EnvVar + "=/mine"} {
 		if i.Own(e, nil, append(uris, "A=B", mdfile.EnvVar+"=/x")) {
 			t.Errorf("%s: taken for metad's own", e)
 		}
@@ -204,16 +214,23 @@ func TestBounded(t *testing.T) {
 	f(Container{Name: "slow", Mounts: func() []Mount { <-hang; return nil }}, "is slow") // in the disk's place
 	f(Container{Name: "next"}, "hangs")
 	ended := make(chan struct{})
-	if err := files.Settle(func() error { <-hang; close(ended); return nil }); !errors.Is(err, errSlow) {
+	settle := func() error {
+		<-hang
+		close(ended)
+		return nil
+	}
+	if err := files.Settle(settle); !errors.Is(err, errSlow) {
 		t.Errorf("settle: got %v, want %v", err, errSlow)
 	}
 	close(hang)
 	<-ended
 	expect.Until(t, "the late ones to come", func() bool { return files.Late() == 0 })
-	if err := i.Within(time.Minute).Settle(func() error { return fs.ErrClosed }); !errors.Is(err, fs.ErrClosed) {
+	if err := i.Within(time.Minute).Settle(func() error { return fs.ErrClosed }); !errors.Is(
+		err, fs.ErrClosed) {
 		t.Errorf("settle: got %v, want %v", err, fs.ErrClosed)
 	}
-	if _, err := i.Within(time.Minute).File(t.Context(), Container{Name: "quick"}, mdfile.FormPrivate, nil); err != nil {
+	if _, err := i.Within(time.Minute).File(t.Context(), Container{Name: "quick"},
+		mdfile.FormPrivate, nil); err != nil {
 		t.Fatal(err)
 	}
 	dirs, err := filepath.Glob(filepath.Join(dir, "metadata", "default", "*", "*"))

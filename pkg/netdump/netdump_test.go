@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A list that the kernel breaks off is asked for again, until it is whole or does not become so. Any
-// other error ends it at once.
+// A list that the kernel breaks off is asked for again, until it is whole or does not become so.
+// Any other error ends it at once.
 func TestWhole(t *testing.T) {
 	broken := fmt.Errorf("list links: %w", netlink.ErrDumpInterrupted)
 	f := func(name string, interrupted int, interrupt, then error, wantCalls int, want error) {
@@ -25,7 +25,8 @@ func TestWhole(t *testing.T) {
 			return []string{"a", "b"}, then
 		})
 		if calls != wantCalls || !errors.Is(err, want) {
-			t.Errorf("%s: got %v after %d calls, want %v after %d", name, err, calls, want, wantCalls)
+			t.Errorf("%s: got %v after %d calls, want %v after %d", name, err, calls,
+				want, wantCalls)
 		}
 		if want == nil && !slices.Equal(all, []string{"a", "b"}) {
 			t.Errorf("%s: got %q, want the whole list", name, all)

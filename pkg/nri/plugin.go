@@ -36,9 +36,9 @@ const (
 	// fileTime is how long an answer waits for the directory of the metadata file.
 	fileTime = 40 * time.Millisecond
 
-	// staleEvery is the time between two looks whether the socket is still the one that metad is
-	// connected to. An Engine that is told to reload its configuration listens anew and forgets its
-	// plugins, without hanging up.
+	// staleEvery is the time between two looks whether the socket is still the one that metad
+	// is connected to. An Engine that is told to reload its configuration listens anew and
+	// forgets its plugins, without hanging up.
 	staleEvery = 2 * time.Second
 
 	retryFirst, retryLast = 50 * time.Millisecond, 5 * time.Second
@@ -123,7 +123,8 @@ func (p *Plugin) explain(held bool, err error, said *string) {
 	*said = text
 	switch {
 	case held:
-		p.cfg.Log.Info("no longer asked by the Docker Engine: connecting again", zap.Error(err))
+		p.cfg.Log.Info("no longer asked by the Docker Engine: connecting again",
+			zap.Error(err))
 	case p.cfg.Expected:
 		p.cfg.Log.Warn("no NRI: containers get nothing by it",
 			zap.String("socket", p.cfg.Socket), zap.Error(err))
@@ -172,7 +173,8 @@ func (p *Plugin) session(ctx context.Context) (held bool, err error) {
 		case <-ended:
 			return true, errors.New("connection closed")
 		case <-stale.C:
-			if now, err := os.Stat(p.cfg.Socket); err == nil && !os.SameFile(socket, now) {
+			if now, err := os.Stat(p.cfg.Socket); err == nil &&
+				!os.SameFile(socket, now) {
 				s.Stop()
 				return true, errors.New("it listens anew")
 			}
@@ -225,8 +227,8 @@ func (h *handler) CreateContainer(ctx context.Context, _ *api.PodSandbox, c *api
 func (p *Plugin) adjust(ctx context.Context, c inject.Container) *api.ContainerAdjustment {
 	plan := inject.Plan{URIs: p.inject.URIs(c)}
 	if p.cfg.NoFiles == nil || !p.cfg.NoFiles() {
-		// The Engine tells nobody whether the creation came about. The set of tasks will, or the
-		// sweep.
+		// The Engine tells nobody whether the creation came about. The set of tasks will,
+		// or the sweep.
 		plan.Entry, plan.Err = p.files.File(ctx, c, mdfile.FormPrivate,
 			func(e *mdfile.Entry) error { return e.Created(c.ID) })
 	}

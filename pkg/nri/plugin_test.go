@@ -52,9 +52,10 @@ type ground struct {
 	engine   *adaptation.Adaptation
 }
 
-// newGround returns a ground whose plugin has the time for its answers and files that the test gives: a
-// test of what is answered gives enough on a busy machine.
-func newGround(t *testing.T, runtime string, cfg inject.Config, guardTime, fileTime time.Duration) *ground {
+// newGround returns a ground whose plugin has the time for its answers and files that the test
+// gives: a test of what is answered gives enough on a busy machine.
+func newGround(t *testing.T, runtime string, cfg inject.Config, guardTime,
+	fileTime time.Duration) *ground {
 	t.Helper()
 	t.Setenv(asGuard, guardTime.String())      // inherited by the guards
 	dir, err := os.MkdirTemp("", "metad-nri-") // a socket's path may not be long
@@ -74,10 +75,12 @@ func (g *ground) startEngine(runtime string) {
 		_, err := call(ctx, nil, nil)
 		return err
 	}
-	update := func(context.Context, []*adaptation.ContainerUpdate) ([]*adaptation.ContainerUpdate, error) {
+	update := func(context.Context,
+		[]*adaptation.ContainerUpdate) ([]*adaptation.ContainerUpdate, error) {
 		return nil, nil
 	}
-	e, err := adaptation.New(runtime, "29.6", sync, update, adaptation.WithSocketPath(g.socket), adaptation.WithPluginPath(g.t.TempDir()))
+	e, err := adaptation.New(runtime, "29.6", sync, update, adaptation.WithSocketPath(g.socket),
+		adaptation.WithPluginPath(g.t.TempDir()))
 	if err == nil {
 		err = e.Start()
 	}
@@ -90,12 +93,14 @@ func (g *ground) startEngine(runtime string) {
 
 func (g *ground) startPlugin(cfg inject.Config) *Plugin {
 	g.t.Helper()
-	w, err := mdfile.NewWriter(mdfile.Config{DataDir: g.t.TempDir(), Layout: mdfile.Layout{DataDir: "/data"}}, zaptest.NewLogger(g.t))
+	w, err := mdfile.NewWriter(mdfile.Config{DataDir: g.t.TempDir(),
+		Layout: mdfile.Layout{DataDir: "/data"}}, zaptest.NewLogger(g.t))
 	if err != nil {
 		g.t.Fatal(err)
 	}
 	i := inject.New(cfg, w)
-	p := New(Config{Socket: g.socket, Guard: []string{"/proc/self/exe"}, Log: zaptest.NewLogger(g.t)}, i)
+	p := New(Config{Socket: g.socket, Guard: []string{"/proc/self/exe"},
+		Log: zaptest.NewLogger(g.t)}, i)
 	p.files = i.Within(g.fileTime)
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
@@ -123,10 +128,12 @@ func (g *ground) until(what string, ok func(env, mounts []string) bool) {
 
 func (g *ground) create(labels map[string]string, env ...string) (added, mounts []string) {
 	g.t.Helper()
-	resp, err := g.engine.CreateContainer(context.Background(), &adaptation.CreateContainerRequest{
-		Pod:       &adaptation.PodSandbox{Id: testID},
-		Container: &adaptation.Container{Id: testID, Name: "/app", Labels: labels, Env: env},
-	})
+	resp, err := g.engine.CreateContainer(context.Background(),
+		&adaptation.CreateContainerRequest{
+			Pod: &adaptation.PodSandbox{Id: testID},
+			Container: &adaptation.Container{Id: testID, Name: "/app", Labels: labels,
+				Env: env},
+		})
 	if err != nil {
 		g.t.Fatalf("the creation fails: %v", err)
 	}
@@ -134,7 +141,8 @@ func (g *ground) create(labels map[string]string, env ...string) (added, mounts 
 		added = append(added, e.ToOCI())
 	}
 	for _, m := range resp.GetAdjust().GetMounts() {
-		mounts = append(mounts, fmt.Sprint(m.Type, " ", m.Source, " ", m.Destination, " ", m.Options))
+		mounts = append(mounts, fmt.Sprint(m.Type, " ", m.Source, " ", m.Destination, " ",
+			m.Options))
 	}
 	return added, mounts
 }
@@ -146,18 +154,23 @@ func TestAdjust(t *testing.T) {
 	g := newGround(t, "docker", inject.Config{File: true, URIs: true}, time.Minute, time.Minute)
 	g.until("an answer", something)
 	env, mounts := g.create(nil)
-	if len(env) != 3 || !strings.HasPrefix(env[1], "ECS_CONTAINER_METADATA_URI_V4=http://169.254.170.2/v4/"+testID[:32]+"-") ||
-		!strings.HasPrefix(env[2], "ECS_CONTAINER_METADATA_FILE=/.metad/") || len(mounts) != 1 || !strings.HasPrefix(mounts[0], "bind /data/metadata/default/") {
+	if len(env) != 3 || !strings.HasPrefix(env[1],
+		"ECS_CONTAINER_METADATA_URI_V4=http://169.254.170.2/v4/"+testID[:32]+"-") ||
+		!strings.HasPrefix(env[2], "ECS_CONTAINER_METADATA_FILE=/.metad/") ||
+		len(mounts) != 1 || !strings.HasPrefix(mounts[0], "bind /data/metadata/default/") {
 		t.Errorf("got %q and %q", env, mounts)
 	}
-	if env, mounts := g.create(map[string]string{inject.LabelFile: "false", inject.LabelURIs: "false"}); env != nil || mounts != nil {
+	if env, mounts := g.create(map[string]string{inject.LabelFile: "false",
+		inject.LabelURIs: "false"}); env != nil || mounts != nil {
 		t.Errorf("label false: got %q and %q", env, mounts)
 	}
-	if env, _ := g.create(nil, "ECS_CONTAINER_METADATA_URI=http://mine", "ECS_CONTAINER_METADATA_FILE=/mine"); env != nil {
+	if env, _ := g.create(nil, "ECS_CONTAINER_METADATA_URI=http://mine",
+		"ECS_CONTAINER_METADATA_FILE=/mine"); env != nil {
 		t.Errorf("the user's own: got %q", env)
 	}
 	old := g.plugin.inject.URIs(inject.Container{})
-	if env, _ := g.create(map[string]string{inject.LabelFile: "false"}, old...); len(env) != 2 || slices.Contains(old, env[0]) {
+	if env, _ := g.create(map[string]string{inject.LabelFile: "false"},
+		old...); len(env) != 2 || slices.Contains(old, env[0]) {
 		t.Errorf("a copied configuration: got %q", env)
 	}
 }
@@ -188,7 +201,8 @@ func TestHung(t *testing.T) {
 	hang := make(chan struct{})
 	var hung bool
 	var mu sync.Mutex
-	g := newGround(t, "docker", inject.Config{URIs: true, Identify: func(map[string]string, string) (*task.Task, *task.Container) {
+	g := newGround(t, "docker", inject.Config{URIs: true, Identify: func(map[string]string,
+		string) (*task.Task, *task.Container) {
 		mu.Lock()
 		wait := hung
 		mu.Unlock()
@@ -228,7 +242,8 @@ func TestSlowFile(t *testing.T) {
 		}
 		return nil, nil
 	}
-	g := newGround(t, "docker", inject.Config{File: true, Identify: identify}, time.Minute, fileTime)
+	g := newGround(t, "docker", inject.Config{File: true, Identify: identify}, time.Minute,
+		fileTime)
 	g.until("a file", something)
 	hung.Store(true)
 	for range 3 {
@@ -237,7 +252,8 @@ func TestSlowFile(t *testing.T) {
 		}
 	}
 	if n := g.plugin.files.Late(); n != 1 || !g.plugin.Connected() {
-		t.Errorf("%d creations waited, connected: %v; want 1, and still the plugin", n, g.plugin.Connected())
+		t.Errorf("%d creations waited, connected: %v; want 1, and still the plugin", n,
+			g.plugin.Connected())
 	}
 	hung.Store(false)
 	close(hang)

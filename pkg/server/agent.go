@@ -51,9 +51,9 @@ func agentID(c *conn) string {
 	return ""
 }
 
-// agentDocuments gets metadata documents from the ECS agent, which knows more of its containers than
-// Docker does, and remembers whether the agent answers: while it is away, no request waits for it.
-// Safe for concurrent use.
+// agentDocuments gets metadata documents from the ECS agent, which knows more of its containers
+// than Docker does, and remembers whether the agent answers: while it is away, no request waits for
+// it. Safe for concurrent use.
 type agentDocuments struct {
 	agent    *agentproxy.Agent
 	patience time.Duration // with the agent, for one document
@@ -61,9 +61,10 @@ type agentDocuments struct {
 	metrics  *AgentMetrics
 	log      *zap.Logger
 
-	mu       sync.Mutex // guards what follows
-	retry    time.Time  // the agent is away, and not asked again before this; zero: it is not away
-	told     string     // the state that the log has
+	mu sync.Mutex // guards what follows
+	// the agent is away, and not asked again before this; zero: it is not away
+	retry    time.Time
+	told     string // the state that the log has
 	toldAt   time.Time
 	away     uint64 // documents of metad's own because the agent was away
 	disowned uint64 // documents of metad's own because the agent does not know the id
@@ -91,10 +92,12 @@ var (
 
 // get returns the agent's document at target. about tells whether it is the right one: a container
 // can have been started with an id that is another's.
-func (d *agentDocuments) get(ctx context.Context, target string, about func(doc []byte) bool) ([]byte, error) {
+func (d *agentDocuments) get(ctx context.Context, target string,
+	about func(doc []byte) bool) ([]byte, error) {
 	switch away, due := d.isAway(d.now()); {
 	case due:
-		go func() { _, _ = d.ask(ctx, target, about) }() // the request that finds it due does not wait either
+		// the request that finds it due does not wait either
+		go func() { _, _ = d.ask(ctx, target, about) }()
 		return nil, errAgentAway
 	case away:
 		return nil, errAgentAway
@@ -118,7 +121,8 @@ func (d *agentDocuments) isAway(now time.Time) (away, due bool) {
 }
 
 // ask asks the agent and takes note of whether it answers.
-func (d *agentDocuments) ask(ctx context.Context, target string, about func(doc []byte) bool) ([]byte, error) {
+func (d *agentDocuments) ask(ctx context.Context, target string,
+	about func(doc []byte) bool) ([]byte, error) {
 	start := time.Now()
 	status, doc, err := d.agent.Get(ctx, target, d.patience)
 	d.metrics.asked(start, err)
@@ -143,8 +147,8 @@ func (d *agentDocuments) ask(ctx context.Context, target string, about func(doc 
 // isUnknownID reports whether doc is the v3 error for an unknown id, which has status 500.
 func isUnknownID(doc []byte) bool { return bytes.Contains(doc, []byte("from v3 endpoint ID: ")) }
 
-// note takes note of what the agent did, and logs a change: the first one at once, and then not more
-// often than every 10 s, for an agent can be made to fail by the id that it is asked for.
+// note takes note of what the agent did, and logs a change: the first one at once, and then not
+// more often than every 10 s, for an agent can be made to fail by the id that it is asked for.
 func (d *agentDocuments) note(state string, away bool) {
 	now := d.now()
 	d.mu.Lock()

@@ -15,7 +15,8 @@ const (
 	endpointB     = "4f0c7d5e-1b1b-4f4e-9a3b-0d6c8f1e2a3b" // of B
 	credentialsID = "3a2b1c0d-1111-2222-3333-444455556666"
 	credentials   = `{"RoleArn":"arn:aws:iam::111122223333:role/r","AccessKeyId":"AKIA","SecretAccessKey":"s","Token":"t","Expiration":"2033-01-02T03:04:05Z"}`
-	taggedT       = `{"Cluster":"default","TaskARN":"` + arnT + `","TaskTags":{"a":"b"},"ContainerInstanceTags":{"c":"d"}}`
+	taggedT       = `{"Cluster":"default","TaskARN":"` + arnT +
+		`","TaskTags":{"a":"b"},"ContainerInstanceTags":{"c":"d"}}`
 )
 
 // fakeAgent answers as the ECS agent does what metad passes on, and keeps every byte it gets.

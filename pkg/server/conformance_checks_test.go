@@ -12,8 +12,8 @@ import (
 	"metad/pkg/task"
 )
 
-// validate is the agent's sample application, misc/taskmetadata-validator, check by check, on a task that
-// has just started: no sample yet.
+// validate is the agent's sample application, misc/taskmetadata-validator, check by check, on a
+// task that has just started: no sample yet.
 func validate(t *testing.T) {
 	h := newHost(t, testConfig(), newTask())
 	get := func(target string, into any) {
@@ -118,7 +118,8 @@ func stop(c *task.Container) {
 	c.FinishedAt = time.Date(2024, 1, 2, 3, 4, 7, 0, time.UTC)
 }
 
-var unknownBody = `"Unable to get task arn from request: unable to associate '` + addrU.String() + `' with task"`
+var unknownBody = `"Unable to get task arn from request: unable to associate '` + addrU.String() +
+	`' with task"`
 
 func unknown(t *testing.T, target string) {
 	t.Helper()
@@ -126,8 +127,8 @@ func unknown(t *testing.T, target string) {
 	want(t, h.get(t, addrU, target), 400, typeJSON, unknownBody)
 }
 
-// wantNoContainer asks for a container by id, as it stands in the path, and wants to be told that there is no
-// such thing, named as shown.
+// wantNoContainer asks for a container by id, as it stands in the path, and wants to be told that
+// there is no such thing, named as shown.
 func wantNoContainer(t *testing.T, id, shown string) {
 	t.Helper()
 	h := newHost(t, testConfig(), newTask(), newOther())
@@ -212,7 +213,8 @@ func keysOf(t *testing.T, doc string, want ...string) {
 func want(t *testing.T, r reply, status int, contentType, body string) {
 	t.Helper()
 	if r.StatusCode != status || r.Header.Get("Content-Type") != contentType || r.body != body {
-		t.Errorf("got %d %q %s\nwant %d %q %s", r.StatusCode, r.Header.Get("Content-Type"), r.body, status, contentType, body)
+		t.Errorf("got %d %q %s\nwant %d %q %s", r.StatusCode, r.Header.Get("Content-Type"),
+			r.body, status, contentType, body)
 	}
 }
 

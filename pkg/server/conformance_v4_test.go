@@ -9,14 +9,15 @@ import (
 	"metad/pkg/task"
 )
 
-// The rows V of docs/ecs-agent.md, and what metad adds to the agent's v3 and v4: the kernel's proof, names,
-// the host's view.
+// The rows V of docs/ecs-agent.md, and what metad adds to the agent's v3 and v4: the kernel's
+// proof, names, the host's view.
 
 const (
 	idW = "1111111111111111111111111111111111111111111111111111111111111111"
 	idD = "2222222222222222222222222222222222222222222222222222222222222222"
 
-	endpointW = "99999999999999999999999999999999-11111111111111111111111111111111" // metad's own form
+	// metad's own form
+	endpointW = "99999999999999999999999999999999-11111111111111111111111111111111"
 	endpointD = "99999999999999999999999999999999-22222222222222222222222222222222"
 
 	arnShop = "arn:aws:ecs:us-west-2:111122223333:task/default/99999999999999999999999999999999"
@@ -30,7 +31,9 @@ var (
 // v4Sample is a sample as the sampler stores it: the v2 form is a prefix of the v4 form.
 func v4Sample(id string) *task.Sample {
 	v2 := `{"read":"2024-01-02T03:04:05Z","id":"` + id + `"`
-	return &task.Sample{JSON: []byte(v2 + `,"network_rate_stats":{"rx_bytes_per_sec":1,"tx_bytes_per_sec":2.5}}`), V2: len(v2)}
+	return &task.Sample{
+		JSON: []byte(
+			v2 + `,"network_rate_stats":{"rx_bytes_per_sec":1,"tx_bytes_per_sec":2.5}}`), V2: len(v2)}
 }
 
 // newAwsvpc is T with the agent's endpoint id, and a sample of A but none of P.
@@ -43,20 +46,22 @@ func newAwsvpc() *task.Task {
 	return tk
 }
 
-// newShop is a task on a Docker network whose two containers have addresses and ids of their own, with a
-// sample of one.
+// newShop is a task on a Docker network whose two containers have addresses and ids of their own,
+// with a sample of one.
 func newShop() *task.Task {
 	web, db := running(idW, "web"), running(idD, "db")
 	for i, c := range []*task.Container{web, db} {
 		c.DockerName = "shop-" + c.Name + "-1"
 		c.Networks = nil
 		c.NetworkMode = "shop_default"
-		c.DockerNetworks = []task.DockerNetwork{{Name: "shop_default", IPAddress: fmt.Sprintf("127.1.0.%d", 4+i)}}
+		c.DockerNetworks = []task.DockerNetwork{{Name: "shop_default",
+			IPAddress: fmt.Sprintf("127.1.0.%d", 4+i)}}
 	}
 	web.EndpointID, db.EndpointID = endpointW, endpointD
 	web.Stats.Store(v4Sample(idW))
 	return &task.Task{
-		ID: "99999999999999999999999999999999", ARN: arnShop, Cluster: "default", Family: "shop", Revision: "1",
+		ID: "99999999999999999999999999999999", ARN: arnShop, Cluster: "default",
+		Family: "shop", Revision: "1",
 		DesiredStatus: task.StatusRunning, KnownStatus: task.StatusRunning,
 		Containers: []*task.Container{web, db},
 		Endpoints: []task.Endpoint{
@@ -108,8 +113,10 @@ func testV02(t *testing.T) {
 }
 
 const (
-	v3Container = "V3 container metadata handler: unable to get container ID from request: unable to get docker ID from v3 endpoint ID: "
-	v3Task      = "V3 task metadata handler: unable to get task arn from request: unable to get task Arn from v3 endpoint ID: "
+	v3Container = "V3 container metadata handler: unable to get container ID from request: " +
+		"unable to get docker ID from v3 endpoint ID: "
+	v3Task = "V3 task metadata handler: unable to get task arn from request: unable to get " +
+		"task Arn from v3 endpoint ID: "
 )
 
 func testV03(t *testing.T) {
@@ -131,13 +138,16 @@ func testV04(t *testing.T) {
 func testV05(t *testing.T) {
 	h := newV4Host(t)
 	for _, version := range []string{"/v3/", "/v4/"} {
-		for _, form := range []string{"/", "/task/", "/task/stats/", "/stats/", "/taskWithTags/", "/wrong"} {
+		for _, form := range []string{"/", "/task/", "/task/stats/", "/stats/",
+			"/taskWithTags/", "/wrong"} {
 			want(t, h.get(t, addrT, version+endpointA+form), 404, typeText, "404 page not found\n")
 		}
 	}
-	for _, path := range []string{"/v3/self/", "/v4/task/", "/v4/containers/app/", "/v4/containers/", "/v4/containers//task", "/v5/x", "/v45", "/V4"} {
+	for _, path := range []string{"/v3/self/", "/v4/task/", "/v4/containers/app/",
+		"/v4/containers/", "/v4/containers//task", "/v5/x", "/v45", "/V4"} {
 		r := h.get(t, addrT, path)
-		if r.StatusCode != 404 && r.StatusCode != 301 || r.Header.Get("Content-Type") == typeJSON {
+		if r.StatusCode != 404 && r.StatusCode != 301 ||
+			r.Header.Get("Content-Type") == typeJSON {
 			t.Errorf("%s: got %d %s", path, r.StatusCode, r.body)
 		}
 	}
@@ -165,7 +175,8 @@ func testV08(t *testing.T) {
 	for _, id := range []string{"bad", "", endpointW[:20], "containers"} {
 		wantText(t, h.get(t, addrT, "/v4/"+id), 404, v4(v3Container)+id)
 	}
-	for form, handler := range map[string]string{"/task": "task metadata", "/taskWithTags": "task metadata", "/stats": "container stats", "/task/stats": "task stats"} {
+	for form, handler := range map[string]string{"/task": "task metadata",
+		"/taskWithTags": "task metadata", "/stats": "container stats", "/task/stats": "task stats"} {
 		wantText(t, h.get(t, addrT, "/v4/bad"+form), 404, v4(strings.Replace(v3Task, "task metadata", handler, 1))+"bad")
 	}
 }
@@ -224,7 +235,8 @@ func TestV4Stopped(t *testing.T) {
 	}
 }
 
-// Without statistics, and for a task without containers, v4's error is the server's where v3's is the client's.
+// Without statistics, and for a task without containers, v4's error is the server's where v3's is
+// the client's.
 func TestV4NoStats(t *testing.T) {
 	h := newV4Host(t, func(c *Config) { c.NoStats = true })
 	wantText(t, h.get(t, addrW, "/v3/stats"), 400, "Unable to get container stats for: "+idW)
@@ -258,14 +270,16 @@ func TestSelf(t *testing.T) {
 	want(t, h.get(t, addrT, "/v4"), 200, typeJSON, each[0][task.V4].String())
 }
 
-// Where nothing tells which container asks, the answer says so, and the task is told of all the same.
+// Where nothing tells which container asks, the answer says so, and the task is told of all the
+// same.
 func TestSelfAmbiguous(t *testing.T) {
 	tk := newAwsvpc()
 	other := running(idD, "other")
 	other.NetworkMode = "container:" + idP
 	tk.Containers = append(tk.Containers, other)
 	h := newHost(t, testConfig(), tk)
-	const why = "more than one container of task '" + arnT + "' can have sent it from '127.1.0.2'"
+	const why = "more than one container of task '" + arnT +
+		"' can have sent it from '127.1.0.2'"
 	wantText(t, h.get(t, addrT, "/v4"), 404, "V4 container metadata handler: unable to get container ID from request: "+why)
 	wantText(t, h.get(t, addrT, "/v3/self"), 404, "V3 container metadata handler: unable to get container ID from request: "+why)
 	wantText(t, h.get(t, addrT, "/v4/self/stats"), 404, "V4 container stats handler: unable to get task arn from request: "+why)
@@ -298,9 +312,11 @@ func TestNames(t *testing.T) {
 		want(t, h.get(t, addrW, "/v4/containers/"+name+"/stats"), 200, typeJSON, "{}")
 	}
 	want(t, h.get(t, addrT, "/v4/containers/~internal~ecs~pause/stats"), 200, typeJSON, "{}")
-	for _, name := range []string{"app", "other", "web2", endpointW, idW} { // another task's, nobody's, no names
+	// another task's, nobody's, no names
+	for _, name := range []string{"app", "other", "web2", endpointW, idW} {
 		wantText(t, h.get(t, addrW, "/v4/containers/"+name), 404,
-			"V4 container metadata handler: unable to get container ID from request: task '"+arnShop+"' has no container '"+name+"'")
+			"V4 container metadata handler: unable to get container ID from "+
+				"request: task '"+arnShop+"' has no container '"+name+"'")
 	}
 }
 
@@ -350,9 +366,11 @@ func TestHostTasks(t *testing.T) {
 	tk.Containers[0].Labels = map[string]string{LabelHostTasks: "true"}
 	tk.Containers[1].Labels = map[string]string{LabelHostTasks: "false"}
 	h := newHost(t, testConfig(), tk, newAwsvpc(), newOther())
-	all := "[" + taskDocument(task.V4, newAwsvpc()) + "," + taskDocument(task.V4, tk) + "," + taskDocument(task.V4, newOther()) + "]"
+	all := "[" + taskDocument(task.V4, newAwsvpc()) + "," + taskDocument(task.V4, tk) + "," +
+		taskDocument(task.V4, newOther()) + "]"
 	a, w := string(v4Sample(idA).JSON), string(v4Sample(idW).JSON)
-	stats := `{"` + idA + `":` + a + `,"` + idP + `":{},"` + idW + `":` + w + `,"` + idD + `":{},"` + idB + `":{}}`
+	stats := `{"` + idA + `":` + a + `,"` + idP + `":{},"` + idW + `":` + w + `,"` + idD +
+		`":{},"` + idB + `":{}}`
 	for _, who := range []string{"/v4", "/v4/self", "/v4/containers/web", "/v4/" + endpointW} {
 		want(t, h.get(t, addrW, who+"/tasks"), 200, typeJSON, all)
 		want(t, h.get(t, addrW, who+"/tasks/stats"), 200, typeJSON, stats)

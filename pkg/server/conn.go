@@ -70,7 +70,8 @@ type conn struct {
 	passedOn bool   // the request in hand is the agent's; the last one of the connection
 	question        // the one in hand
 
-	ahead bool  // what was sent before the last answer may not be all read; by who reads, or the handler
+	// what was sent before the last answer may not be all read; by who reads, or the handler
+	ahead bool
 	sent  int64 // bytes since the last request; by who writes, or the handler
 
 	all *conns
@@ -82,13 +83,14 @@ type conn struct {
 
 // question is what a client asks for, and what that was found to be.
 type question struct {
-	target    target
-	view      *lookup.View
-	container *lookup.ContainerView // of view; nil if the request is not about one, or nothing tells which
+	target target
+	view   *lookup.View
+	// of view; nil if the request is not about one, or nothing tells which
+	container *lookup.ContainerView
 }
 
-// Read notes whether there may be more than p has room for: a client that waits for its answers never
-// has that much to say.
+// Read notes whether there may be more than p has room for: a client that waits for its answers
+// never has that much to say.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	c.ahead = n == len(p)
@@ -280,8 +282,8 @@ type listener struct {
 	err error // why Accept gave up; read after Serve returned
 }
 
-// Accept returns io.EOF when no more connections are to come. One that was accepted before it learned
-// that the server is stopping is served: nobody else can.
+// Accept returns io.EOF when no more connections are to come. One that was accepted before it
+// learned that the server is stopping is served: nobody else can.
 func (l *listener) Accept() (net.Conn, error) {
 	for {
 		nc, err := l.Listener.Accept()

@@ -24,8 +24,9 @@ const (
 type failure struct {
 	status      int
 	contentType string
-	// body is the answer's. In a text that names something, {addr} stands for the source address,
-	// {arn} for the task and {id} for the container: its Docker id, or what the path calls it.
+	// body is the answer's. In a text that names something, {addr} stands for the source
+	// address, {arn} for the task and {id} for the container: its Docker id, or what the path
+	// calls it.
 	body   string
 	names  bool // body has such a word, and the answer is the text as a JSON string
 	closes bool // the connection cannot be used afterwards
@@ -40,28 +41,41 @@ var (
 	errHeaderTooLong  = plainText(http.StatusRequestHeaderFieldsTooLarge)
 	errBodyTooLong    = plainText(http.StatusRequestEntityTooLarge)
 	errTooSlow        = plainText(http.StatusRequestTimeout)
-	errPanicked       = &failure{status: http.StatusInternalServerError, contentType: typeJSON, body: "{}", closes: true}
+	errPanicked       = &failure{status: http.StatusInternalServerError, contentType: typeJSON,
+		body: "{}", closes: true}
 )
 
 // Requests that could be read.
 var (
-	errNoRoute = &failure{status: http.StatusNotFound, contentType: typeText, body: "404 page not found\n",
+	errNoRoute = &failure{status: http.StatusNotFound, contentType: typeText,
+		body:   "404 page not found\n",
 		header: [2]string{"X-Content-Type-Options", "nosniff"}}
-	errLimited = &failure{status: http.StatusTooManyRequests, contentType: typeText, body: "You have reached maximum request limit."}
+	errLimited = &failure{status: http.StatusTooManyRequests, contentType: typeText,
+		body: "You have reached maximum request limit."}
 
-	errUnknownSource = jsonText(http.StatusBadRequest, "Unable to get task arn from request: unable to associate '{addr}' with task")
-	errNoTask        = jsonText(http.StatusBadRequest, "Unable to generate metadata for task: '{arn}'")
-	errNoContainer   = jsonText(http.StatusBadRequest, "Unable to generate metadata for container '{id}'")
-	errNoStats       = jsonText(http.StatusBadRequest, "Unable to get container stats for: {id}")
-	errNoTaskStats   = jsonText(http.StatusBadRequest, "Unable to get task stats for: {arn}")
-	errNoStatsV4     = jsonText(http.StatusInternalServerError, "Unable to get container stats for: {id}")
-	errNoTaskStatsV4 = jsonText(http.StatusInternalServerError, "Unable to get task stats for: {arn}")
-	errWhichV2       = jsonText(http.StatusNotFound, "Unable to get container ID from request: "+whichContainer)
+	errUnknownSource = jsonText(http.StatusBadRequest,
+		"Unable to get task arn from request: unable to associate '{addr}' with task")
+	errNoTask = jsonText(http.StatusBadRequest,
+		"Unable to generate metadata for task: '{arn}'")
+	errNoContainer = jsonText(http.StatusBadRequest,
+		"Unable to generate metadata for container '{id}'")
+	errNoStats = jsonText(http.StatusBadRequest,
+		"Unable to get container stats for: {id}")
+	errNoTaskStats = jsonText(http.StatusBadRequest, "Unable to get task stats for: {arn}")
+	errNoStatsV4   = jsonText(http.StatusInternalServerError,
+		"Unable to get container stats for: {id}")
+	errNoTaskStatsV4 = jsonText(http.StatusInternalServerError,
+		"Unable to get task stats for: {arn}")
+	errWhichV2 = jsonText(http.StatusNotFound, "Unable to get container ID from request: "+
+		whichContainer)
 
-	errBusy = jsonError(http.StatusServiceUnavailable, "Busy", "too many requests of this task or host are being answered",
+	errBusy = jsonError(http.StatusServiceUnavailable, "Busy",
+		"too many requests of this task or host are being answered",
 		"Retry-After", "1")
-	errAgentFailed = jsonError(http.StatusBadGateway, "AgentFailed", "the ECS agent closed the connection or sent no valid answer")
-	errAgentSlow   = jsonError(http.StatusGatewayTimeout, "AgentTimeout", "the ECS agent did not answer in time")
+	errAgentFailed = jsonError(http.StatusBadGateway, "AgentFailed",
+		"the ECS agent closed the connection or sent no valid answer")
+	errAgentSlow = jsonError(http.StatusGatewayTimeout, "AgentTimeout",
+		"the ECS agent did not answer in time")
 )
 
 // plainText is net/http's way of telling an error.
@@ -79,7 +93,8 @@ func jsonText(status int, text string) *failure {
 // the agent's credentials paths, of which AWS SDKs show code and message.
 func jsonError(status int, code, message string, header ...string) *failure {
 	f := &failure{status: status, contentType: typeJSON,
-		body: fmt.Sprintf(`{"code":%q,"message":%q,"HTTPErrorCode":%d}`, code, message, status)}
+		body: fmt.Sprintf(`{"code":%q,"message":%q,"HTTPErrorCode":%d}`, code, message,
+			status)}
 	copy(f.header[:], header)
 	return f
 }
@@ -128,7 +143,8 @@ func (f *failure) text(c *conn) []byte {
 	if c.container != nil {
 		id = c.container.ID
 	}
-	named := strings.NewReplacer("{addr}", c.remote.Addr().String(), "{arn}", arn, "{id}", id).Replace(f.body)
+	named := strings.NewReplacer("{addr}", c.remote.Addr().String(), "{arn}", arn, "{id}",
+		id).Replace(f.body)
 	b, _ := json.Marshal(named) // a string always has a JSON form
 	return b
 }
@@ -152,6 +168,8 @@ func (f *failure) raw() []byte {
 	if f.header[0] != "" {
 		more = f.header[0] + ": " + f.header[1] + "\r\n"
 	}
-	return fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n%sConnection: close\r\n\r\n%s",
+	return fmt.Appendf(nil,
+		"HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n%sConnection: "+
+			"close\r\n\r\n%s",
 		f.status, http.StatusText(f.status), f.contentType, len(f.body), more, f.body)
 }

@@ -88,7 +88,8 @@ func TestAgentsDocuments(t *testing.T) {
 			want(t, h.get(t, addrT, self+"/taskWithTags"), 200, typeJSON, taggedT)
 		}
 	}
-	if r := h.do(t, addrT, "HEAD", "/v4/"+endpointA); r.StatusCode != 200 || r.ContentLength != int64(len(agentsContainer)) {
+	if r := h.do(t, addrT, "HEAD", "/v4/"+endpointA); r.StatusCode != 200 ||
+		r.ContentLength != int64(len(agentsContainer)) {
 		t.Errorf("HEAD: got %d, length %d", r.StatusCode, r.ContentLength)
 	}
 	want(t, h.send(t, addrT, "POST /v4/"+endpointA+" HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello"), 200, typeJSON, agentsContainer)
@@ -133,8 +134,10 @@ func TestUnknownIDIsPassedOn(t *testing.T) {
 	own, _ := beside(t, a, func(c *Config) { c.OwnIDsOnly = true })
 	asked := a.asked.Load()
 	for _, id := range []string{unknown, endpointA} {
-		if r := own.get(t, addrU, "/v4/"+id); r.StatusCode != 404 || a.asked.Load() != asked {
-			t.Errorf("own ids only: got %d %s, asked %d times", r.StatusCode, r.body, a.asked.Load()-asked)
+		if r := own.get(t, addrU, "/v4/"+id); r.StatusCode != 404 ||
+			a.asked.Load() != asked {
+			t.Errorf("own ids only: got %d %s, asked %d times", r.StatusCode, r.body,
+				a.asked.Load()-asked)
 		}
 	}
 }
@@ -146,8 +149,8 @@ func TestNoStatsIsPassedOn(t *testing.T) {
 	wantText(t, h.get(t, addrW, "/v4/"+endpointW+"/stats"), 500, "Unable to get container stats for: "+idW)
 }
 
-// An agent that answers with an error, does not know the id, or takes it for another container's, is
-// asked again the next time; the answer is metad's own.
+// An agent that answers with an error, does not know the id, or takes it for another container's,
+// is asked again the next time; the answer is metad's own.
 func TestAgentRefuses(t *testing.T) {
 	a := &documentAgent{}
 	h, logs := beside(t, a)
@@ -185,7 +188,10 @@ func TestAgentAway(t *testing.T) {
 	want(t, h.get(t, addrU, "/v4/"+endpointA), 200, typeJSON, agentsContainer)
 	goOn := make(chan struct{})
 	a.hang.Store(&goOn)
-	own := func() { t.Helper(); want(t, h.get(t, addrU, "/v4/"+endpointA), 200, typeJSON, ownContainer(task.V4)) }
+	own := func() {
+		t.Helper()
+		want(t, h.get(t, addrU, "/v4/"+endpointA), 200, typeJSON, ownContainer(task.V4))
+	}
 	own()
 	for range 20 {
 		own()
@@ -251,7 +257,9 @@ func TestAgentRestarts(t *testing.T) {
 				default:
 					t.Errorf("metadata: got %d %s", r.StatusCode, r.body)
 				}
-				if r := h.get(t, addrT, "/v4/"+endpointA+"/stats"); r.body != string(v4Sample(idA).JSON) {
+				if r := h.get(t, addrT,
+					"/v4/"+endpointA+"/stats"); r.body != string(
+					v4Sample(idA).JSON) {
 					t.Errorf("statistics: got %d %s", r.StatusCode, r.body)
 				}
 				stats.Add(1)
@@ -276,7 +284,8 @@ func TestAgentRestarts(t *testing.T) {
 	close(stop)
 	wg.Wait()
 	s.Close()
-	t.Logf("%d documents of the agent's, %d of metad's own, %d statistics", agents.Load(), own.Load(), stats.Load())
+	t.Logf("%d documents of the agent's, %d of metad's own, %d statistics", agents.Load(),
+		own.Load(), stats.Load())
 }
 
 func TestIsAgentID(t *testing.T) {

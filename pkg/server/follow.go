@@ -71,10 +71,11 @@ func (s *Server) followContainerStats(l *lines, r *question) {
 // it: the sampler takes a task's samples one after the other.
 const together = 20 * time.Millisecond
 
-// followTaskStats writes the task's statistics whenever one of its containers has a new sample, until
-// the task is no more.
+// followTaskStats writes the task's statistics whenever one of its containers has a new sample,
+// until the task is no more.
 func (s *Server) followTaskStats(l *lines, r *question) {
-	subs := subscriptions{samples: s.cfg.Samples, news: make(chan struct{}, 1), cancels: map[string]func(){}}
+	subs := subscriptions{samples: s.cfg.Samples, news: make(chan struct{}, 1),
+		cancels: map[string]func(){}}
 	defer subs.close()
 	var line bytes.Buffer
 	for {
@@ -111,7 +112,8 @@ func (s *Server) followTaskStats(l *lines, r *question) {
 // subscriptions follow the samples of a task's containers. It is for one goroutine.
 type subscriptions struct {
 	samples Samples
-	news    chan struct{}     // one is in it if there was a new sample since it was last looked at
+	// one is in it if there was a new sample since it was last looked at
+	news    chan struct{}
 	cancels map[string]func() // by Docker id
 }
 

@@ -29,8 +29,8 @@ func ended(t *testing.T, r io.Reader) {
 	}
 }
 
-// A stream of a metadata document is the document now, and again whenever it has changed; it ends when
-// what it is about is no more.
+// A stream of a metadata document is the document now, and again whenever it has changed; it ends
+// when what it is about is no more.
 func TestFollowDocument(t *testing.T) {
 	for _, of := range []struct {
 		target   string

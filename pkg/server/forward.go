@@ -38,8 +38,8 @@ func (s *Server) forward(ctx *fasthttp.RequestCtx, c *conn, unanswered *failure)
 		_ = x.Close()
 		s.forwards.give(c.src)
 	})
-	// Answers to pipelined requests before this one may still be in fasthttp's buffer. It writes
-	// them before it calls the handler, which is why the exchange has to wait for it.
+	// Answers to pipelined requests before this one may still be in fasthttp's buffer. It
+	// writes them before it calls the handler, which is why the exchange has to wait for it.
 	c.passedOn = true
 	s.hijack(ctx, func(net.Conn) { s.metrics.Requests.asked(start, x.Run(c)) })
 	return nil

@@ -21,8 +21,8 @@ import (
 // heldBytes is how much of an answer is held back until it is known to be whole.
 const heldBytes = 64 << 10
 
-// What the agent gets is what the client sent, and the other way round, byte for byte, but for the lines that
-// concern one connection only.
+// What the agent gets is what the client sent, and the other way round, byte for byte, but for the
+// lines that concern one connection only.
 func TestForwardBytes(t *testing.T) {
 	f := func(name, sent, got, answered, received string) {
 		t.Helper()
@@ -53,50 +53,75 @@ func TestForwardBytes(t *testing.T) {
 			}
 		})
 	}
-	const ok, okGot = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
+	const ok, okGot = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+		"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 
-	head := "FROB /v4/a%2Fb;p?q=%zz&&u=http://h/ HTTP/1.1\r\nHost: 169.254.170.2\r\naCCEPT:  a\t\r\nX-B: 1\r\nx-a: \xe9\r\nX-B: 2\r\n" +
+	head := "FROB /v4/a%2Fb;p?q=%zz&&u=http://h/ HTTP/1.1\r\nHost: 169.254.170.2\r\naCCEPT: " +
+		" a\t\r\nX-B: 1\r\nx-a: \xe9\r\nX-B: 2\r\n" +
 		"Authorization: t=\r\nCookie: a=b; c\r\nUser-Agent:\r\nX-Forwarded-For: 1.2.3.4\r\n"
-	answer := "HTTP/1.1 299 Very fine \r\nDate: yesterday\r\nServer: a\r\nset-cookie: a=b\r\nX-Z: 1\r\nSet-Cookie: c=d\r\nContent-Length: 5\r\nx-y:\r\nContent-Type: x\r\n"
+	answer := "HTTP/1.1 299 Very fine \r\nDate: yesterday\r\nServer: a\r\nset-cookie: " +
+		"a=b\r\nX-Z: 1\r\nSet-Cookie: c=d\r\nContent-Length: 5\r\nx-y:\r\nContent-Type: " +
+		"x\r\n"
 	f("order and spelling", head+"\r\n", head+"Connection: close\r\n\r\n",
 		answer+"\r\nhe\x00lo", answer+"Connection: close\r\n\r\nhe\x00lo")
 
 	f("hop-by-hop stays here",
-		"GET /v4/x HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, X-Mine, host\r\nKeep-Alive: 5\r\nX-Mine: 1\r\nProxy-Connection: x\r\nTE: trailers\r\nTrailer: a\r\nUpgrade: h2c\r\nX-Other: 1\r\n\r\n",
+		"GET /v4/x HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, X-Mine, "+
+			"host\r\nKeep-Alive: 5\r\nX-Mine: 1\r\nProxy-Connection: x\r\nTE: "+
+			"trailers\r\nTrailer: a\r\nUpgrade: h2c\r\nX-Other: 1\r\n\r\n",
 		"GET /v4/x HTTP/1.1\r\nHost: h\r\nX-Other: 1\r\nConnection: close\r\n\r\n",
-		"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5\r\nContent-Length: 2\r\n\r\nok", okGot)
+		"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nKeep-Alive: "+
+			"timeout=5\r\nContent-Length: 2\r\n\r\nok", okGot)
 
 	f("body", "PUT /api/e HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello", "PUT /api/e HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello", ok, okGot)
 	f("body of a GET", "GET /api/e HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello", "GET /api/e HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello", ok, okGot)
-	f("chunks", "PUT /api/e HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Trailer: 1\r\n\r\n",
-		"PUT /api/e HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n5\r\nhello\r\n0\r\n\r\n", ok, okGot)
-	f("expectation", "PUT /api/e HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nhello",
-		"PUT /api/e HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nExpect: 100-continue\r\nConnection: close\r\n\r\nhello",
+	f("chunks", "PUT /api/e HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: "+
+		"chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Trailer: 1\r\n\r\n",
+		"PUT /api/e HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nConnection: "+
+			"close\r\n\r\n5\r\nhello\r\n0\r\n\r\n", ok, okGot)
+	f("expectation",
+		"PUT /api/e HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nExpect: "+
+			"100-continue\r\n\r\nhello",
+		"PUT /api/e HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nExpect: "+
+			"100-continue\r\nConnection: close\r\n\r\nhello",
 		"HTTP/1.1 100 Continue\r\n\r\n"+ok, "HTTP/1.1 100 Continue\r\n\r\n"+okGot)
-	f("HTTP/1.0", "GET /v4/x HTTP/1.0\r\n\r\n", "GET /v4/x HTTP/1.0\r\nConnection: close\r\n\r\n",
+	f("HTTP/1.0", "GET /v4/x HTTP/1.0\r\n\r\n",
+		"GET /v4/x HTTP/1.0\r\nConnection: close\r\n\r\n",
 		"HTTP/1.0 200 OK\r\n\r\nok", "HTTP/1.0 200 OK\r\nConnection: close\r\n\r\nok")
 	f("absolute form", "GET http://h/v4/x HTTP/1.1\r\nHost: h\r\n\r\n", "GET http://h/v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", ok, okGot)
-	f("HEAD", "HEAD /v4/x HTTP/1.1\r\nHost: h\r\n\r\n", "HEAD /v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
-		"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\nConnection: close\r\n\r\n")
-	f("not modified", "GET /v4/x HTTP/1.1\r\nHost: h\r\n\r\n", "GET /v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
-		"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n", "HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\nConnection: close\r\n\r\n")
+	f("HEAD", "HEAD /v4/x HTTP/1.1\r\nHost: h\r\n\r\n",
+		"HEAD /v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nConnection: close\r\n\r\n")
+	f("not modified", "GET /v4/x HTTP/1.1\r\nHost: h\r\n\r\n",
+		"GET /v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
+		"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n",
+		"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\nConnection: close\r\n\r\n")
 	chunked := "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X\r\n"
-	f("chunked answer", "GET /v4/x HTTP/1.1\r\nHost: h\r\n\r\n", "GET /v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
-		chunked+"\r\n1;ext=1\r\na\r\n2\r\nbc\r\n0\r\nX: 1\r\n\r\n", chunked+"Connection: close\r\n\r\n1;ext=1\r\na\r\n2\r\nbc\r\n0\r\nX: 1\r\n\r\n")
-	f("more than it said", "GET /v4/x HTTP/1.1\r\nHost: h\r\n\r\n", "GET /v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
+	f("chunked answer", "GET /v4/x HTTP/1.1\r\nHost: h\r\n\r\n",
+		"GET /v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
+		chunked+"\r\n1;ext=1\r\na\r\n2\r\nbc\r\n0\r\nX: 1\r\n\r\n",
+		chunked+"Connection: close\r\n\r\n1;ext=1\r\na\r\n2\r\nbc\r\n0\r\nX: 1\r\n\r\n")
+	f("more than it said", "GET /v4/x HTTP/1.1\r\nHost: h\r\n\r\n",
+		"GET /v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
 		ok+"HTTP/1.1 200 OK\r\n\r\nsmuggled", okGot)
-	f("end of connection", "GET /v4/x HTTP/1.1\r\nHost: h\r\n\r\n", "GET /v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
-		"HTTP/1.1 200\r\n\r\nuntil the end", "HTTP/1.1 200\r\nConnection: close\r\n\r\nuntil the end")
+	f("end of connection", "GET /v4/x HTTP/1.1\r\nHost: h\r\n\r\n",
+		"GET /v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
+		"HTTP/1.1 200\r\n\r\nuntil the end",
+		"HTTP/1.1 200\r\nConnection: close\r\n\r\nuntil the end")
 	failed := string(errAgentFailed.raw())
-	const get, getGot = "GET /v4/x HTTP/1.1\r\nHost: h\r\n\r\n", "GET /v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
-	for _, body := range []string{"Content-Length: 99\r\n\r\nok", "Transfer-Encoding: chunked\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n5\r\nok",
+	const get, getGot = "GET /v4/x HTTP/1.1\r\nHost: h\r\n\r\n",
+		"GET /v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+	for _, body := range []string{"Content-Length: 99\r\n\r\nok",
+		"Transfer-Encoding: chunked\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n5\r\nok",
 		"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n", "Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n", "Transfer-Encoding: chunked\r\n\r\nzz\r\n",
 		"Transfer-Encoding: gzip\r\n\r\nzz\r\n"} {
 		f("closing mid-answer", get, getGot, "HTTP/1.1 200 OK\r\n"+body, failed)
 	}
 	// Of an answer that is too long to be held, the client gets what there is.
 	long := strings.Repeat("x", 2*heldBytes)
-	for _, h := range []string{"Content-Length: 999999\r\n", "", "Transfer-Encoding: chunked\r\n"} {
+	for _, h := range []string{"Content-Length: 999999\r\n", "",
+		"Transfer-Encoding: chunked\r\n"} {
 		body := long
 		if strings.HasPrefix(h, "T") {
 			body = fmt.Sprintf("%x\r\n%s", heldBytes+9, long)
@@ -113,13 +138,15 @@ func TestForwardBytes(t *testing.T) {
 		f("as long as is held, chunks", get, getGot, "HTTP/1.1 200 OK\r\n"+h+"\r\n"+body, "HTTP/1.1 200 OK\r\n"+h+"Connection: close\r\n\r\n"+body)
 	}
 	f("no answer", "GET /v4/x HTTP/1.1\r\nHost: h\r\n\r\n", "GET /v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", "", failed)
-	for _, garbage := range []string{"hello\r\n\r\n", "HTTP/1.1 101 Switching Protocols\r\n\r\n", "HTTP/2.0 200 OK\r\n\r\n", "HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+	for _, garbage := range []string{"hello\r\n\r\n",
+		"HTTP/1.1 101 Switching Protocols\r\n\r\n", "HTTP/2.0 200 OK\r\n\r\n", "HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
 		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n2\r\nok\r\n0\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
 		"HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\nok", "HTTP/1.1 200 O\rK\r\n\r\n",
 		"HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 70_000) + "\r\n\r\n", "HTTP/1.1 200 OK\r\n" + strings.Repeat("X: y\r\n", 20_000) + "\r\n"} {
 		f("garbage", "GET /v4/x HTTP/1.1\r\nHost: h\r\n\r\n", "GET /v4/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", garbage, failed)
 	}
-	// What was asked before it in the same breath is answered first; what comes after, not at all.
+	// What was asked before it in the same breath is answered first; what comes after, not at
+	// all.
 	f("pipelined", "GET /none HTTP/1.1\r\nHost: h\r\n\r\nGET /v4/x HTTP/1.1\r\nHost: h\r\n\r\n", "GET /none HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", ok, okGot)
 }
 
@@ -127,7 +154,8 @@ func TestForwardBytes(t *testing.T) {
 func TestForwardAfterPipelined(t *testing.T) {
 	h := newHost(t, newAgent(t).config(), newTask())
 	c := h.dial(t, addrT)
-	_, _ = c.Write(append(request("/v2/metadata/"+idA), request("/v2/credentials/"+credentialsID)...))
+	_, _ = c.Write(append(request("/v2/metadata/"+idA),
+		request("/v2/credentials/"+credentialsID)...))
 	r := bufio.NewReader(c)
 	if got := read(t, r, "GET"); !strings.HasPrefix(got.body, `{"DockerId":"`+idA) {
 		t.Errorf("first: got %s", got.body)
@@ -160,11 +188,16 @@ func TestForwardLargeBodies(t *testing.T) {
 					w := bufio.NewWriter(c)
 					defer w.Flush()
 					if !chunked {
-						fmt.Fprintf(w, "POST /api/e HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n", size)
+						fmt.Fprintf(w,
+							"POST /api/e HTTP/1.1\r\nHost: "+
+								"h\r\nContent-Length: %d\r\n\r\n",
+							size)
 						_, _ = w.Write(body)
 						return
 					}
-					fmt.Fprintf(w, "POST /api/e HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n")
+					fmt.Fprintf(w,
+						"POST /api/e HTTP/1.1\r\nHost: "+
+							"h\r\nTransfer-Encoding: chunked\r\n\r\n")
 					cw := httputil.NewChunkedWriter(w)
 					for b := body; len(b) > 0; {
 						n := min(len(b), 7001)
@@ -175,8 +208,10 @@ func TestForwardLargeBodies(t *testing.T) {
 					_, _ = io.WriteString(w, "\r\n")
 				}()
 				got := read(t, bufio.NewReader(c), "POST")
-				if got.StatusCode != 200 || sha256.Sum256([]byte(got.body)) != sha256.Sum256(body) {
-					t.Errorf("got %d and %d bytes, want 200 and the %d sent", got.StatusCode, len(got.body), size)
+				if got.StatusCode != 200 ||
+					sha256.Sum256([]byte(got.body)) != sha256.Sum256(body) {
+					t.Errorf("got %d and %d bytes, want 200 and the %d sent",
+						got.StatusCode, len(got.body), size)
 				}
 			})
 		}
@@ -195,16 +230,20 @@ func TestForwardConcurrent(t *testing.T) {
 	for i := range clients {
 		wg.Go(func() {
 			body := strings.Repeat(fmt.Sprintf("%04d", i), 1+i%64)
-			c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: addrT.AsSlice()}}).Dial("tcp", h.addr)
+			c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: addrT.AsSlice()}}).Dial(
+				"tcp", h.addr)
 			if err != nil {
 				t.Error(err)
 				return
 			}
 			defer c.Close()
 			_ = c.SetDeadline(time.Now().Add(time.Minute))
-			fmt.Fprintf(c, "POST /api/%d HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%s", i, len(body), body)
+			fmt.Fprintf(c,
+				"POST /api/%d HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%s",
+				i, len(body), body)
 			b, err := io.ReadAll(c)
-			if err != nil || !bytes.HasSuffix(b, []byte("\r\n\r\n"+body)) || !bytes.HasPrefix(b, []byte("HTTP/1.1 200 OK\r\n")) {
+			if err != nil || !bytes.HasSuffix(b, []byte("\r\n\r\n"+body)) ||
+				!bytes.HasPrefix(b, []byte("HTTP/1.1 200 OK\r\n")) {
 				t.Errorf("client %d: got %q, %v", i, b, err)
 			}
 		})
@@ -224,7 +263,8 @@ func TestForwardEarlyAnswer(t *testing.T) {
 	cfg.AgentTimeout = time.Hour // not what ends it
 	h := newHost(t, cfg, newTask())
 	c := h.dial(t, addrT)
-	fmt.Fprintf(c, "POST /api/e HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%s", 4<<20, strings.Repeat("x", 20<<10))
+	fmt.Fprintf(c, "POST /api/e HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%s", 4<<20,
+		strings.Repeat("x", 20<<10))
 	want(t, read(t, bufio.NewReader(c), "POST"), 413, "", "no")
 	h.quiet(t)
 }
@@ -258,9 +298,11 @@ func TestForwardAnswerEnds(t *testing.T) {
 	}
 }
 
-// The client that leaves in the middle of its body: the agent must not take what came for all of it.
+// The client that leaves in the middle of its body: the agent must not take what came for all of
+// it.
 func TestForwardClientLeaves(t *testing.T) {
-	for _, framing := range []string{"Content-Length: 100000\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n3000\r\n"} {
+	for _, framing := range []string{"Content-Length: 100000\r\n\r\n",
+		"Transfer-Encoding: chunked\r\n\r\n3000\r\n"} {
 		ended := make(chan error, 1)
 		a := serveAgent(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 			_, err := io.Copy(io.Discard, r.Body)
@@ -270,7 +312,8 @@ func TestForwardClientLeaves(t *testing.T) {
 		cfg.AgentTimeout = time.Hour // not what ends it
 		h := newHost(t, cfg, newTask())
 		c := h.dial(t, addrT)
-		_, _ = io.WriteString(c, "POST /api/e HTTP/1.1\r\nHost: h\r\n"+framing+strings.Repeat("x", 9000))
+		_, _ = io.WriteString(c, "POST /api/e HTTP/1.1\r\nHost: h\r\n"+framing+
+			strings.Repeat("x", 9000))
 		eventually(t, "agent has the request", func() bool { return a.connections() == 1 })
 		_ = c.Close()
 		select {
@@ -314,7 +357,8 @@ func TestForwardFailures(t *testing.T) {
 			t.Helper()
 			h := newHost(t, cfg, newTask())
 			r := h.send(t, addrT, raw)
-			if r.StatusCode != status || r.Header.Get("Content-Type") != contentType || !strings.Contains(r.body, text) {
+			if r.StatusCode != status || r.Header.Get("Content-Type") != contentType ||
+				!strings.Contains(r.body, text) {
 				t.Errorf("got %d %s", r.StatusCode, r.body)
 			}
 			h.quiet(t)
@@ -325,7 +369,8 @@ func TestForwardFailures(t *testing.T) {
 		cfg.AgentURL = "http://" + addr
 		return cfg
 	}
-	get, put := string(request("/api/x")), "PUT /api/x HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello"
+	get, put := string(request("/api/x")),
+		"PUT /api/x HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello"
 	f("none", testConfig(), get, 404, typeText, "404 page not found\n")
 	f("gone", at(refusing(t)), get, 404, typeText, "404 page not found\n")
 	f("gone, body", at(refusing(t)), put, 404, typeText, "404 page not found\n")
@@ -365,7 +410,8 @@ func TestForwardBusy(t *testing.T) {
 	_, _ = c.Write(request("/v4/x"))
 	eventually(t, "passed on", func() bool { return h.forwards.count() == 1 })
 	r := h.get(t, addrT, "/v4/x")
-	if r.StatusCode != 503 || r.Header.Get("Retry-After") != "1" || !strings.Contains(r.body, `"code":"Busy"`) {
+	if r.StatusCode != 503 || r.Header.Get("Retry-After") != "1" ||
+		!strings.Contains(r.body, `"code":"Busy"`) {
 		t.Errorf("got %d %v %s", r.StatusCode, r.Header, r.body)
 	}
 	// What metad knows itself it still answers.
@@ -382,7 +428,8 @@ func TestForwardSmuggling(t *testing.T) {
 		t.Helper()
 		for _, target := range []string{"/v4/x", "/v2/metadata"} {
 			c := h.dial(t, addrT)
-			_, _ = io.WriteString(c, "POST "+target+" HTTP/1.1\r\nHost: h\r\n"+headers+"\r\n"+body)
+			_, _ = io.WriteString(c, "POST "+target+" HTTP/1.1\r\nHost: h\r\n"+headers+
+				"\r\n"+body)
 			r := read(t, bufio.NewReader(c), "POST")
 			if r.StatusCode != 400 {
 				t.Errorf("%s, %s: got %d, want 400", name, target, r.StatusCode)
@@ -436,20 +483,24 @@ func TestForwardSmuggling(t *testing.T) {
 func TestForwardSDK(t *testing.T) {
 	h := newHost(t, newAgent(t).config(), newTask())
 	get := func(id string) (aws.Credentials, error) {
-		return endpointcreds.New("http://"+h.addr+"/v2/credentials/"+id, func(o *endpointcreds.Options) {
-			o.Retryer = aws.NopRetryer{}
-		}).Retrieve(t.Context())
+		return endpointcreds.New("http://"+h.addr+"/v2/credentials/"+id,
+			func(o *endpointcreds.Options) {
+				o.Retryer = aws.NopRetryer{}
+			}).Retrieve(t.Context())
 	}
 	got, err := get(credentialsID)
-	if err != nil || got.AccessKeyID != "AKIA" || got.SecretAccessKey != "s" || got.SessionToken != "t" || !got.CanExpire {
+	if err != nil || got.AccessKeyID != "AKIA" || got.SecretAccessKey != "s" ||
+		got.SessionToken != "t" || !got.CanExpire {
 		t.Errorf("got %+v, %v", got, err)
 	}
-	if _, err := get("unknown"); err == nil || !strings.Contains(err.Error(), "InvalidIdInRequest") {
+	if _, err := get("unknown"); err == nil || !strings.Contains(err.Error(),
+		"InvalidIdInRequest") {
 		t.Errorf("unknown id: got %v", err)
 	}
 	h.agent.Timeout = 50 * time.Millisecond
 	h.agent.Addr = mute(t)
-	if _, err := get(credentialsID); err == nil || !strings.Contains(err.Error(), "AgentTimeout") {
+	if _, err := get(credentialsID); err == nil || !strings.Contains(err.Error(),
+		"AgentTimeout") {
 		t.Errorf("mute agent: got %v", err)
 	}
 }

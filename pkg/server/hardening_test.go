@@ -42,7 +42,8 @@ func TestSlowRequests(t *testing.T) {
 	f("header", "GET /v2/metadata HTTP/1.1\r\nHost: x\r\nX-A: ", "HTTP/1.1 408 ")
 	f("body", "POST /v2/metadata HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n", "HTTP/1.1 408 ")
 	c := h.dial(t, addrT) // nothing at all
-	if b, err := io.ReadAll(c); err != nil || len(b) > 0 && !strings.HasPrefix(string(b), "HTTP/1.1 408 ") {
+	if b, err := io.ReadAll(c); err != nil || len(b) > 0 && !strings.HasPrefix(string(b),
+		"HTTP/1.1 408 ") {
 		t.Errorf("silence: got %q, %v", b, err)
 	}
 	c = h.dial(t, addrT) // nothing more
@@ -79,8 +80,10 @@ func TestHugeRequests(t *testing.T) {
 		t.Helper()
 		c := h.dial(t, addrT)
 		go func() { _, _ = io.WriteString(c, raw) }()
-		if r := read(t, bufio.NewReader(c), "GET"); r.StatusCode != status || status != 200 && !r.Close {
-			t.Errorf("%s: got %d, close %v; want %d", name, r.StatusCode, r.Close, status)
+		if r := read(t, bufio.NewReader(c), "GET"); r.StatusCode != status ||
+			status != 200 && !r.Close {
+			t.Errorf("%s: got %d, close %v; want %d", name, r.StatusCode, r.Close,
+				status)
 		}
 	}
 	line := "X-A: " + strings.Repeat("x", 90) + "\r\n"
@@ -106,7 +109,9 @@ func TestUnwantedBodies(t *testing.T) {
 			c := h.dial(t, addrT)
 			go func() {
 				_, _ = io.WriteString(c, head)
-				_, _ = c.Write([]byte("GET /v2/metadata/next HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
+				_, _ = c.Write(
+					[]byte("GET /v2/metadata/next HTTP/1.1\r\nHost: " +
+						"x\r\nConnection: close\r\n\r\n"))
 			}()
 			all := readAll(t, c)
 			if strings.Contains(all, "smuggled") || !strings.Contains(all, "'next'") {
@@ -116,7 +121,9 @@ func TestUnwantedBodies(t *testing.T) {
 	}
 	c := h.dial(t, addrT)
 	go func() {
-		fmt.Fprintf(c, "POST /v2/metadata HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", maxSkippedBody+100)
+		fmt.Fprintf(c,
+			"POST /v2/metadata HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n",
+			maxSkippedBody+100)
 		_, _ = c.Write(make([]byte, maxSkippedBody+100))
 	}()
 	if r := read(t, bufio.NewReader(c), "POST"); r.StatusCode != 200 || !r.Close {
@@ -153,18 +160,21 @@ func TestOddRequests(t *testing.T) {
 	ok("GET /v2/metadata HTTP/1.1\r\nHost: x\r\nExpect: 100-Continue\r\n\r\n")
 	ok("\r\nGET /v2/metadata HTTP/1.1\r\nHost: x\r\n\r\n")
 
-	if r := h.send(t, addrT, "GET /v2/metadata HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"); r.StatusCode != 200 || r.Header.Get("Connection") != "keep-alive" {
+	r := h.send(t, addrT, "GET /v2/metadata HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+	if r.StatusCode != 200 || r.Header.Get("Connection") != "keep-alive" {
 		t.Errorf("HTTP/1.0 with keep-alive: got %d %v", r.StatusCode, r.Header)
 	}
 	c := h.dial(t, addrT)
 	_, _ = io.WriteString(c, "GET /v2/metadata HTTP/1.0\r\n\r\n")
-	if all := readAll(t, c); !strings.HasSuffix(all, doc) { // and closed, or this would not return
+	// and closed, or this would not return
+	if all := readAll(t, c); !strings.HasSuffix(all, doc) {
 		t.Errorf("HTTP/1.0: got %q", all)
 	}
 
 	for _, connection := range []string{"close", "Close", "keep-alive, CLOSE", "x ,close , y"} {
 		c := h.dial(t, addrT)
-		_, _ = io.WriteString(c, "GET /v2/metadata HTTP/1.1\r\nHost: x\r\nConnection: "+connection+"\r\n\r\n")
+		_, _ = io.WriteString(c, "GET /v2/metadata HTTP/1.1\r\nHost: x\r\nConnection: "+
+			connection+"\r\n\r\n")
 		r := bufio.NewReader(c)
 		if got := read(t, r, "GET"); !got.Close {
 			t.Errorf("Connection: %s: stays open", connection)
@@ -178,7 +188,8 @@ func TestOddRequests(t *testing.T) {
 		t.Helper()
 		r := h.send(t, addrT, raw)
 		if r.StatusCode != status || !r.Close {
-			t.Errorf("%q: got %d, close %v; want %d and closed", raw, r.StatusCode, r.Close, status)
+			t.Errorf("%q: got %d, close %v; want %d and closed", raw, r.StatusCode,
+				r.Close, status)
 		}
 	}
 	f("GET /v2/metadata/%zz HTTP/1.1\r\nHost: x\r\n\r\n", 400)

@@ -95,7 +95,8 @@ func pause() *task.Container {
 	p := running(idP, task.PauseName)
 	p.DockerName = "ecs-web-7-internalecspause-00aabbccddeeff001122"
 	p.Image, p.ImageID = "amazon/amazon-ecs-pause:0.1.0", ""
-	p.DesiredStatus, p.KnownStatus = task.StatusResourcesProvisioned, task.StatusResourcesProvisioned
+	p.DesiredStatus, p.KnownStatus = task.StatusResourcesProvisioned,
+		task.StatusResourcesProvisioned
 	p.Limits = task.ContainerLimits{}
 	p.Type = task.TypeCNIPause
 	return p
@@ -116,7 +117,8 @@ func containerDocument(v task.Version, c *task.Container) string {
 // newTask is the awsvpc task T of the conformance table: containers A and P.
 func newTask() *task.Task {
 	return &task.Task{
-		ID: "158d1c8083dd49d6b527399fd6414f5c", ARN: arnT, Cluster: "default", Family: "web", Revision: "7",
+		ID: "158d1c8083dd49d6b527399fd6414f5c", ARN: arnT, Cluster: "default",
+		Family: "web", Revision: "7",
 		DesiredStatus: task.StatusRunning, KnownStatus: task.StatusRunning,
 		Containers: []*task.Container{running(idA, "app"), pause()},
 		Endpoints:  []task.Endpoint{{Addr: addrT, Ifindex: 12}},
@@ -126,7 +128,8 @@ func newTask() *task.Task {
 // newOther is a task with container B.
 func newOther() *task.Task {
 	return &task.Task{
-		ID: "b5c1a2e0c7f64e4b8f0f7c0d2f3a4b5c", ARN: arnB, Cluster: "default", Family: "other", Revision: "1",
+		ID: "b5c1a2e0c7f64e4b8f0f7c0d2f3a4b5c", ARN: arnB, Cluster: "default",
+		Family: "other", Revision: "1",
 		DesiredStatus: task.StatusRunning, KnownStatus: task.StatusRunning,
 		Containers: []*task.Container{running(idB, "other")},
 		Endpoints:  []task.Endpoint{{Addr: addrB, Ifindex: 13}},
@@ -270,7 +273,8 @@ func newLoopConn(from netip.Addr) *loopConn {
 	}
 }
 
-// get sends raw and returns what the server wrote before it asked for more; valid until the next get.
+// get sends raw and returns what the server wrote before it asked for more; valid until the next
+// get.
 func (c *loopConn) get(raw []byte) []byte {
 	c.out.Reset()
 	c.ask <- raw
@@ -341,7 +345,9 @@ type fakeClock struct{ passed atomic.Int64 }
 func (c *fakeClock) advance(d time.Duration) { c.passed.Add(int64(d)) }
 
 func (c *fakeClock) of(start time.Time) func(*fasthttp.RequestCtx) time.Time {
-	return func(*fasthttp.RequestCtx) time.Time { return start.Add(time.Duration(c.passed.Load())) }
+	return func(*fasthttp.RequestCtx) time.Time {
+		return start.Add(time.Duration(c.passed.Load()))
+	}
 }
 
 // eventually waits for cond to hold, for what another goroutine is about to do.
@@ -355,7 +361,8 @@ func goroutines() int {
 	buf := make([]byte, 8<<20)
 	n := 0
 	for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
-		if strings.Contains(g, "metad/pkg/server.(*") && !strings.Contains(g, "_test.go") && !strings.Contains(g, "(*listener).Accept") {
+		if strings.Contains(g, "metad/pkg/server.(*") && !strings.Contains(g, "_test.go") &&
+			!strings.Contains(g, "(*listener).Accept") {
 			n++
 		}
 	}

@@ -10,8 +10,9 @@ import (
 // The host's view: every task, for a container that was given the right to it. The ECS agent's
 // library has these paths for managed daemons; the agent itself does not serve them.
 
-// LabelHostTasks is the label that, with the value "true", lets a container see all of the host's tasks.
-// It must be set at the container's creation: package docker takes away one that comes from the image.
+// LabelHostTasks is the label that, with the value "true", lets a container see all of the host's
+// tasks. It must be set at the container's creation: package docker takes away one that comes from
+// the image.
 const LabelHostTasks = "metad.host-tasks"
 
 // hostTasks returns every task's view if c may see them, else nil.

@@ -23,8 +23,8 @@ func (b *bucket) take(now int64, limit RateLimit) (wait int64) {
 	}
 }
 
-// reserve takes cost (ns) whether it is there or not, and returns how long (ns) until it is, at time now
-// (ns) and with room for burst (ns); not positive: at once.
+// reserve takes cost (ns) whether it is there or not, and returns how long (ns) until it is, at
+// time now (ns) and with room for burst (ns); not positive: at once.
 func (b *bucket) reserve(now, cost, burst int64) (wait int64) {
 	for {
 		old := b.fullAt.Load()

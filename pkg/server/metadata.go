@@ -21,13 +21,15 @@ func (s *Server) containerMetadata(ctx *fasthttp.RequestCtx, c *conn) *failure {
 }
 
 // metadata answers with the agent's document if the container is the agent's and the agent answers,
-// else with metad's own. v2's are always metad's own, and so are streams, which the agent does not have.
+// else with metad's own. v2's are always metad's own, and so are streams, which the agent does not
+// have.
 func (s *Server) metadata(ctx *fasthttp.RequestCtx, c *conn, form string) *failure {
 	if wantsStream(ctx) {
 		return s.stream(ctx, c, s.followDocument)
 	}
 	if c.target.version != task.V2 {
-		if doc := s.fromAgent(s.documents, c, versionPath[c.target.version], form); doc != nil {
+		if doc := s.fromAgent(s.documents, c, versionPath[c.target.version],
+			form); doc != nil {
 			setBody(ctx, doc)
 			return nil
 		}
@@ -39,7 +41,8 @@ func (s *Server) metadata(ctx *fasthttp.RequestCtx, c *conn, form string) *failu
 // taskWithTags answers with the task's document as the agent gives it, tags included, or without
 // them if the agent cannot be asked. The agent, too, leaves out tags that it cannot get.
 func (s *Server) taskWithTags(ctx *fasthttp.RequestCtx, c *conn) *failure {
-	if doc := s.fromAgent(s.tagged, c, versionPath[c.target.version], "/taskWithTags"); doc != nil {
+	if doc := s.fromAgent(s.tagged, c, versionPath[c.target.version],
+		"/taskWithTags"); doc != nil {
 		setBody(ctx, doc)
 		return nil
 	}

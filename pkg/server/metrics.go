@@ -14,10 +14,12 @@ import (
 
 // Metrics count what the server does. They go on counting, and can be read at any time.
 type Metrics struct {
-	Routes []RouteMetrics // in the order of the table, and one more for what is no path of metad's
+	// in the order of the table, and one more for what is no path of metad's
+	Routes []RouteMetrics
 	// What the ECS agent was asked for: requests passed on, and metadata documents.
 	Requests, Documents AgentMetrics
-	SampleAge           histogram.Histogram // of each sample that was sent, when it was asked for
+	// of each sample that was sent, when it was asked for
+	SampleAge histogram.Histogram
 
 	byRoute map[*route]*RouteMetrics // with nil for OtherRoute
 }
@@ -64,7 +66,8 @@ func (m *AgentMetrics) asked(start time.Time, err error) {
 func (m *AgentMetrics) busy() { m.Outcomes[5].Add(1) }
 
 func newMetrics(t *routeTable) *Metrics {
-	m := &Metrics{Routes: make([]RouteMetrics, len(t.all)+1), byRoute: map[*route]*RouteMetrics{}}
+	m := &Metrics{Routes: make([]RouteMetrics, len(t.all)+1),
+		byRoute: map[*route]*RouteMetrics{}}
 	for i := range t.all {
 		m.Routes[i].Route = t.all[i].path
 		m.byRoute[&t.all[i]] = &m.Routes[i]
@@ -81,14 +84,16 @@ func (s *Server) answered(ctx *fasthttp.RequestCtx, c *conn) {
 	m := s.metrics.byRoute[c.target.route]
 	m.count(status)
 	m.Took.Observe(now.Sub(ctx.Time()))
-	if status == fasthttp.StatusOK && c.container != nil && c.container.Stats != nil && c.isOwn() {
+	if status == fasthttp.StatusOK && c.container != nil && c.container.Stats != nil &&
+		c.isOwn() {
 		c.container.Stats.Answered(now.UnixNano())
 	}
 }
 
 // isOwn reports whether the container that c asks about is of the task that asks.
 func (c *conn) isOwn() bool {
-	return c.target.by != byEndpoint || c.tag&bpf.TagPort == 0 && c.tag&bpf.TagTask == c.view.Tag
+	return c.target.by != byEndpoint || c.tag&bpf.TagPort == 0 &&
+		c.tag&bpf.TagTask == c.view.Tag
 }
 
 func (m *RouteMetrics) count(status int) {

@@ -18,7 +18,8 @@ func (h *host) counted(t *testing.T, route string) (all [6]uint64) {
 				all[class] = m.Answers[class].Load()
 				n += all[class]
 			}
-			if route != OtherRoute && m.Took.Count() != n { // what could not be read has no time
+			// what could not be read has no time
+			if route != OtherRoute && m.Took.Count() != n {
 				t.Errorf("%s: %d durations of %d answers", route, m.Took.Count(), n)
 			}
 			return all
@@ -28,11 +29,12 @@ func (h *host) counted(t *testing.T, route string) (all [6]uint64) {
 	return all
 }
 
-// Every answer of metad's own is counted once, for its path and the class of its status, and so are the
-// bytes; a path that is none of metad's, and what is no request, under one name for all.
+// Every answer of metad's own is counted once, for its path and the class of its status, and so are
+// the bytes; a path that is none of metad's, and what is no request, under one name for all.
 func TestRequestsAreCounted(t *testing.T) {
 	tk := newTask()
-	tk.Containers[0].Stats.Store(&task.Sample{JSON: []byte("{}"), V2: 1, Read: time.Now().Add(-3 * time.Second)})
+	tk.Containers[0].Stats.Store(&task.Sample{JSON: []byte("{}"), V2: 1,
+		Read: time.Now().Add(-3 * time.Second)})
 	h := newHost(t, testConfig(), tk)
 	f := func(route string, want ...uint64) {
 		t.Helper()
@@ -60,8 +62,8 @@ func TestRequestsAreCounted(t *testing.T) {
 	}
 }
 
-// The first answer about a container of the task that asks is its first answer; one that another task
-// asks for is not.
+// The first answer about a container of the task that asks is its first answer; one that another
+// task asks for is not.
 func TestFirstAnswer(t *testing.T) {
 	tk, other := newTask(), newOther()
 	tk.Containers[0].EndpointID = "0123"
@@ -94,7 +96,8 @@ func TestAgentRequestsAreCounted(t *testing.T) {
 	cfg.AgentTimeout = 30 * time.Second
 	h := newHost(t, cfg, newTask())
 	go func() {
-		for _, answer := range []string{"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "nonsense\r\n\r\n"} {
+		for _, answer := range []string{"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+			"nonsense\r\n\r\n"} {
 			c, err := ln.Accept()
 			if err != nil {
 				return
@@ -115,7 +118,8 @@ func TestAgentRequestsAreCounted(t *testing.T) {
 			t.Errorf("%s: got %d, want %d", outcome, got, want[outcome])
 		}
 	}
-	if got := h.counted(t, OtherRoute); got != [6]uint64{4: 1} { // nothing listened: metad's own 404
+	// nothing listened: metad's own 404
+	if got := h.counted(t, OtherRoute); got != [6]uint64{4: 1} {
 		t.Errorf("answers of metad's own: got %v, want one 404", got)
 	}
 }

@@ -78,17 +78,19 @@ func (s *Server) isAgents(c *conn) (unanswered *failure, ok bool) {
 		return f, !s.cfg.OwnIDsOnly && f == t.lost.id && c.container == nil
 	}
 	// Statistics that metad does not take, the agent may.
-	return errNoRoute, s.cfg.NoStats && t.forms&ofStats != 0 && isAgentID(c.container.EndpointID)
+	return errNoRoute, s.cfg.NoStats && t.forms&ofStats != 0 &&
+		isAgentID(c.container.EndpointID)
 }
 
-// requested returns the decoded and clean path that the client asks for. redirect is where it should
-// have asked instead, or empty.
+// requested returns the decoded and clean path that the client asks for. redirect is where it
+// should have asked instead, or empty.
 func requested(ctx *fasthttp.RequestCtx) (path []byte, redirect string, f *failure) {
 	req := &ctx.Request.Header
 	if !req.IsHTTP11() && string(req.Protocol()) != "HTTP/1.0" {
 		return nil, "", errBadVersion
 	}
-	if hasToken(req.Peek(fasthttp.HeaderConnection), tokenClose) { // fasthttp knows one spelling of it
+	// fasthttp knows one spelling of it
+	if hasToken(req.Peek(fasthttp.HeaderConnection), tokenClose) {
 		ctx.SetConnectionClose()
 	}
 	target := req.RequestURI()
@@ -138,11 +140,12 @@ func (s *Server) setRateHeaders(ctx *fasthttp.RequestCtx, c *conn) {
 // net/http.
 const maxSkippedBody = 256 << 10
 
-// finishBody reads past the request's body, or fasthttp would take the rest of it for the next request.
-// It fails if the request is malformed.
+// finishBody reads past the request's body, or fasthttp would take the rest of it for the next
+// request. It fails if the request is malformed.
 func finishBody(ctx *fasthttp.RequestCtx) *failure {
 	h := &ctx.Request.Header
-	if expect := h.Peek(fasthttp.HeaderExpect); len(expect) > 0 && !bytes.EqualFold(expect, expectContinue) {
+	if expect := h.Peek(fasthttp.HeaderExpect); len(expect) > 0 &&
+		!bytes.EqualFold(expect, expectContinue) {
 		return errBadExpectation
 	}
 	body := ctx.RequestBodyStream()

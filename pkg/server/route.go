@@ -14,8 +14,9 @@ type route struct {
 	// path is matched exactly, as by the agent: a slash at its end is part of it.
 	//
 	// "{docker id}" at the end stands for any text that is not empty, slashes included.
-	// "{container}" after /v3 and /v4 stands for a container's endpoint id; or for "self" or nothing,
-	// which is the container that asks; or for "containers/" and a name in the task that asks.
+	// "{container}" after /v3 and /v4 stands for a container's endpoint id; or for "self" or
+	// nothing, which is the container that asks; or for "containers/" and a name in the task
+	// that asks.
 	path    string
 	version task.Version // of the answer
 	answer  func(*Server, *fasthttp.RequestCtx, *conn) *failure
@@ -45,29 +46,44 @@ type lost struct {
 var routes = newRouteTable([]route{
 	{"/v2/metadata", task.V2, (*Server).taskMetadata, 0, lostV2(errNoTask)},
 	{"/v2/metadata/", task.V2, (*Server).taskMetadata, 0, lostV2(errNoTask)},
-	{"/v2/metadata/self", task.V2, (*Server).containerMetadata, ofContainer, lostV2(errNoContainer)},
-	{"/v2/metadata/{docker id}", task.V2, (*Server).containerMetadata, ofContainer, lostV2(errNoContainer)},
+	{"/v2/metadata/self", task.V2, (*Server).containerMetadata, ofContainer,
+		lostV2(errNoContainer)},
+	{"/v2/metadata/{docker id}", task.V2, (*Server).containerMetadata, ofContainer,
+		lostV2(errNoContainer)},
 	{"/v2/metadataWithTags", task.V2, (*Server).taskWithTags, 0, lostV2(errNoTask)},
 	{"/v2/metadataWithTags/", task.V2, (*Server).taskWithTags, 0, lostV2(errNoTask)},
 	{"/v2/metadata/taskWithTags", task.V2, (*Server).taskWithTags, 0, lostV2(errNoTask)},
 	{"/v2/stats", task.V2, (*Server).taskStats, ofStats, lostV2(errNoTaskStats)},
 	{"/v2/stats/", task.V2, (*Server).taskStats, ofStats, lostV2(errNoTaskStats)},
-	{"/v2/stats/self", task.V2, (*Server).containerStats, ofContainer | ofStats, lostV2(errNoStats)},
-	{"/v2/stats/{docker id}", task.V2, (*Server).containerStats, ofContainer | ofStats, lostV2(errNoStats)},
+	{"/v2/stats/self", task.V2, (*Server).containerStats, ofContainer | ofStats,
+		lostV2(errNoStats)},
+	{"/v2/stats/{docker id}", task.V2, (*Server).containerStats, ofContainer | ofStats,
+		lostV2(errNoStats)},
 
-	{"/v3/{container}", task.V3, (*Server).containerMetadata, ofContainer, lostBy(500, "V3 container metadata", containerID)},
-	{"/v3/{container}/task", task.V3, (*Server).taskMetadata, 0, lostBy(500, "V3 task metadata", taskARN)},
-	{"/v3/{container}/taskWithTags", task.V3, (*Server).taskWithTags, 0, lostBy(500, "V3 task metadata", taskARN)},
-	{"/v3/{container}/stats", task.V3, (*Server).containerStats, ofContainer | ofStats, lostBy(400, "V3 container stats", taskARN)},
-	{"/v3/{container}/task/stats", task.V3, (*Server).taskStats, ofStats, lostBy(400, "V3 task stats", taskARN)},
+	{"/v3/{container}", task.V3, (*Server).containerMetadata, ofContainer,
+		lostBy(500, "V3 container metadata", containerID)},
+	{"/v3/{container}/task", task.V3, (*Server).taskMetadata, 0, lostBy(500, "V3 task metadata",
+		taskARN)},
+	{"/v3/{container}/taskWithTags", task.V3, (*Server).taskWithTags, 0,
+		lostBy(500, "V3 task metadata", taskARN)},
+	{"/v3/{container}/stats", task.V3, (*Server).containerStats, ofContainer | ofStats,
+		lostBy(400, "V3 container stats", taskARN)},
+	{"/v3/{container}/task/stats", task.V3, (*Server).taskStats, ofStats,
+		lostBy(400, "V3 task stats", taskARN)},
 
-	{"/v4/{container}", task.V4, (*Server).containerMetadata, ofContainer, lostBy(404, "V4 container metadata", containerID)},
-	{"/v4/{container}/task", task.V4, (*Server).taskMetadata, 0, lostBy(404, "V4 task metadata", taskARN)},
-	{"/v4/{container}/taskWithTags", task.V4, (*Server).taskWithTags, 0, lostBy(404, "V4 task metadata", taskARN)},
-	{"/v4/{container}/stats", task.V4, (*Server).containerStats, ofContainer | ofStats, lostBy(404, "V4 container stats", taskARN)},
-	{"/v4/{container}/task/stats", task.V4, (*Server).taskStats, ofStats, lostBy(404, "V4 task stats", taskARN)},
+	{"/v4/{container}", task.V4, (*Server).containerMetadata, ofContainer,
+		lostBy(404, "V4 container metadata", containerID)},
+	{"/v4/{container}/task", task.V4, (*Server).taskMetadata, 0, lostBy(404, "V4 task metadata",
+		taskARN)},
+	{"/v4/{container}/taskWithTags", task.V4, (*Server).taskWithTags, 0,
+		lostBy(404, "V4 task metadata", taskARN)},
+	{"/v4/{container}/stats", task.V4, (*Server).containerStats, ofContainer | ofStats,
+		lostBy(404, "V4 container stats", taskARN)},
+	{"/v4/{container}/task/stats", task.V4, (*Server).taskStats, ofStats,
+		lostBy(404, "V4 task stats", taskARN)},
 	{"/v4/{container}/tasks", task.V4, (*Server).hostMetadata, ofContainer | ofHost, lostHost},
-	{"/v4/{container}/tasks/stats", task.V4, (*Server).hostStats, ofContainer | ofHost | ofStats, lostHost},
+	{"/v4/{container}/tasks/stats", task.V4, (*Server).hostStats,
+		ofContainer | ofHost | ofStats, lostHost},
 })
 
 // What the agent says it looks for, and by what (agent/handlers/v3, ecs-agent/tmds/handlers/v4).
@@ -92,7 +108,8 @@ func lostBy(status int, handler string, wanted [2]string) lost {
 		gone:      source,
 		container: jsonText(404, why+"task '{arn}' has no container '{id}'"),
 		several:   jsonText(404, why+whichContainer),
-		id:        jsonText(status, why+"unable to get "+wanted[1]+" from v3 endpoint ID: {id}"),
+		id: jsonText(status, why+"unable to get "+wanted[1]+
+			" from v3 endpoint ID: {id}"),
 	}
 }
 
@@ -133,7 +150,8 @@ type prefix struct {
 }
 
 func newRouteTable(routes []route) *routeTable {
-	t := &routeTable{all: routes, exact: map[string]target{}, versions: map[string]map[string]*route{}}
+	t := &routeTable{all: routes, exact: map[string]target{},
+		versions: map[string]map[string]*route{}}
 	for i := range routes {
 		r := &routes[i]
 		if text, ok := strings.CutSuffix(r.path, "{docker id}"); ok {
@@ -180,7 +198,8 @@ func (t *routeTable) match(path []byte) target {
 		by = byName
 	}
 	r := forms[string(form)]
-	if _, word := t.exact[string(path[:version+1+len(name)])]; r == nil || by == byEndpoint && word {
+	if _, word := t.exact[string(path[:version+1+len(name)])]; r == nil || by == byEndpoint &&
+		word {
 		return target{}
 	}
 	return target{r, by, name}

@@ -22,7 +22,8 @@ func TestConformance(t *testing.T) {
 		if !known {
 			t.Errorf("%s: not in docs/ecs-agent.md, or twice here", r.id)
 		} else if says != r.says {
-			t.Errorf("%s: docs/ecs-agent.md says %q, the test says %q", r.id, says, r.says)
+			t.Errorf("%s: docs/ecs-agent.md says %q, the test says %q", r.id, says,
+				r.says)
 		}
 		delete(page, r.id)
 		t.Run(r.id+" "+r.says, func(t *testing.T) {
@@ -56,7 +57,8 @@ func TestConformanceIDs(t *testing.T) {
 			return err
 		}
 		if d.IsDir() {
-			if name := d.Name(); path != root && (name[0] == '.' || name == "bin" || name == "testdata") {
+			if name := d.Name(); path != root && (name[0] == '.' || name == "bin" ||
+				name == "testdata") {
 				return fs.SkipDir
 			}
 			return nil

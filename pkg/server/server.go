@@ -1,5 +1,6 @@
 // Package server answers the ECS task metadata endpoint: metadata and statistics, v2 to v4, from
-// documents that were rendered before the question was asked, everything else by asking the ECS agent.
+// documents that were rendered before the question was asked, everything else by asking the ECS
+// agent.
 package server
 
 import (
@@ -23,17 +24,18 @@ import (
 
 // Tasks finds tasks and containers; *lookup.Table does.
 type Tasks interface {
-	// Resolve returns the task that a connection comes from, nil if there is none now. It must not
-	// wait nor allocate.
+	// Resolve returns the task that a connection comes from, nil if there is none now. It must
+	// not wait nor allocate.
 	Resolve(tag uint32, addr netip.Addr) *lookup.View
-	// Endpoint returns the container with the endpoint id and its task, or nil, nil. It must not
-	// wait nor allocate.
+	// Endpoint returns the container with the endpoint id and its task, or nil, nil. It must
+	// not wait nor allocate.
 	Endpoint(id []byte) (*lookup.View, *lookup.ContainerView)
 	// Changed returns a channel that is closed when v is no longer what its task is like.
 	Changed(v *lookup.View) <-chan struct{}
 	// Views returns every task.
 	Views() []*lookup.View
-	// Await waits until there is one that is not Settling or ctx ends, and not at all when too many wait already.
+	// Await waits until there is one that is not Settling or ctx ends, and not at all when too
+	// many wait already.
 	Await(ctx context.Context, tag uint32, addr netip.Addr) *lookup.View
 }
 
@@ -42,11 +44,12 @@ type Server struct {
 	cfg   Config
 	tasks Tasks
 	agent *agentproxy.Agent // nil: none, and so are the next two
-	// documents and tagged get metadata from the agent: tags, which the agent has to get from ECS
-	// first, with a patience of their own.
+	// documents and tagged get metadata from the agent: tags, which the agent has to get from
+	// ECS first, with a patience of their own.
 	documents, tagged *agentDocuments
 	start             time.Time
-	now               func(*fasthttp.RequestCtx) time.Time // of the request; tests have their own
+	// of the request; tests have their own
+	now func(*fasthttp.RequestCtx) time.Time
 
 	http      *fasthttp.Server
 	conns     *conns
@@ -81,7 +84,8 @@ func New(cfg Config, tasks Tasks) (*Server, error) {
 	}
 	shown := cfg.Rate
 	if shown == (RateLimit{}) {
-		// Without a limit, this much is true: a client that keeps to the agent's is never refused.
+		// Without a limit, this much is true: a client that keeps to the agent's is never
+		// refused.
 		shown = agentRate
 	}
 	s := &Server{
@@ -98,24 +102,31 @@ func New(cfg Config, tasks Tasks) (*Server, error) {
 		stopped:   make(chan struct{}),
 	}
 	if agent != "" {
-		s.agent = &agentproxy.Agent{Addr: agent, Timeout: cfg.AgentTimeout, MaxBodyBytes: cfg.MaxBodyBytes,
-			Dial: s.dialAgent}
-		s.documents = &agentDocuments{agent: s.agent, patience: cfg.AgentPatience, now: time.Now,
-			metrics: &s.metrics.Documents, log: cfg.Log.With(zap.String("documents", "metadata"))}
-		s.tagged = &agentDocuments{agent: s.agent, patience: cfg.AgentTimeout, now: time.Now,
-			metrics: &s.metrics.Documents, log: cfg.Log.With(zap.String("documents", "tags"))}
+		s.agent = &agentproxy.Agent{Addr: agent, Timeout: cfg.AgentTimeout,
+			MaxBodyBytes: cfg.MaxBodyBytes,
+			Dial:         s.dialAgent}
+		s.documents = &agentDocuments{agent: s.agent, patience: cfg.AgentPatience,
+			now:     time.Now,
+			metrics: &s.metrics.Documents,
+			log:     cfg.Log.With(zap.String("documents", "metadata"))}
+		s.tagged = &agentDocuments{agent: s.agent, patience: cfg.AgentTimeout,
+			now:     time.Now,
+			metrics: &s.metrics.Documents,
+			log:     cfg.Log.With(zap.String("documents", "tags"))}
 	}
 	s.life, s.end = context.WithCancel(context.Background())
 	s.http = &fasthttp.Server{
-		Handler:                      s.handle,
-		MaxIdleWorkerDuration:        time.Second, // a goroutine and its stack for each connection of the last peak
-		ErrorHandler:                 s.handleReadError,
-		Concurrency:                  cfg.MaxConns + 1, // conns has the limit
-		ReadBufferSize:               cfg.MaxHeaderBytes,
-		ReadTimeout:                  cfg.ReadTimeout,
-		WriteTimeout:                 cfg.WriteTimeout,
-		IdleTimeout:                  cfg.IdleTimeout,
-		StreamRequestBody:            true, // or a body would be read before it is known whether it is wanted
+		Handler: s.handle,
+		// a goroutine and its stack for each connection of the last peak
+		MaxIdleWorkerDuration: time.Second,
+		ErrorHandler:          s.handleReadError,
+		Concurrency:           cfg.MaxConns + 1, // conns has the limit
+		ReadBufferSize:        cfg.MaxHeaderBytes,
+		ReadTimeout:           cfg.ReadTimeout,
+		WriteTimeout:          cfg.WriteTimeout,
+		IdleTimeout:           cfg.IdleTimeout,
+		// or a body would be read before it is known whether it is wanted
+		StreamRequestBody:            true,
 		NoDefaultServerHeader:        true,
 		NoDefaultContentType:         true,
 		SecureErrorLogMessage:        true, // no client's bytes in logs
@@ -130,8 +141,8 @@ type silent struct{}
 
 func (silent) Printf(string, ...any) {}
 
-// Serve answers the connections of ln until Shutdown, and returns ErrStopped then, or the error that ln
-// ended with. It does not close ln.
+// Serve answers the connections of ln until Shutdown, and returns ErrStopped then, or the error
+// that ln ended with. It does not close ln.
 func (s *Server) Serve(ln net.Listener) error {
 	l := &listener{Listener: ln, s: s}
 	s.mu.Lock()
@@ -154,8 +165,8 @@ func (s *Server) Serve(ln net.Listener) error {
 
 // Shutdown stops accepting, answers what is asked on the connections that are open, telling each
 // client that its connection ends there, and returns nil when the last one has been closed: at the
-// latest after the longest answer and IdleTimeout. When ctx ends first, it closes the remaining ones
-// and returns ctx's error.
+// latest after the longest answer and IdleTimeout. When ctx ends first, it closes the remaining
+// ones and returns ctx's error.
 //
 // It does not close a listener that it can stop by a deadline, as those of package net: the socket
 // may have been handed to another process, which goes on accepting from it. Who made it closes it.
@@ -177,8 +188,8 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 	defer s.end()
 	s.serving.Wait() // after which no connection is added
-	// Not fasthttp's Shutdown: it closes connections on which nothing was asked for 5 s, and those
-	// between two requests, whose next one may be on its way.
+	// Not fasthttp's Shutdown: it closes connections on which nothing was asked for 5 s, and
+	// those between two requests, whose next one may be on its way.
 	select {
 	case <-s.conns.drained():
 		return nil
@@ -196,9 +207,10 @@ type Counters struct {
 	Delayed        uint64 // requests that were sent before their turn
 	Panics         uint64 // requests answered 500
 	Received, Sent uint64 // bytes from and to containers, HTTP headers included
-	Unnamed        uint64 // looks for the container that asks, of which nothing said which it is
-	// Documents that metad answered with its own although the id is of the agent's form: the agent
-	// was away, or does not know the id.
+	// looks for the container that asks, of which nothing said which it is
+	Unnamed uint64
+	// Documents that metad answered with its own although the id is of the agent's form: the
+	// agent was away, or does not know the id.
 	AgentAway, AgentDisowned uint64
 }
 
@@ -232,8 +244,9 @@ func (s *Server) finish(ctx *fasthttp.RequestCtx, c *conn) {
 	if !c.passedOn { // then its end is counted, and nothing is known of it yet
 		s.answered(ctx, c)
 	}
-	c.ahead, c.sent = true, 0 // unless it is read first, the next request was sent ahead of this answer
-	c.question = question{}   // an idle connection keeps nothing of a task that may be gone
+	// unless it is read first, the next request was sent ahead of this answer
+	c.ahead, c.sent = true, 0
+	c.question = question{} // an idle connection keeps nothing of a task that may be gone
 }
 
 func (s *Server) logPanic(r any) {

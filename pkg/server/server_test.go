@@ -46,10 +46,12 @@ func TestConfigValidate(t *testing.T) {
 	f("Rate", func(c *Config) { c.Rate = RateLimit{PerSecond: 1} })
 	f("Tag", func(c *Config) { c.Tag = nil })
 	f("Log", func(c *Config) { c.Log = nil })
-	for _, url := range []string{"127.0.0.1:51679", "https://127.0.0.1", "http://", "http://h/path", "http://u@h", "http://h?q", "http://[::1"} {
+	for _, url := range []string{"127.0.0.1:51679", "https://127.0.0.1", "http://",
+		"http://h/path", "http://u@h", "http://h?q", "http://[::1"} {
 		f("AgentURL", func(c *Config) { c.AgentURL = url })
 	}
-	for url, want := range map[string]string{"": "", "http://127.0.0.1:51679": "127.0.0.1:51679", "http://h/": "h:80", "http://[::1]": "[::1]:80"} {
+	for url, want := range map[string]string{"": "",
+		"http://127.0.0.1:51679": "127.0.0.1:51679", "http://h/": "h:80", "http://[::1]": "[::1]:80"} {
 		cfg := testConfig()
 		cfg.AgentURL = url
 		if got, err := cfg.validate(); got != want || err != nil {
@@ -75,7 +77,8 @@ func TestTagOncePerConnection(t *testing.T) {
 		r := bufio.NewReader(c)
 		for range 3 {
 			_, _ = c.Write(request("/v2/metadata"))
-			if got := read(t, r, "GET"); got.StatusCode != status || !strings.Contains(got.body, arn) {
+			if got := read(t, r, "GET"); got.StatusCode != status ||
+				!strings.Contains(got.body, arn) {
 				t.Errorf("tag %#x: got %d %s", tag.Load(), got.StatusCode, got.body)
 			}
 		}
@@ -141,7 +144,8 @@ func TestUnknownSourceWaits(t *testing.T) {
 	var wg sync.WaitGroup
 	for range waiters {
 		wg.Go(func() {
-			c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: addrT.AsSlice()}}).Dial("tcp", h.addr)
+			c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: addrT.AsSlice()}}).Dial(
+				"tcp", h.addr)
 			if err != nil {
 				t.Error(err)
 				return
@@ -162,8 +166,9 @@ func TestUnknownSourceWaits(t *testing.T) {
 	h.quiet(t)
 }
 
-// X01: a container that asks as its first act is in its task's document, although the task was known
-// before it. Who has had an answer on the connection is not that container, and does not wait.
+// X01: a container that asks as its first act is in its task's document, although the task was
+// known before it. Who has had an answer on the connection is not that container, and does not
+// wait.
 func TestSettlingTaskWaits(t *testing.T) {
 	cfg := testConfig()
 	cfg.UnknownWait = MaxUnknownWait
@@ -191,7 +196,8 @@ func TestSettlingTaskWaits(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if r := read(t, bufio.NewReader(c), "GET"); r.StatusCode != 200 || strings.Count(r.body, "DockerId") != 2 {
+	if r := read(t, bufio.NewReader(c), "GET"); r.StatusCode != 200 ||
+		strings.Count(r.body, "DockerId") != 2 {
 		t.Errorf("got %d %s, want both containers", r.StatusCode, r.body)
 	}
 }
@@ -203,7 +209,8 @@ func TestSettlingTaskWaitsNotForEver(t *testing.T) {
 	settling := newTask()
 	settling.Settling = true
 	h := newHost(t, cfg, settling)
-	if r := h.get(t, addrT, "/v2/metadata"); r.StatusCode != 200 || !strings.Contains(r.body, arnT) {
+	if r := h.get(t, addrT, "/v2/metadata"); r.StatusCode != 200 ||
+		!strings.Contains(r.body, arnT) {
 		t.Errorf("got %d %s", r.StatusCode, r.body)
 	}
 }
@@ -408,8 +415,8 @@ func (h *host) shutdown(ctx context.Context) <-chan error {
 	return done
 }
 
-// Connections that are open when the server is told to stop are served to their end: one that has not asked
-// yet, one between two requests, one that is being passed on.
+// Connections that are open when the server is told to stop are served to their end: one that has
+// not asked yet, one between two requests, one that is being passed on.
 func TestShutdownDrains(t *testing.T) {
 	release := make(chan struct{})
 	a := serveAgent(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -432,10 +439,12 @@ func TestShutdownDrains(t *testing.T) {
 	if err := h.Serve(nil); !errors.Is(err, ErrStopped) {
 		t.Errorf("Serve while stopping: got %v", err)
 	}
-	for c, r := range map[net.Conn]*bufio.Reader{fresh: bufio.NewReader(fresh), idle: idleReader} {
+	for c, r := range map[net.Conn]*bufio.Reader{fresh: bufio.NewReader(fresh),
+		idle: idleReader} {
 		_, _ = c.Write(request("/v2/metadata"))
 		if r := read(t, r, "GET"); r.StatusCode != 200 || !r.Close {
-			t.Errorf("got %d, close %v; want 200 and the connection's end", r.StatusCode, r.Close)
+			t.Errorf("got %d, close %v; want 200 and the connection's end",
+				r.StatusCode, r.Close)
 		}
 	}
 	select {
@@ -573,7 +582,8 @@ func (l *brokenListener) Addr() net.Addr { return &net.TCPAddr{} }
 func TestAcceptErrors(t *testing.T) {
 	h := newStopped(t, testConfig())
 	emfile := &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
-	if err := h.Serve(&brokenListener{errs: []error{emfile, emfile, net.ErrClosed}}); !errors.Is(err, net.ErrClosed) {
+	if err := h.Serve(&brokenListener{errs: []error{emfile, emfile,
+		net.ErrClosed}}); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("got %v, want net.ErrClosed", err)
 	}
 }

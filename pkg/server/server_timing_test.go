@@ -15,7 +15,8 @@ import (
 
 // BenchmarkAnswer: what an answer costs without a socket, one connection for each processor.
 func BenchmarkAnswer(b *testing.B) {
-	for _, target := range []string{"/v2/metadata", "/v2/metadata/" + idA, "/v2/stats", "/v2/stats/" + idA,
+	for _, target := range []string{"/v2/metadata", "/v2/metadata/" + idA, "/v2/stats",
+		"/v2/stats/" + idA,
 		"/v4/task", "/v4/task/stats", "/v4/" + endpointA, "/v4/" + endpointA + "/stats"} {
 		b.Run(target, func(b *testing.B) {
 			h := newStopped(b, testConfig(), newAwsvpc())
@@ -43,9 +44,9 @@ func BenchmarkAnswer(b *testing.B) {
 	}
 }
 
-// BenchmarkSlowloris: what a task that opens 1,000 connections and sends a byte a second on each does to
-// another task's latency, and what is left of it in memory. One iteration is a quiet second and one
-// under attack; the ratio is the median of the pairs. Use -benchtime 5x.
+// BenchmarkSlowloris: what a task that opens 1,000 connections and sends a byte a second on each
+// does to another task's latency, and what is left of it in memory. One iteration is a quiet second
+// and one under attack; the ratio is the median of the pairs. Use -benchtime 5x.
 func BenchmarkSlowloris(b *testing.B) {
 	const attackers = 1000
 	h := newHost(b, testConfig(), newTask(), newOther())
@@ -86,7 +87,8 @@ func median(v []float64) float64 {
 	return v[len(v)/2]
 }
 
-// victimP99 asks as B's task for a second over one connection, and returns the 99th percentile in ns.
+// victimP99 asks as B's task for a second over one connection, and returns the 99th percentile in
+// ns.
 func victimP99(b *testing.B, addr string) float64 {
 	c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: addrB.AsSlice()}}).Dial("tcp", addr)
 	if err != nil {
@@ -123,7 +125,8 @@ func slowloris(ctx context.Context, addr string, from netip.Addr) {
 		}
 	}
 	for {
-		c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: from.AsSlice()}}).DialContext(ctx, "tcp", addr)
+		c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: from.AsSlice()}}).DialContext(
+			ctx, "tcp", addr)
 		for err == nil {
 			if _, err = c.Write([]byte("G")); err == nil && !second() {
 				_ = c.Close()

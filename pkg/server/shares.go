@@ -3,9 +3,9 @@ package server
 import "sync"
 
 // shares bound how many of a thing there are at a time, in all and for each source. A source may
-// hold as many as are free, so that n sources that want all of them hold an n+1st part each, and one
-// more still gets its own. This is the dynamic threshold of shared packet buffers (Choudhury and
-// Hahne, 1998). Safe for concurrent use.
+// hold as many as are free, so that n sources that want all of them hold an n+1st part each, and
+// one more still gets its own. This is the dynamic threshold of shared packet buffers (Choudhury
+// and Hahne, 1998). Safe for concurrent use.
 type shares struct {
 	max int
 

@@ -29,7 +29,8 @@ func TestShares(t *testing.T) {
 		late := source(greedy)
 		for range 1024 / (greedy + 1) / 2 {
 			if !s.take(late) {
-				t.Fatalf("%d others: a late one gets only %d, with %d taken", greedy, s.held[late], s.count())
+				t.Fatalf("%d others: a late one gets only %d, with %d taken",
+					greedy, s.held[late], s.count())
 			}
 		}
 		for i := range greedy + 1 {
@@ -54,7 +55,8 @@ func crowd(n int) (tasks []*task.Task, addrs []netip.Addr) {
 		tk.ARN = fmt.Sprintf("%s%d", tk.ARN[:len(tk.ARN)-1], i)
 		tk.Containers = []*task.Container{running(fmt.Sprintf("%064x", i+1), "c")}
 		addr := netip.AddrFrom4([4]byte{127, 1, 1, byte(i + 1)})
-		tk.Endpoints = []task.Endpoint{{Addr: addr, Ifindex: 100 + i, Container: tk.Containers[0].ID}}
+		tk.Endpoints = []task.Endpoint{{Addr: addr, Ifindex: 100 + i,
+			Container: tk.Containers[0].ID}}
 		tasks, addrs = append(tasks, tk), append(addrs, addr)
 	}
 	return tasks, addrs
@@ -68,7 +70,9 @@ func TestStalledUploadsStarveNobody(t *testing.T) {
 	h := newHost(t, cfg, tasks...)
 	for i := range 8 * 10 { // as many as each of the eight can have
 		c := h.dial(t, addrs[i%8])
-		_, _ = io.WriteString(c, "PUT /api/e/x HTTP/1.1\r\nHost: h\r\nContent-Length: 100000\r\n\r\n"+strings.Repeat("x", 9000))
+		_, _ = io.WriteString(c,
+			"PUT /api/e/x HTTP/1.1\r\nHost: h\r\nContent-Length: 100000\r\n\r\n"+
+				strings.Repeat("x", 9000))
 		eventually(t, "passed on", func() bool { return h.forwards.count() == i+1 })
 	}
 	for i := range 8 {

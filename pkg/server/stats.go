@@ -13,10 +13,12 @@ import (
 // noSample is what stands for a container that has none.
 var noSample = [...]string{task.V2: "null", task.V3: "null", task.V4: "{}"}
 
-// Statistics that there are none of are an error of the request to v2 and v3, and of the server to v4.
+// Statistics that there are none of are an error of the request to v2 and v3, and of the server to
+// v4.
 var (
 	noStats     = [...]*failure{task.V2: errNoStats, task.V3: errNoStats, task.V4: errNoStatsV4}
-	noTaskStats = [...]*failure{task.V2: errNoTaskStats, task.V3: errNoTaskStats, task.V4: errNoTaskStatsV4}
+	noTaskStats = [...]*failure{task.V2: errNoTaskStats, task.V3: errNoTaskStats,
+		task.V4: errNoTaskStatsV4}
 )
 
 // body is what an answer is written to: a fasthttp request, or a buffer.
@@ -40,9 +42,10 @@ func (s *Server) taskStats(ctx *fasthttp.RequestCtx, c *conn) *failure {
 	return nil
 }
 
-// writeStats writes the members of v's statistics, with a comma before the first if there are others
-// before it, and reports whether there are any now. now is in Unix nanoseconds.
-func (s *Server) writeStats(to body, ver task.Version, v *lookup.View, others bool, now int64) bool {
+// writeStats writes the members of v's statistics, with a comma before the first if there are
+// others before it, and reports whether there are any now. now is in Unix nanoseconds.
+func (s *Server) writeStats(to body, ver task.Version, v *lookup.View, others bool,
+	now int64) bool {
 	for i := range v.Containers {
 		cv := &v.Containers[i]
 		if cv.ID == "" { // being created: nothing to key it by
@@ -58,10 +61,12 @@ func (s *Server) writeStats(to body, ver task.Version, v *lookup.View, others bo
 	return others
 }
 
-// containerStats answers with the last sample of one container, or with each new one as it is taken.
+// containerStats answers with the last sample of one container, or with each new one as it is
+// taken.
 func (s *Server) containerStats(ctx *fasthttp.RequestCtx, c *conn) *failure {
 	cv := c.container
-	// A container that has just started may not be known to run yet, and may be the one that asks.
+	// A container that has just started may not be known to run yet, and may be the one that
+	// asks.
 	if cv.KnownStatus == task.StatusStopped || s.cfg.NoStats {
 		return noStats[c.target.version]
 	}
@@ -73,9 +78,11 @@ func (s *Server) containerStats(ctx *fasthttp.RequestCtx, c *conn) *failure {
 	return nil
 }
 
-// sampleOf returns cv's last sample, nil if it has none, and tells the sampler that it was asked for.
+// sampleOf returns cv's last sample, nil if it has none, and tells the sampler that it was asked
+// for.
 func (s *Server) sampleOf(cv *lookup.ContainerView, now int64) *task.Sample {
-	if cv.KnownStatus == task.StatusStopped || s.cfg.NoStats { // a sample that is there is an old one
+	// a sample that is there is an old one
+	if cv.KnownStatus == task.StatusStopped || s.cfg.NoStats {
 		return nil
 	}
 	cv.Stats.Ask(now)

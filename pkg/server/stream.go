@@ -16,7 +16,8 @@ const streamBuffer = 16 << 10
 
 // wantsStream reports whether the query asks for a stream. A HEAD is answered as one that does not.
 func wantsStream(ctx *fasthttp.RequestCtx) bool {
-	return !ctx.IsHead() && len(ctx.URI().QueryString()) > 0 && ctx.QueryArgs().GetBool("stream")
+	return !ctx.IsHead() && len(ctx.URI().QueryString()) > 0 &&
+		ctx.QueryArgs().GetBool("stream")
 }
 
 // stream answers with the lines that write writes, until write returns. Nothing is kept here for a
@@ -36,7 +37,8 @@ func (s *Server) stream(ctx *fasthttp.RequestCtx, c *conn, write func(*lines, *q
 	}
 	s.hijack(ctx, func(nc net.Conn) {
 		defer func() {
-			_ = c.SetReadDeadline(time.Unix(1, 0)) // the reader's buffer is fasthttp's again after this
+			// the reader's buffer is fasthttp's again after this
+			_ = c.SetReadDeadline(time.Unix(1, 0))
 			<-l.gone
 		}()
 		go l.watch(nc)

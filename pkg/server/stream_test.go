@@ -83,7 +83,8 @@ func TestStream(t *testing.T) {
 		eventually(t, "subscribed", func() bool { return f.send(idA, `{"n":1}`) == 1 })
 		r := bufio.NewReader(c)
 		resp := head(t, r)
-		if resp.StatusCode != 200 || resp.Header.Get("Content-Type") != typeJSON || resp.Header.Get("X-Rate-Limit-Limit") != "40.00" || !resp.Close {
+		if resp.StatusCode != 200 || resp.Header.Get("Content-Type") != typeJSON ||
+			resp.Header.Get("X-Rate-Limit-Limit") != "40.00" || !resp.Close {
 			t.Errorf("got %d %v", resp.StatusCode, resp.Header)
 		}
 		lines := bufio.NewReader(resp.Body)
@@ -120,10 +121,12 @@ func TestStreamBounded(t *testing.T) {
 	c := h.dial(t, addrT)
 	_, _ = c.Write(request(streamTarget))
 	eventually(t, "subscribed", func() bool { return f.send(idA, "{}") == 1 })
-	if _, err := bufio.NewReader(head(t, bufio.NewReader(c)).Body).ReadString('\n'); err != nil {
+	if _, err := bufio.NewReader(head(t, bufio.NewReader(c)).Body).ReadString(
+		'\n'); err != nil {
 		t.Fatal(err)
 	}
-	if r := h.get(t, addrT, streamTarget); r.StatusCode != 503 || r.Header.Get("Retry-After") != "1" {
+	if r := h.get(t, addrT, streamTarget); r.StatusCode != 503 ||
+		r.Header.Get("Retry-After") != "1" {
 		t.Errorf("got %d", r.StatusCode)
 	}
 	_ = c.Close() // seen without a sample to send

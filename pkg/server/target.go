@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// plainPath returns the path of a request target and true if the path can be used as it stands: it is
-// absolute, holds no escape, and nothing in it may need cleaning. It does not allocate. A '#' is a
-// character like any other: clients do not send fragments.
+// plainPath returns the path of a request target and true if the path can be used as it stands: it
+// is absolute, holds no escape, and nothing in it may need cleaning. It does not allocate. A '#' is
+// a character like any other: clients do not send fragments.
 func plainPath(target []byte) ([]byte, bool) {
 	if len(target) == 0 || target[0] != '/' {
 		return nil, false
@@ -30,8 +30,8 @@ func plainPath(target []byte) ([]byte, bool) {
 	return target, true
 }
 
-// parsePath is plainPath for all other targets. redirect is where the client should have asked, empty
-// if it asked well. An error means that the target is none.
+// parsePath is plainPath for all other targets. redirect is where the client should have asked,
+// empty if it asked well. An error means that the target is none.
 func parsePath(target []byte) (p []byte, redirect string, err error) {
 	u, err := url.ParseRequestURI(string(target))
 	if err != nil {
@@ -49,8 +49,8 @@ func parsePath(target []byte) (p []byte, redirect string, err error) {
 
 var errNoPath = errors.New("request target without a path")
 
-// cleanPath removes empty, "." and ".." elements and keeps a slash at the end, as the agent's router
-// does (gorilla/mux, cleanPath).
+// cleanPath removes empty, "." and ".." elements and keeps a slash at the end, as the agent's
+// router does (gorilla/mux, cleanPath).
 func cleanPath(p string) string {
 	clean := path.Clean("/" + p)
 	if strings.HasSuffix(p, "/") && clean != "/" {

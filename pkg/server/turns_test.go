@@ -40,8 +40,8 @@ func newPaused(t testing.TB) (*host, *pauses) {
 	return h, p
 }
 
-// A client that waits for each answer waits for nothing else, however fast it asks and on however many
-// connections, and whatever another task does.
+// A client that waits for each answer waits for nothing else, however fast it asks and on however
+// many connections, and whatever another task does.
 func TestWaitingClientIsNotDelayed(t *testing.T) {
 	h, p := newPaused(t)
 	h.turns.sources.Add(100)
@@ -69,14 +69,17 @@ func TestRequestsSentAhead(t *testing.T) {
 			for range conns {
 				c := newLoopConn(addrT)
 				h.serveLoop(t, c)
-				if got := bytes.Count(c.get(batch), []byte("HTTP/1.1 ")); got != each {
+				if got := bytes.Count(c.get(batch),
+					[]byte("HTTP/1.1 ")); got != each {
 					t.Fatalf("%d requests sent ahead: %d answers", each, got)
 				}
 			}
 			token := time.Duration(aheadToken * max(1, sources))
-			ahead := conns * (each - 1) // on each connection one request is not ahead of anything
+			// on each connection one request is not ahead of anything
+			ahead := conns * (each - 1)
 			n := time.Duration(ahead - aheadBurst)
-			if want := token * n * (n + 1) / 2; p.sum() != want { // time stands still: each waits for all before it
+			// time stands still: each waits for all before it
+			if want := token * n * (n + 1) / 2; p.sum() != want {
 				t.Errorf("waited %v, want %v", p.sum(), want)
 			}
 			if got := h.Counters().Delayed; got != uint64(n) {
@@ -92,7 +95,9 @@ func TestRequestsSentAhead(t *testing.T) {
 // Requests so long that each needs a read of its own are sent ahead all the same.
 func TestLongRequestsSentAhead(t *testing.T) {
 	h, _ := newPaused(t)
-	long := fmt.Sprintf("GET /v2/metadata HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%[2]s", 12<<10, strings.Repeat("x", 12<<10))
+	long := fmt.Sprintf(
+		"GET /v2/metadata HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%[2]s", 12<<10,
+		strings.Repeat("x", 12<<10))
 	c := newLoopConn(addrT)
 	h.serveLoop(t, c)
 	c.get([]byte(strings.Repeat(long, 200)))

@@ -16,7 +16,8 @@ import (
 
 // CgroupConfig holds the places of the kernel's files. The zero value means the usual places.
 type CgroupConfig struct {
-	CgroupRoot string // mount point of cgroup v2, or of the directory of the v1 controllers; "": /sys/fs/cgroup
+	// mount point of cgroup v2, or of the directory of the v1 controllers; "": /sys/fs/cgroup
+	CgroupRoot string
 	ProcRoot   string // "": /proc
 
 	// Links lists a network namespace's interfaces; nil: ListLinks.
@@ -61,9 +62,10 @@ func Visible(cfg CgroupConfig) bool {
 // computes what the Engine computes of them (moby: daemon/stats_unix.go, containerd/cgroups). It is
 // used by one Sampler.
 type CgroupSource struct {
-	cfg      CgroupConfig
-	v2       bool
-	memTotal uint64 // of the host, which is what the Engine gives as the limit of a container without
+	cfg CgroupConfig
+	v2  bool
+	// of the host, which is what the Engine gives as the limit of a container without
+	memTotal uint64
 	net      netSource
 
 	files     *[fileCount]cgroupFile
@@ -157,7 +159,8 @@ var filesV1 = [fileCount]cgroupFile{
 	fileMemoryPeak:     {dirMemory, "memory.max_usage_in_bytes\x00", atOnce},
 	fileMemoryFailures: {dirMemory, "memory.failcnt\x00", atOnce},
 	fileMemoryLimit:    {dirMemory, "memory.limit_in_bytes\x00", atOnce},
-	// Of blkio only the throttle files exist on the kernels we run on: CFQ's went with Linux 5.0.
+	// Of blkio only the throttle files exist on the kernels we run on: CFQ's went with Linux
+	// 5.0.
 	fileIOBytes:   {dirBlkio, "blkio.throttle.io_service_bytes\x00", whole},
 	fileIOs:       {dirBlkio, "blkio.throttle.io_serviced\x00", whole},
 	filePids:      {dirPids, "pids.current\x00", atOnce},
@@ -183,8 +186,8 @@ type cgroupFeed struct {
 	id  string
 	net netFeed
 
-	// Open during a reading that needs them. -1: not open, or the controller is not there: its part
-	// of the sample is left empty, as the Engine leaves it.
+	// Open during a reading that needs them. -1: not open, or the controller is not there: its
+	// part of the sample is left empty, as the Engine leaves it.
 	dir [dirCount]int32
 
 	kept     [fileCount]keptFile
@@ -219,7 +222,8 @@ func (s *CgroupSource) Open(t *task.Task, c *task.Container, _ func(*Counters)) 
 	return f, nil
 }
 
-// reach opens the container's directories and net/dev. It returns an error if they are not the container's.
+// reach opens the container's directories and net/dev. It returns an error if they are not the
+// container's.
 func (f *cgroupFeed) reach() error {
 	s := f.src
 	proc, err := openProc(s.cfg.ProcRoot, f.pid)

@@ -67,11 +67,14 @@ func flatten(t testing.TB, doc []byte) map[string]string {
 // readings directly before and after the Engine's, or be within 2 % of the nearer.
 func exact(path string) bool {
 	switch path {
-	case ".id", ".name", ".num_procs", ".pids_stats.limit", ".memory_stats.limit", ".cpu_stats.online_cpus",
-		".memory_stats.stats.hierarchical_memory_limit", ".memory_stats.stats.hierarchical_memsw_limit":
+	case ".id", ".name", ".num_procs", ".pids_stats.limit", ".memory_stats.limit",
+		".cpu_stats.online_cpus",
+		".memory_stats.stats.hierarchical_memory_limit",
+		".memory_stats.stats.hierarchical_memsw_limit":
 		return true
 	}
-	return strings.HasSuffix(path, ".major") || strings.HasSuffix(path, ".minor") || strings.HasSuffix(path, ".op")
+	return strings.HasSuffix(path, ".major") || strings.HasSuffix(path, ".minor") ||
+		strings.HasSuffix(path, ".op")
 }
 
 // compare checks every field of the Engine's document against ours from before and after it, and
@@ -79,11 +82,14 @@ func exact(path string) bool {
 func compare(t testing.TB, before, engine, after []byte) (wrong []string) {
 	t.Helper()
 	b, e, a := flatten(t, before), flatten(t, engine), flatten(t, after)
-	complain := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
+	complain := func(format string, args ...any) {
+		wrong = append(wrong, fmt.Sprintf(format, args...))
+	}
 	for _, m := range []map[string]string{b, e, a} {
 		maps.DeleteFunc(m, func(path, _ string) bool {
 			// A single question's precpu_stats is zero. Docker 29 has os_type besides.
-			return path == ".os_type" || path == ".read" || path == ".preread" || strings.HasPrefix(path, ".precpu_stats")
+			return path == ".os_type" || path == ".read" || path == ".preread" ||
+				strings.HasPrefix(path, ".precpu_stats")
 		})
 	}
 	for path := range e {
@@ -92,7 +98,8 @@ func compare(t testing.TB, before, engine, after []byte) (wrong []string) {
 		}
 	}
 	for path := range a {
-		// Docker 26 and later leave the container's id and name out where a single question is asked.
+		// Docker 26 and later leave the container's id and name out where a single question
+		// is asked.
 		if _, ok := e[path]; !ok && path != ".id" && path != ".name" {
 			complain("%s: the Engine has no such field", path)
 		}
@@ -115,42 +122,44 @@ func compare(t testing.TB, before, engine, after []byte) (wrong []string) {
 	return wrong
 }
 
-// TestRecordedMatchesEngine is TestRootCgroupMatchesEngine with files of real hosts, cgroup v1 (Linux 6.18,
-// Docker 20.10) and v2 (Debian's 6.1, the same Docker), and the Engine's answers that were recorded
-// between them.
+// TestRecordedMatchesEngine is TestRootCgroupMatchesEngine with files of real hosts, cgroup v1
+// (Linux 6.18, Docker 20.10) and v2 (Debian's 6.1, the same Docker), and the Engine's answers that
+// were recorded between them.
 func TestRecordedMatchesEngine(t *testing.T) {
 	archives, err := filepath.Glob("testdata/v[12]/*.txtar")
 	if err != nil || len(archives) < 8 {
 		t.Fatalf("got recordings %q, error %v", archives, err)
 	}
 	for _, file := range archives {
-		t.Run(strings.TrimSuffix(strings.TrimPrefix(file, "testdata/"), ".txtar"), func(t *testing.T) {
-			dir := unpack(t, file)
-			var c task.Container
-			data, err := os.ReadFile(filepath.Join(dir, "container.json"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := json.Unmarshal(data, &c); err != nil {
-				t.Fatal(err)
-			}
-			answer, err := os.ReadFile(filepath.Join(dir, "engine.json"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			reading := func(when string) []byte {
-				src := treeSource(t, filepath.Join(dir, when))
-				feed, err := src.Open(aTask(&c), &c, nil)
+		t.Run(strings.TrimSuffix(strings.TrimPrefix(file, "testdata/"), ".txtar"),
+			func(t *testing.T) {
+				dir := unpack(t, file)
+				var c task.Container
+				data, err := os.ReadFile(filepath.Join(dir, "container.json"))
 				if err != nil {
 					t.Fatal(err)
 				}
-				defer feed.Close()
-				return render(t, feed, &c)
-			}
-			for _, w := range compare(t, reading("before"), answer, reading("after")) {
-				t.Error(w)
-			}
-		})
+				if err := json.Unmarshal(data, &c); err != nil {
+					t.Fatal(err)
+				}
+				answer, err := os.ReadFile(filepath.Join(dir, "engine.json"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				reading := func(when string) []byte {
+					src := treeSource(t, filepath.Join(dir, when))
+					feed, err := src.Open(aTask(&c), &c, nil)
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer feed.Close()
+					return render(t, feed, &c)
+				}
+				for _, w := range compare(t, reading("before"), answer,
+					reading("after")) {
+					t.Error(w)
+				}
+			})
 	}
 }
 
@@ -170,7 +179,8 @@ func unpack(t testing.TB, file string) string {
 
 func writeFile(t testing.TB, path string, data []byte) {
 	t.Helper()
-	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, data, 0o644)); err != nil {
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755),
+		os.WriteFile(path, data, 0o644)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -60,5 +60,6 @@ type Network struct {
 
 // lists returns the lists in the order in which they are printed.
 func (b *Blkio) lists() [8]*[]BlkioEntry {
-	return [8]*[]BlkioEntry{&b.ServiceBytes, &b.Serviced, &b.Queue, &b.ServiceTime, &b.WaitTime, &b.Merged, &b.Time, &b.Sectors}
+	return [8]*[]BlkioEntry{&b.ServiceBytes, &b.Serviced, &b.Queue, &b.ServiceTime, &b.WaitTime,
+		&b.Merged, &b.Time, &b.Sectors}
 }

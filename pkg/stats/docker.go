@@ -79,7 +79,8 @@ type dockerFeed struct {
 }
 
 // Open never fails: the first request shows whether the Engine knows the container.
-func (s *DockerSource) Open(t *task.Task, c *task.Container, deliver func(*Counters)) (Feed, error) {
+func (s *DockerSource) Open(t *task.Task, c *task.Container, deliver func(*Counters)) (Feed,
+	error) {
 	f := &dockerFeed{src: s, id: c.ID, deliver: deliver}
 	if pause, eni := netProcess(t, c); eni {
 		if n, err := s.net.open(pause, eni, false); err == nil {
@@ -272,25 +273,35 @@ func (e *engineStats) counters() *Counters {
 	c := &Counters{
 		Read: e.Read,
 		CPU: CPU{
-			Total: e.CPU.Usage.Total, Kernel: e.CPU.Usage.Kernel, User: e.CPU.Usage.User, PerCPU: e.CPU.Usage.PerCPU,
+			Total: e.CPU.Usage.Total, Kernel: e.CPU.Usage.Kernel,
+			User: e.CPU.Usage.User, PerCPU: e.CPU.Usage.PerCPU,
 			System: e.CPU.System, Online: e.CPU.Online,
-			Periods: e.CPU.Throttling.Periods, ThrottledPeriods: e.CPU.Throttling.Throttled, ThrottledTime: e.CPU.Throttling.Time,
+			Periods:          e.CPU.Throttling.Periods,
+			ThrottledPeriods: e.CPU.Throttling.Throttled,
+			ThrottledTime:    e.CPU.Throttling.Time,
 		},
-		Memory: Memory{Usage: e.Memory.Usage, MaxUsage: e.Memory.MaxUsage, Failcnt: e.Memory.Failcnt, Limit: e.Memory.Limit},
-		Pids:   Pids(e.Pids),
-		Blkio:  Blkio(e.Blkio),
+		Memory: Memory{Usage: e.Memory.Usage, MaxUsage: e.Memory.MaxUsage,
+			Failcnt: e.Memory.Failcnt, Limit: e.Memory.Limit},
+		Pids:  Pids(e.Pids),
+		Blkio: Blkio(e.Blkio),
 	}
 	for k, v := range e.Memory.Stats {
 		c.Memory.Stats = append(c.Memory.Stats, Stat{Key: k, Value: v})
 	}
-	slices.SortFunc(c.Memory.Stats, func(a, b Stat) int { return strings.Compare(a.Key, b.Key) })
+	slices.SortFunc(c.Memory.Stats, func(a, b Stat) int {
+		return strings.Compare(a.Key, b.Key)
+	})
 	for name, n := range e.Networks {
 		c.Networks = append(c.Networks, Network{
 			Name:    name,
-			RxBytes: n.RxBytes, RxPackets: n.RxPackets, RxErrors: n.RxErrors, RxDropped: n.RxDropped,
-			TxBytes: n.TxBytes, TxPackets: n.TxPackets, TxErrors: n.TxErrors, TxDropped: n.TxDropped,
+			RxBytes: n.RxBytes, RxPackets: n.RxPackets, RxErrors: n.RxErrors,
+			RxDropped: n.RxDropped,
+			TxBytes:   n.TxBytes, TxPackets: n.TxPackets, TxErrors: n.TxErrors,
+			TxDropped: n.TxDropped,
 		})
 	}
-	slices.SortFunc(c.Networks, func(a, b Network) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(c.Networks, func(a, b Network) int {
+		return strings.Compare(a.Name, b.Name)
+	})
 	return c
 }

@@ -25,7 +25,8 @@ type fakeEngine struct {
 }
 
 func (e *fakeEngine) object(id string) string {
-	return fmt.Sprintf(`{"read":%q,"preread":"0001-01-01T00:00:00Z","pids_stats":{"current":2},"blkio_stats":{"io_service_bytes_recursive":
+	return fmt.Sprintf(
+		`{"read":%q,"preread":"0001-01-01T00:00:00Z","pids_stats":{"current":2},"blkio_stats":{"io_service_bytes_recursive":
 		[{"major":8,"minor":0,"op":"Read","value":5}],"io_serviced_recursive":[],"sectors_recursive":null},"num_procs":0,"storage_stats":{},
 		"cpu_stats":{"cpu_usage":{"total_usage":%d,"percpu_usage":[1,2],"usage_in_kernelmode":3,"usage_in_usermode":4},"system_cpu_usage":5,
 		"online_cpus":2,"throttling_data":{"periods":1,"throttled_periods":2,"throttled_time":3}},"precpu_stats":{},"memory_stats":
@@ -80,9 +81,11 @@ func TestDockerSource(t *testing.T) {
 		c := aContainer("a")
 		s.Apply([]*task.Task{aTask(c)})
 		sleep(2 * time.Second)
-		// Two that make a sample with a past, and one because the second's answer was not there yet.
+		// Two that make a sample with a past, and one because the second's answer was not
+		// there yet.
 		if e.streams.Load() != 0 || e.singles.Load() != 3 {
-			t.Errorf("unasked: got %d streams and %d single questions, want 0 and 3", e.streams.Load(), e.singles.Load())
+			t.Errorf("unasked: got %d streams and %d single questions, want 0 and 3",
+				e.streams.Load(), e.singles.Load())
 		}
 		sample := c.Stats.Load()
 		doc := string(sample.JSON[:sample.V2]) + "}"
@@ -114,8 +117,10 @@ func TestDockerStreamOnDemand(t *testing.T) {
 			sleep(time.Second)
 			a.Stats.Ask(time.Now().UnixNano())
 		}
-		if age := time.Since(a.Stats.Load().Read); e.open.Load() != 1 || e.streams.Load() != 1 || age > time.Second {
-			t.Errorf("asked for a: %d streams opened, %d open, sample %v old; want 1, 1 and fresh", e.streams.Load(), e.open.Load(), age)
+		if age := time.Since(a.Stats.Load().Read); e.open.Load() != 1 ||
+			e.streams.Load() != 1 || age > time.Second {
+			t.Errorf("asked for a: %d streams opened, %d open, sample %v old; want "+
+				"1, 1 and fresh", e.streams.Load(), e.open.Load(), age)
 		}
 		sleep(2 * time.Minute)
 		if e.open.Load() != 0 {
@@ -126,7 +131,8 @@ func TestDockerStreamOnDemand(t *testing.T) {
 		s.Apply(nil)
 		synctest.Wait()
 		if e.open.Load() != 0 || a.Stats.Load() != nil {
-			t.Errorf("stopped: %d streams, sample %v; want none", e.open.Load(), a.Stats.Load())
+			t.Errorf("stopped: %d streams, sample %v; want none", e.open.Load(),
+				a.Stats.Load())
 		}
 	})
 }
@@ -148,8 +154,10 @@ func TestDockerWithoutDescriptors(t *testing.T) {
 				sleep(time.Second)
 				c.Stats.Ask(time.Now().UnixNano())
 			}
-			if age := time.Since(c.Stats.Load().Read); e.open.Load() != open || age > time.Second {
-				t.Errorf("%s: %d streams, sample %v old; want %d and fresh", when, e.open.Load(), age, open)
+			if age := time.Since(c.Stats.Load().Read); e.open.Load() != open ||
+				age > time.Second {
+				t.Errorf("%s: %d streams, sample %v old; want %d and fresh", when,
+					e.open.Load(), age, open)
 			}
 			if kept := budget.Usage().Kept; kept != int(open) {
 				t.Errorf("%s: %d descriptors kept, want %d", when, kept, open)
@@ -172,7 +180,8 @@ func TestDockerFailures(t *testing.T) {
 		s.Apply([]*task.Task{aTask(c)})
 		sleep(5 * time.Second)
 		if c.Stats.Load() != nil || s.Metrics().Failed.Load() == 0 {
-			t.Errorf("no engine: got sample %v, %d failures", c.Stats.Load(), s.Metrics().Failed.Load())
+			t.Errorf("no engine: got sample %v, %d failures", c.Stats.Load(),
+				s.Metrics().Failed.Load())
 		}
 		e.broken.Store(false)
 		c.Stats.Ask(time.Now().UnixNano())
@@ -200,7 +209,10 @@ func TestDockerFailures(t *testing.T) {
 func TestDockerEmptyObject(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ask := func(context.Context, string, bool) (io.ReadCloser, error) {
-			return io.NopCloser(strings.NewReader(`{"read":"0001-01-01T00:00:00Z","name":"/x","id":"a"}`)), nil
+			return io.NopCloser(
+					strings.NewReader(
+						`{"read":"0001-01-01T00:00:00Z","name":"/x","id":"a"}`)),
+				nil
 		}
 		src := NewDockerSource(ask, CgroupConfig{ProcRoot: t.TempDir()})
 		t.Cleanup(src.Close)
@@ -209,7 +221,8 @@ func TestDockerEmptyObject(t *testing.T) {
 		s.Apply([]*task.Task{aTask(c)})
 		sleep(10 * time.Second)
 		if c.Stats.Load() != nil || s.Metrics().Gone.Load() == 0 {
-			t.Errorf("got sample %v, %d gone; want none and some", c.Stats.Load(), s.Metrics().Gone.Load())
+			t.Errorf("got sample %v, %d gone; want none and some", c.Stats.Load(),
+				s.Metrics().Gone.Load())
 		}
 	})
 }

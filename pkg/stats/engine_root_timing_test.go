@@ -21,10 +21,10 @@ import (
 	"metad/pkg/task"
 )
 
-// BenchmarkRootStats measures what the statistics of 100 idle real containers cost in CPU time, in the
-// Engine's processes (dockerd, containerd, a shim for each container) and in ours, and how old a
-// sample is when it is asked for. It prints the table of docs/performance.md. Not for -benchtime: run it
-// with -benchtime 1x. STATS_CONTAINERS and STATS_SECONDS make it smaller.
+// BenchmarkRootStats measures what the statistics of 100 idle real containers cost in CPU time, in
+// the Engine's processes (dockerd, containerd, a shim for each container) and in ours, and how old
+// a sample is when it is asked for. It prints the table of docs/performance.md. Not for -benchtime:
+// run it with -benchtime 1x. STATS_CONTAINERS and STATS_SECONDS make it smaller.
 func BenchmarkRootStats(b *testing.B) {
 	count, seconds := fromEnv(b, "STATS_CONTAINERS", 100), fromEnv(b, "STATS_SECONDS", 60)
 	h := testdocker.Start(b)
@@ -44,7 +44,8 @@ func BenchmarkRootStats(b *testing.B) {
 		engine, ours, start := engineCPU(b, h), cpuTime(b), time.Now()
 		time.Sleep(d)
 		minutes := time.Since(start).Minutes() * float64(count)
-		rows = append(rows, row{what, (engineCPU(b, h) - engine).Seconds() / minutes, (cpuTime(b) - ours).Seconds() / minutes})
+		rows = append(rows, row{what, (engineCPU(b, h) - engine).Seconds() / minutes,
+			(cpuTime(b) - ours).Seconds() / minutes})
 	}
 	window := time.Duration(seconds) * time.Second
 
@@ -135,8 +136,9 @@ func BenchmarkRootStats(b *testing.B) {
 	wg.Wait()
 	dsrc.Close()
 
-	// What a row added to the test program's own idle cost, and, where the Engine is asked, to the Engine's.
-	// Where it is not asked, the difference between two idle Engines would only be noise: they are all shown.
+	// What a row added to the test program's own idle cost, and, where the Engine is asked, to
+	// the Engine's. Where it is not asked, the difference between two idle Engines would only
+	// be noise: they are all shown.
 	idle, stream := rows[0], rows[3]
 	added := func(i int) float64 {
 		sum := rows[i].ours - idle.ours
@@ -147,8 +149,10 @@ func BenchmarkRootStats(b *testing.B) {
 	}
 	streamed := stream.engine - idle.engine // its reader's cost is not counted
 	out := &strings.Builder{}
-	fmt.Fprintf(out, "\n%d idle containers, %s each; CPU-seconds per container-minute\n\n", count, window)
-	fmt.Fprintln(out, "| | dockerd, containerd and shims | this program | added | share of the stream |")
+	fmt.Fprintf(out, "\n%d idle containers, %s each; CPU-seconds per container-minute\n\n",
+		count, window)
+	fmt.Fprintln(out,
+		"| | dockerd, containerd and shims | this program | added | share of the stream |")
 	fmt.Fprintln(out, "|---|---|---|---|---|")
 	for i, r := range rows {
 		what := fmt.Sprintf("%.5f | 1/%.0f", added(i), streamed/added(i))
@@ -157,15 +161,20 @@ func BenchmarkRootStats(b *testing.B) {
 			what = "|"
 		case i == 3:
 			what = fmt.Sprintf("%.5f | 1", streamed)
-		case added(i) <= 0: // below the noise, and all that the program did certainly includes it
+		// below the noise, and all that the program did certainly includes it
+		case added(i) <= 0:
 			what = fmt.Sprintf("0 | less than 1/%.0f", streamed/r.ours)
 		}
 		fmt.Fprintf(out, "| %s | %.5f | %.5f | %s |\n", r.what, r.engine, r.ours, what)
 	}
 	ages = ages[warm:]
 	slices.Sort(ages)
-	fmt.Fprintf(out, "\nsample age when asked, cgroup source (%d questions): median %v, 99 %% %v, max %v\n", len(ages),
-		ages[len(ages)/2].Round(time.Millisecond), ages[len(ages)*99/100].Round(time.Millisecond), ages[len(ages)-1].Round(time.Millisecond))
+	fmt.Fprintf(out,
+		"\nsample age when asked, cgroup source (%d questions): median %v, 99 %% %v, "+
+			"max %v\n", len(ages),
+		ages[len(ages)/2].Round(time.Millisecond),
+		ages[len(ages)*99/100].Round(time.Millisecond),
+		ages[len(ages)-1].Round(time.Millisecond))
 	fmt.Fprintf(out, "the Engine's stream: one object each %.2f s\n", interval)
 	_, _ = io.WriteString(os.Stdout, out.String())
 }

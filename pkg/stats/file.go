@@ -24,7 +24,8 @@ const listBytes = 3796
 // isShort reports whether err means that the process had no file descriptor free, or the kernel no
 // memory. Such an error says nothing about the file.
 func isShort(err error) bool {
-	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) ||
+		errors.Is(err, unix.ENOMEM)
 }
 
 // openDir opens a directory as a handle for openat. It pins neither a network namespace nor the
@@ -32,7 +33,8 @@ func isShort(err error) bool {
 // name is used again. The path must end in a NUL.
 func openDir(path []byte) (int, error) {
 	cwd := unix.AT_FDCWD
-	fd, _, errno := unix.Syscall6(unix.SYS_OPENAT, uintptr(cwd), uintptr(unsafe.Pointer(unsafe.SliceData(path))),
+	fd, _, errno := unix.Syscall6(unix.SYS_OPENAT, uintptr(cwd),
+		uintptr(unsafe.Pointer(unsafe.SliceData(path))),
 		unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0, 0, 0)
 	if errno == 0 {
 		return int(fd), nil
@@ -100,7 +102,9 @@ func pread(fd int, buf []byte, at int, how manner) (int, error) {
 	if how != atOnce {
 		return unix.Pread(fd, buf, int64(at))
 	}
-	n, _, errno := unix.RawSyscall6(unix.SYS_PREAD64, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)), uintptr(at), 0, 0)
+	n, _, errno := unix.RawSyscall6(unix.SYS_PREAD64, uintptr(fd),
+		uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)), uintptr(at), 0,
+		0)
 	if errno != 0 {
 		return 0, errno
 	}
@@ -113,7 +117,8 @@ func openat(dir int, name string) (int, error) {
 	if name[len(name)-1] != 0 {
 		return -1, unix.EINVAL
 	}
-	fd, _, errno := unix.Syscall6(unix.SYS_OPENAT, uintptr(dir), uintptr(unsafe.Pointer(unsafe.StringData(name))),
+	fd, _, errno := unix.Syscall6(unix.SYS_OPENAT, uintptr(dir),
+		uintptr(unsafe.Pointer(unsafe.StringData(name))),
 		unix.O_RDONLY|unix.O_CLOEXEC, 0, 0, 0)
 	if errno != 0 {
 		return -1, errno

@@ -43,7 +43,8 @@ func ListLinks(nsfd int) ([]Link, error) {
 	}
 	links := make([]Link, len(list))
 	for i, l := range list {
-		links[i] = Link{Name: l.Attrs().Name, Kind: l.Type(), Loopback: l.Attrs().Flags&net.FlagLoopback != 0}
+		links[i] = Link{Name: l.Attrs().Name, Kind: l.Type(),
+			Loopback: l.Attrs().Flags&net.FlagLoopback != 0}
 	}
 	return links, nil
 }
@@ -119,7 +120,8 @@ func (s *netSource) open(c *task.Container, eni, hostMode bool) (netFeed, error)
 	}
 	defer unix.Close(proc)
 	var ns [64]byte
-	if n, err := unix.Readlinkat(proc, "ns/net", ns[:]); err == nil && string(ns[:n]) == s.hostNS {
+	if n, err := unix.Readlinkat(proc, "ns/net", ns[:]); err == nil &&
+		string(ns[:n]) == s.hostNS {
 		return f, nil
 	}
 	f.pid, f.id = c.PID, c.ID

@@ -32,17 +32,26 @@ const maxNumbers = 8192
 // more keys, which are not shown. A key that they lack is 0 (moby: daemon/stats_unix.go).
 var (
 	memoryKeysV1 = []string{
-		"active_anon", "active_file", "cache", "dirty", "hierarchical_memory_limit", "hierarchical_memsw_limit",
-		"inactive_anon", "inactive_file", "mapped_file", "pgfault", "pgmajfault", "pgpgin", "pgpgout", "rss", "rss_huge",
-		"total_active_anon", "total_active_file", "total_cache", "total_dirty", "total_inactive_anon",
-		"total_inactive_file", "total_mapped_file", "total_pgfault", "total_pgmajfault", "total_pgpgin",
-		"total_pgpgout", "total_rss", "total_rss_huge", "total_unevictable", "total_writeback", "unevictable", "writeback",
+		"active_anon", "active_file", "cache", "dirty", "hierarchical_memory_limit",
+		"hierarchical_memsw_limit",
+		"inactive_anon", "inactive_file", "mapped_file", "pgfault", "pgmajfault", "pgpgin",
+		"pgpgout", "rss", "rss_huge",
+		"total_active_anon", "total_active_file", "total_cache", "total_dirty",
+		"total_inactive_anon",
+		"total_inactive_file", "total_mapped_file", "total_pgfault", "total_pgmajfault",
+		"total_pgpgin",
+		"total_pgpgout", "total_rss", "total_rss_huge", "total_unevictable",
+		"total_writeback", "unevictable", "writeback",
 	}
 	memoryKeysV2 = []string{
-		"active_anon", "active_file", "anon", "anon_thp", "file", "file_dirty", "file_mapped", "file_writeback",
-		"inactive_anon", "inactive_file", "kernel_stack", "pgactivate", "pgdeactivate", "pgfault", "pglazyfree",
-		"pglazyfreed", "pgmajfault", "pgrefill", "pgscan", "pgsteal", "shmem", "slab", "slab_reclaimable",
-		"slab_unreclaimable", "sock", "thp_collapse_alloc", "thp_fault_alloc", "unevictable", "workingset_activate",
+		"active_anon", "active_file", "anon", "anon_thp", "file", "file_dirty",
+		"file_mapped", "file_writeback",
+		"inactive_anon", "inactive_file", "kernel_stack", "pgactivate", "pgdeactivate",
+		"pgfault", "pglazyfree",
+		"pglazyfreed", "pgmajfault", "pgrefill", "pgscan", "pgsteal", "shmem", "slab",
+		"slab_reclaimable",
+		"slab_unreclaimable", "sock", "thp_collapse_alloc", "thp_fault_alloc",
+		"unevictable", "workingset_activate",
 		"workingset_nodereclaim", "workingset_refault",
 	}
 	memoryIndexV1 = indexOf(memoryKeysV1)
@@ -100,7 +109,8 @@ func parsePerCPU(b []byte, dst []uint64) ([]uint64, uint64, error) {
 	return dst, sum, nil
 }
 
-// parseMemoryStat reads memory.stat of either cgroup version into dst, one element for each of keys.
+// parseMemoryStat reads memory.stat of either cgroup version into dst, one element for each of
+// keys.
 func parseMemoryStat(b []byte, dst []Stat, keys []string, index map[string]int) ([]Stat, error) {
 	dst = slices.Grow(dst[:0], len(keys))[:len(keys)]
 	for i, k := range keys {
@@ -117,8 +127,8 @@ func parseMemoryStat(b []byte, dst []Stat, keys []string, index map[string]int) 
 	if p.err != nil {
 		return dst, p.err
 	}
-	// A kernel lacks a few of the keys at most (swap accounting off, a key renamed). Less than half
-	// of them is a file cut off between two lines.
+	// A kernel lacks a few of the keys at most (swap accounting off, a key renamed). Less than
+	// half of them is a file cut off between two lines.
 	if found < len(keys)/2 {
 		return dst, fmt.Errorf("%w: only %d of %d keys", errDamaged, found, len(keys))
 	}
@@ -169,7 +179,8 @@ func parseCPUAcctStat(b []byte, c *CPU) error {
 	return p.err
 }
 
-// parseCPUStatV2 reads cgroup v2's cpu.stat. The throttling is not there without the cpu controller.
+// parseCPUStatV2 reads cgroup v2's cpu.stat. The throttling is not there without the cpu
+// controller.
 func parseCPUStatV2(b []byte, c *CPU) error {
 	found := 0
 	p := pairs{rest: b}
@@ -284,8 +295,8 @@ func parseBlkio(b []byte, dst []BlkioEntry) ([]BlkioEntry, error) {
 // parseIOStat reads cgroup v2's io.stat: "8:0 rbytes=4096 wbytes=0 rios=1 …", a read and a write
 // entry for each device.
 //
-// Kernels before 5.18 can forget to end the line of a device without counters ("8:16 8:0 rbytes=…"):
-// the numbers belong to the last device named.
+// Kernels before 5.18 can forget to end the line of a device without counters ("8:16 8:0
+// rbytes=…"): the numbers belong to the last device named.
 func parseIOStat(b []byte, dst []BlkioEntry) ([]BlkioEntry, error) {
 	dst = dst[:0]
 	for len(b) > 0 {

@@ -60,7 +60,8 @@ func TestParsePerCPU(t *testing.T) {
 			return
 		}
 		if err != nil || fmt.Sprint(got) != want || gotSum != sum {
-			t.Errorf("%q: got %v, sum %d, error %v; want %s, %d", in, got, gotSum, err, want, sum)
+			t.Errorf("%q: got %v, sum %d, error %v; want %s, %d", in, got, gotSum, err,
+				want, sum)
 		}
 	}
 	f("1 2 3 \n", "[1 2 3]", 6)
@@ -121,7 +122,8 @@ func TestParseProcStat(t *testing.T) {
 		t.Helper()
 		gotSystem, gotOnline, err := parseProcStat([]byte(in))
 		if gotSystem != system || gotOnline != online || (err == nil) != (online > 0) {
-			t.Errorf("%q: got %d, %d, %v; want %d, %d", in, gotSystem, gotOnline, err, system, online)
+			t.Errorf("%q: got %d, %d, %v; want %d, %d", in, gotSystem, gotOnline, err,
+				system, online)
 		}
 	}
 	f("cpu  1 2 3 4 5 6 7 8 9 10\ncpu0 1 1 1 1 1 1 1\ncpu3 1 1 1 1 1 1 1\nintr 9 9", 28*nsPerTick, 2)
@@ -137,10 +139,12 @@ func TestCgroupPath(t *testing.T) {
 		t.Helper()
 		got, err := cgroupPath([]byte(file), controller, id)
 		if string(got) != want || !errors.Is(err, wantErr) {
-			t.Errorf("%q, %q: got %q, %v; want %q, %v", file, controller, got, err, want, wantErr)
+			t.Errorf("%q, %q: got %q, %v; want %q, %v", file, controller, got, err,
+				want, wantErr)
 		}
 	}
-	const v1 = "12:name=systemd:/x\n4:memory:/docker/" + id + "\n3:cpu,cpuacct:/ecs/task/" + id + "/init.scope\n0::/docker/" + id + "\n"
+	const v1 = "12:name=systemd:/x\n4:memory:/docker/" + id + "\n3:cpu,cpuacct:/ecs/task/" +
+		id + "/init.scope\n0::/docker/" + id + "\n"
 	f(v1, "memory", "/docker/"+id, nil)
 	f(v1, "cpu", "/ecs/task/"+id, nil)
 	f(v1, "cpuacct", "/ecs/task/"+id, nil)
@@ -161,7 +165,8 @@ func TestNetLines(t *testing.T) {
 		var n Network
 		lines := newNetLines([]byte(in))
 		for name, ok := lines.next(&n); ok; name, ok = lines.next(&n) {
-			got = append(got, fmt.Sprintf("%s %d %d %d %d %d %d %d %d", name, n.RxBytes, n.RxPackets, n.RxErrors, n.RxDropped,
+			got = append(got, fmt.Sprintf("%s %d %d %d %d %d %d %d %d", name, n.RxBytes,
+				n.RxPackets, n.RxErrors, n.RxDropped,
 				n.TxBytes, n.TxPackets, n.TxErrors, n.TxDropped))
 		}
 		if lines.err != nil {
@@ -181,9 +186,9 @@ func TestNetLines(t *testing.T) {
 	f("eth0: "+numbers, "damaged")
 }
 
-// FuzzParsers: whatever a file holds, a parser either says that it is damaged or returns no more than
-// the file can have held, and what it returns makes a document that is valid, has the Engine's keys only,
-// and holds the same numbers.
+// FuzzParsers: whatever a file holds, a parser either says that it is damaged or returns no more
+// than the file can have held, and what it returns makes a document that is valid, has the Engine's
+// keys only, and holds the same numbers.
 func FuzzParsers(f *testing.F) {
 	for _, seed := range []string{
 		"12\n", "max\n", "1 2 3 \n", "user 1\nsystem 2\n", "nr_periods 5\nnr_throttled 2\nthrottled_time 3\n",
@@ -208,13 +213,15 @@ func FuzzParsers(f *testing.F) {
 			errs = append(errs, err)
 		}
 		limit(len(c.CPU.PerCPU), "CPUs")
-		for _, parse := range []func([]byte, *CPU) error{parseCPUAcctStat, parseCPUStatV1, parseCPUStatV2} {
+		for _, parse := range []func([]byte, *CPU) error{parseCPUAcctStat, parseCPUStatV1,
+			parseCPUStatV2} {
 			errs = append(errs, parse(b, &c.CPU))
 		}
 		c.CPU.System, c.CPU.Online, err = parseProcStat(b)
 		errs = append(errs, err)
 		limit(int(c.CPU.Online), "CPUs online")
-		if c.Memory.Stats, err = parseMemoryStat(b, nil, memoryKeysV1, memoryIndexV1); err == nil {
+		if c.Memory.Stats, err = parseMemoryStat(b, nil, memoryKeysV1,
+			memoryIndexV1); err == nil {
 			limit(len(memoryKeysV1)/2, "keys")
 		}
 		errs = append(errs, err)
@@ -243,7 +250,9 @@ func FuzzParsers(f *testing.F) {
 			}
 		}
 		if path, err := cgroupPath(b, "memory", "abc"); err == nil {
-			if !bytes.Contains(path, []byte("abc")) || path[0] != '/' || bytes.Contains(path, []byte("..")) && bytes.Contains(path, []byte("/../")) {
+			if !bytes.Contains(path, []byte("abc")) || path[0] != '/' ||
+				bytes.Contains(path, []byte("..")) &&
+					bytes.Contains(path, []byte("/../")) {
 				t.Errorf("got path %q", path)
 			}
 		}
@@ -263,22 +272,26 @@ func checkDocument(t *testing.T, c *Counters, name string) {
 		if err := dec.Decode(&s); err != nil {
 			t.Fatalf("%v: %s", err, doc)
 		}
-		// Encoded again by the Engine's type it is the same document, but for the order of the keys.
+		// Encoded again by the Engine's type it is the same document, but for the order of
+		// the keys.
 		again, err := json.Marshal(s)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, want := flatten(t, doc), flatten(t, again); !reflect.DeepEqual(got, want) && !sameNames(c.Networks) {
+		if got, want := flatten(t, doc), flatten(t, again); !reflect.DeepEqual(got, want) &&
+			!sameNames(c.Networks) {
 			t.Errorf("got\n%s\nwant\n%s", doc, again)
 		}
-		if s.CPUStats.CPUUsage.TotalUsage != c.CPU.Total || s.MemoryStats.Usage != c.Memory.Usage || len(s.BlkioStats.IoServicedRecursive) != len(c.Blkio.Serviced) {
+		if s.CPUStats.CPUUsage.TotalUsage != c.CPU.Total ||
+			s.MemoryStats.Usage != c.Memory.Usage ||
+			len(s.BlkioStats.IoServicedRecursive) != len(c.Blkio.Serviced) {
 			t.Errorf("got %+v, want the numbers of %+v", s, c)
 		}
 	}
 }
 
-// sameNames reports whether two interfaces print the same name, which no kernel has: then the document
-// has a key twice.
+// sameNames reports whether two interfaces print the same name, which no kernel has: then the
+// document has a key twice.
 func sameNames(nets []Network) bool {
 	seen := map[string]bool{}
 	for _, n := range nets {
@@ -319,7 +332,8 @@ func TestPerCPUUsage(t *testing.T) {
 }
 
 func TestAppendString(t *testing.T) {
-	for _, s := range []string{"", "eth0", "a\"b\\c", "\x00\x1f\t\n\r\b\f", "<>&", "é\u2028\u2029\U0001f600", "\xff\xc3"} {
+	for _, s := range []string{"", "eth0", "a\"b\\c", "\x00\x1f\t\n\r\b\f", "<>&",
+		"é\u2028\u2029\U0001f600", "\xff\xc3"} {
 		var want bytes.Buffer
 		if err := json.NewEncoder(&want).Encode(s); err != nil {
 			t.Fatal(err)

@@ -108,10 +108,10 @@ func (l *netLines) next(n *Network) (name []byte, ok bool) {
 }
 
 // cgroupPath returns the path of the container's cgroup for a controller ("" for cgroup v2) as
-// /proc/<pid>/cgroup tells it: up to the component that names the container, because its processes may
-// have made cgroups of their own below. The error is errNoController when the controller is not mounted,
-// and errNotOurs when nothing in its path names the container: then the process is not, or no longer,
-// the container's.
+// /proc/<pid>/cgroup tells it: up to the component that names the container, because its processes
+// may have made cgroups of their own below. The error is errNoController when the controller is not
+// mounted, and errNotOurs when nothing in its path names the container: then the process is not, or
+// no longer, the container's.
 func cgroupPath(b []byte, controller, id string) ([]byte, error) {
 	for {
 		line, rest, ok := nextLine(b)

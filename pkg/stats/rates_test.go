@@ -9,10 +9,13 @@ import (
 	"metad/pkg/task"
 )
 
-// V09: a v4 sample ends in network_rate_stats once there are two samples to compare. Without it, it is the sample of v2.
+// V09: a v4 sample ends in network_rate_stats once there are two samples to compare. Without it, it
+// is the sample of v2.
 func TestV09NetworkRates(t *testing.T) {
 	at := time.Unix(1700000000, 0)
-	before := func(rx, tx uint64) previous { return previous{read: at, net: traffic{true, rx, tx}} }
+	before := func(rx, tx uint64) previous {
+		return previous{read: at, net: traffic{true, rx, tx}}
+	}
 	f := func(name string, nets []Network, after time.Duration, prev previous, want string) {
 		t.Helper()
 		c := &Counters{Read: at.Add(after), Networks: nets}
@@ -43,14 +46,16 @@ func TestV09NetworkRates(t *testing.T) {
 		`,"network_rate_stats":{"rx_bytes_per_sec":18446744073709550000000000000,"tx_bytes_per_sec":0}`)
 }
 
-// V09: the sampler compares the two last samples of a container; one that was started again begins anew.
+// V09: the sampler compares the two last samples of a container; one that was started again begins
+// anew.
 func TestSamplesHaveRates(t *testing.T) {
 	s := New(Config{})
 	e := &entry{c: &task.Container{ID: "a"}, cell: &task.StatsCell{}}
 	at := time.Unix(1700000000, 0)
 	f := func(after time.Duration, rx uint64, want float64) {
 		t.Helper()
-		s.publish(e, &Counters{Read: at.Add(after), Networks: []Network{{Name: "eth0", RxBytes: rx}}})
+		s.publish(e, &Counters{Read: at.Add(after),
+			Networks: []Network{{Name: "eth0", RxBytes: rx}}})
 		var doc struct {
 			Rates *struct {
 				Rx *float64 `json:"rx_bytes_per_sec"`
@@ -62,7 +67,8 @@ func TestSamplesHaveRates(t *testing.T) {
 		if (doc.Rates == nil) != (want < 0) || doc.Rates != nil && *doc.Rates.Rx != want {
 			t.Errorf("after %v: got %s, want %v", after, e.last.JSON[e.last.V2:], want)
 		}
-		if v2 := append(append([]byte{}, e.last.JSON[:e.last.V2]...), '}'); !json.Valid(v2) {
+		if v2 := append(append([]byte{}, e.last.JSON[:e.last.V2]...),
+			'}'); !json.Valid(v2) {
 			t.Errorf("for v2 got %s", v2)
 		}
 	}
@@ -75,7 +81,8 @@ func TestSamplesHaveRates(t *testing.T) {
 
 // Rates cost a sample no allocation.
 func TestRatesDoNotAllocate(t *testing.T) {
-	c := &Counters{Read: time.Unix(10, 0), Networks: []Network{{Name: "eth0", RxBytes: 1 << 40, TxBytes: 12345}}}
+	c := &Counters{Read: time.Unix(10, 0),
+		Networks: []Network{{Name: "eth0", RxBytes: 1 << 40, TxBytes: 12345}}}
 	prev := previous{read: time.Unix(9, 500), net: traffic{true, 7, 9}}
 	buf := make([]byte, 0, 8<<10)
 	if n := testing.AllocsPerRun(100, func() {

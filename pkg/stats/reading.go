@@ -295,8 +295,9 @@ func (f *cgroupFeed) readV1(c *Counters) error {
 		}
 		none := []BlkioEntry{}
 		c.Blkio = Blkio{
-			ServiceBytes: s.blkio[0], Serviced: s.blkio[1], Queue: none, ServiceTime: none,
-			WaitTime: none, Merged: none, Time: none, Sectors: none,
+			ServiceBytes: s.blkio[0], Serviced: s.blkio[1], Queue: none,
+			ServiceTime: none,
+			WaitTime:    none, Merged: none, Time: none, Sectors: none,
 		}
 	}
 	if f.has[dirPids] {

@@ -19,8 +19,12 @@ func TestFilesKeptOpen(t *testing.T) {
 	versions(t, func(t *testing.T, tr *tree) {
 		a, b := tr.add(0), tr.add(1)
 		src := treeSource(t, tr.dir)
-		files := map[bool]int{false: 11, true: 7}[tr.v2]                                                                 // without those of the limits
-		src.cfg.Budget = fdbudget.New(100, func() (int, error) { return map[bool]int{false: 55, true: 60}[tr.v2], nil }) // room for one container, and a bit
+		// without those of the limits
+		files := map[bool]int{false: 11, true: 7}[tr.v2]
+		// room for one container, and a bit
+		src.cfg.Budget = fdbudget.New(100, func() (int, error) {
+			return map[bool]int{false: 55, true: 60}[tr.v2], nil
+		})
 		open := openFiles(t)
 		var feeds []Feed
 		for _, c := range []*task.Container{a, b} {
@@ -53,7 +57,8 @@ func TestFilesKeptOpen(t *testing.T) {
 		sample(0, true, files)
 		tr.write(tr.file(0, "pids.current"), "17\n")
 		if s, err := feeds[0].Sample(true); err != nil || s.Pids.Current != 17 {
-			t.Errorf("got %d processes, %v; want the file's new 17", s.Pids.Current, err)
+			t.Errorf("got %d processes, %v; want the file's new 17", s.Pids.Current,
+				err)
 		}
 		tr.write(tr.file(0, "pids.current"), "3\n")
 		sample(0, false, 0)
@@ -73,7 +78,8 @@ func TestFilesKeptOpen(t *testing.T) {
 func TestRareNumbers(t *testing.T) {
 	versions(t, func(t *testing.T, tr *tree) {
 		c := tr.add(0)
-		names := map[bool][3]string{false: {"memory.limit_in_bytes", "memory.failcnt", "memory.usage_in_bytes"},
+		names := map[bool][3]string{false: {"memory.limit_in_bytes", "memory.failcnt",
+			"memory.usage_in_bytes"},
 			true: {"memory.max", "memory.events", "memory.current"}}[tr.v2]
 		failures := map[bool]string{false: "%d\n", true: "oom %d\n"}[tr.v2]
 		tr.write(tr.file(0, names[0]), "1000000\n")
@@ -92,8 +98,11 @@ func TestRareNumbers(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if s.Memory.Limit != limit || s.Memory.Failcnt != failed || s.Pids.Limit != pids {
-				t.Errorf("%s: got limit %d, %d failures, %d processes; want %d, %d, %d", when, s.Memory.Limit, s.Memory.Failcnt, s.Pids.Limit, limit, failed, pids)
+			if s.Memory.Limit != limit || s.Memory.Failcnt != failed ||
+				s.Pids.Limit != pids {
+				t.Errorf("%s: got limit %d, %d failures, %d processes; want %d, "+
+					"%d, %d", when, s.Memory.Limit, s.Memory.Failcnt,
+					s.Pids.Limit, limit, failed, pids)
 			}
 		}
 		none := map[bool]uint64{false: 0, true: 1<<64 - 1}[tr.v2]
@@ -126,7 +135,8 @@ func TestMemoryStatOfTheIdle(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer feed.Close()
-		usage := map[bool]string{false: "memory.usage_in_bytes", true: "memory.current"}[tr.v2]
+		usage := map[bool]string{false: "memory.usage_in_bytes",
+			true: "memory.current"}[tr.v2]
 		check := func(when string, want uint64) {
 			t.Helper()
 			for _, hot := range []bool{true, false} { // with the file open or not
@@ -134,8 +144,10 @@ func TestMemoryStatOfTheIdle(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got := s.Memory.Stats[0].Value; got != want || len(s.Memory.Stats) != len(memoryStatKeys(tr.v2)) {
-					t.Errorf("%s: got %d (%d numbers), want %d", when, got, len(s.Memory.Stats), want)
+				if got := s.Memory.Stats[0].Value; got != want ||
+					len(s.Memory.Stats) != len(memoryStatKeys(tr.v2)) {
+					t.Errorf("%s: got %d (%d numbers), want %d", when, got,
+						len(s.Memory.Stats), want)
 				}
 			}
 		}
@@ -146,7 +158,8 @@ func TestMemoryStatOfTheIdle(t *testing.T) {
 		check("it has more memory", 101)
 		tr.write(tr.file(0, "memory.stat"), memoryStat(tr.v2, 200))
 		if tr.v2 {
-			tr.write(tr.file(0, "cpu.stat"), "usage_usec 2000\nuser_usec 600\nsystem_usec 400\n")
+			tr.write(tr.file(0, "cpu.stat"),
+				"usage_usec 2000\nuser_usec 600\nsystem_usec 400\n")
 		} else {
 			tr.write(tr.file(0, "cpuacct.usage_percpu"), "2000000 1000000 \n")
 		}
@@ -180,7 +193,8 @@ func withoutDescriptors(t testing.TB, f func()) {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: old.Max}); err != nil {
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE,
+		&unix.Rlimit{Cur: 3, Max: old.Max}); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
@@ -198,7 +212,8 @@ func TestNoDescriptors(t *testing.T) {
 		src := treeSource(t, tr.dir)
 		check := func(what string, err error) {
 			t.Helper()
-			if !errors.Is(err, unix.EMFILE) || errors.Is(err, errGone) || errors.Is(err, errDamaged) {
+			if !errors.Is(err, unix.EMFILE) || errors.Is(err, errGone) ||
+				errors.Is(err, errDamaged) {
 				t.Errorf("%s: got %v, want EMFILE alone", what, err)
 			}
 		}
@@ -249,8 +264,10 @@ func TestNoDescriptorsKeepsTheSample(t *testing.T) {
 		src.cfg.Budget = fdbudget.New(1024, func() (int, error) { return 10, nil })
 		s.cfg.Budget = src.cfg.Budget
 		withoutDescriptors(t, func() { s.step(e, e.due, 0) })
-		if c.Stats.Load() != before || s.Metrics().Short.Load() != 1 || s.Metrics().Gone.Load() != 0 {
-			t.Errorf("got %d short, %d gone; want 1, 0 and the sample as it was", s.Metrics().Short.Load(), s.Metrics().Gone.Load())
+		if c.Stats.Load() != before || s.Metrics().Short.Load() != 1 ||
+			s.Metrics().Gone.Load() != 0 {
+			t.Errorf("got %d short, %d gone; want 1, 0 and the sample as it was",
+				s.Metrics().Short.Load(), s.Metrics().Gone.Load())
 		}
 		if src.cfg.Budget.Keep(1) {
 			t.Error("there is room at once for what is kept")

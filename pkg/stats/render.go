@@ -11,7 +11,8 @@ const zeroCPU = `{"cpu_usage":{"total_usage":0,"usage_in_kernelmode":0,"usage_in
 	`"throttling_data":{"periods":0,"throttled_periods":0,"throttled_time":0}}`
 
 var blkioKeys = [8]string{
-	"io_service_bytes_recursive", "io_serviced_recursive", "io_queue_recursive", "io_service_time_recursive",
+	"io_service_bytes_recursive", "io_serviced_recursive", "io_queue_recursive",
+	"io_service_time_recursive",
 	"io_wait_time_recursive", "io_merged_recursive", "io_time_recursive", "sectors_recursive",
 }
 
@@ -23,7 +24,8 @@ type previous struct {
 	net  traffic
 }
 
-// traffic is the bytes of all interfaces of a container. The zero value means that no interface is visible.
+// traffic is the bytes of all interfaces of a container. The zero value means that no interface is
+// visible.
 type traffic struct {
 	known  bool
 	rx, tx uint64
@@ -46,7 +48,8 @@ func trafficOf(nets []Network) (t traffic) {
 func appendRates(dst []byte, c *Counters, prev previous) (_ []byte, v2 int) {
 	v2 = len(dst) - 1
 	now, seconds := trafficOf(c.Networks), c.Read.Sub(prev.read).Seconds()
-	if !now.known || !prev.net.known || now.rx < prev.net.rx || now.tx < prev.net.tx || prev.read.IsZero() || seconds <= 0 {
+	if !now.known || !prev.net.known || now.rx < prev.net.rx || now.tx < prev.net.tx ||
+		prev.read.IsZero() || seconds <= 0 {
 		return dst, v2
 	}
 	dst = append(dst[:v2], `,"network_rate_stats":{"rx_bytes_per_sec":`...)
@@ -60,9 +63,11 @@ func appendRates(dst []byte, c *Counters, prev previous) (_ []byte, v2 int) {
 // cpu_stats in it, which are the next sample's precpu_stats. The order of the keys, and which
 // empty ones are omitted, is that of the Engine's types.StatsJSON (API 1.30 to 1.47).
 //
-//	{"read": RFC 3339, "preread": RFC 3339, "pids_stats": {}, "blkio_stats": {}, "num_procs": 0, "storage_stats": {},
-//	 "cpu_stats": {}, "precpu_stats": {}, "memory_stats": {}, "name": "/…", "id": "…", "networks": {}}
-func appendSample(dst []byte, id, name string, c *Counters, prev previous) (_ []byte, cpuStart, cpuEnd int) {
+//	{"read": RFC 3339, "preread": RFC 3339, "pids_stats": {}, "blkio_stats": {},
+//	 "num_procs": 0, "storage_stats": {}, "cpu_stats": {}, "precpu_stats": {},
+//	 "memory_stats": {}, "name": "/…", "id": "…", "networks": {}}
+func appendSample(dst []byte, id, name string, c *Counters, prev previous) (
+	_ []byte, cpuStart, cpuEnd int) {
 	dst = append(dst, `{"read":"`...)
 	dst = c.Read.UTC().AppendFormat(dst, time.RFC3339Nano)
 	dst = append(dst, `","preread":"`...)

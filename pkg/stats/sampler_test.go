@@ -26,7 +26,8 @@ type fakeSource struct {
 }
 
 func newFakeSource() *fakeSource {
-	return &fakeSource{feeds: map[string]*fakeFeed{}, fail: map[string]error{}, deliver: map[string]func(*Counters){}}
+	return &fakeSource{feeds: map[string]*fakeFeed{}, fail: map[string]error{},
+		deliver: map[string]func(*Counters){}}
 }
 
 type fakeFeed struct {
@@ -121,8 +122,10 @@ func TestFirstSampleHasAPast(t *testing.T) {
 		if d.ID != "a" || d.Name != "/name-a" {
 			t.Errorf("got id %q, name %q", d.ID, d.Name)
 		}
-		if d.CPU.Usage.Total != 2 || d.PreCPU.Usage.Total != 1 || d.Read.Sub(d.PreRead) != prime {
-			t.Errorf("got %+v, want the second reading and the first %v before it", d, prime)
+		if d.CPU.Usage.Total != 2 || d.PreCPU.Usage.Total != 1 ||
+			d.Read.Sub(d.PreRead) != prime {
+			t.Errorf("got %+v, want the second reading and the first %v before it", d,
+				prime)
 		}
 	})
 }
@@ -137,7 +140,8 @@ func TestHotAndCold(t *testing.T) {
 		sleep(10 * time.Minute)
 		f := src.feeds["a"]
 		if n := len(f.reads); n != 8 {
-			t.Errorf("unasked for 10 minutes: got %d samples, want 2 and one each 90 s", n)
+			t.Errorf("unasked for 10 minutes: got %d samples, want 2 and one each 90 s",
+				n)
 		}
 		f.reads = nil
 		c.Stats.Ask(time.Now().UnixNano())
@@ -147,11 +151,13 @@ func TestHotAndCold(t *testing.T) {
 			t.Fatal("asked, and not sampled in 30 s")
 		}
 		if first := f.reads[0].Sub(asked); first > together {
-			t.Errorf("first sample %v after the question, want it within %v", first, together)
+			t.Errorf("first sample %v after the question, want it within %v", first,
+				together)
 		}
 		for i := 1; i < len(f.reads); i++ {
 			if d := f.reads[i].Sub(f.reads[i-1]); d > hotInterval {
-				t.Errorf("hot: %v between two samples, want at most %v", d, hotInterval)
+				t.Errorf("hot: %v between two samples, want at most %v", d,
+					hotInterval)
 			}
 		}
 		if n := len(f.reads); n < 30 || n > 32 {
@@ -244,17 +250,21 @@ func TestHotContainersAreSpread(t *testing.T) {
 				reads := src.feeds[c.ID].reads
 				per[reads[len(reads)-1].Sub(s.epoch)%hotInterval/slot]++
 				for i := 1; i < len(reads); i++ {
-					if d := reads[i].Sub(reads[i-1]); d > hotInterval+2*together {
-						t.Errorf("container %s: %v between two samples", c.ID, d)
+					if d := reads[i].Sub(reads[i-1]); d > hotInterval+
+						2*together {
+						t.Errorf("container %s: %v between two samples",
+							c.ID, d)
 					}
 				}
 			}
 			if len(per) != len(cs)/group {
-				t.Errorf("%d containers: sampled in %d slots, want %d", len(cs), len(per), len(cs)/group)
+				t.Errorf("%d containers: sampled in %d slots, want %d", len(cs),
+					len(per), len(cs)/group)
 			}
 			for slot, n := range per {
 				if n != group {
-					t.Errorf("%d containers: %d in slot %d, want %d", len(cs), n, slot, group)
+					t.Errorf("%d containers: %d in slot %d, want %d", len(cs),
+						n, slot, group)
 				}
 			}
 		}
@@ -310,7 +320,8 @@ func TestRestartedContainerBeginsAnew(t *testing.T) {
 			t.Errorf("just restarted: got %s, want none", got.JSON)
 		}
 		sleep(2 * time.Second)
-		if d := decode(t, c.Stats.Load()); d.CPU.Usage.Total != 2 || d.PreCPU.Usage.Total != 1 {
+		if d := decode(t, c.Stats.Load()); d.CPU.Usage.Total != 2 ||
+			d.PreCPU.Usage.Total != 1 {
 			t.Errorf("got %+v, want the new life's first two readings", d)
 		}
 	})
@@ -334,7 +345,8 @@ func TestRestartedPauseKeepsTheSample(t *testing.T) {
 			t.Errorf("got preread %v, want %v", d.PreRead, before.Read)
 		}
 		if src.opened != 4 || src.closed != 2 {
-			t.Errorf("got %d feeds opened and %d closed, want 4 and 2", src.opened, src.closed)
+			t.Errorf("got %d feeds opened and %d closed, want 4 and 2", src.opened,
+				src.closed)
 		}
 	})
 }
@@ -362,8 +374,10 @@ func TestFailureTakesTheSampleBack(t *testing.T) {
 		}
 		src.fail["a"] = nil
 		sleep(1100 * time.Millisecond)
-		if d := decode(t, c.Stats.Load()); !d.PreRead.Equal(last.Read) && d.PreRead.Before(last.Read) {
-			t.Errorf("got preread %v, want the last good sample's %v", d.PreRead, last.Read)
+		if d := decode(t, c.Stats.Load()); !d.PreRead.Equal(last.Read) &&
+			d.PreRead.Before(last.Read) {
+			t.Errorf("got preread %v, want the last good sample's %v", d.PreRead,
+				last.Read)
 		}
 		src.fail["a"] = errGone
 		sleep(2 * time.Second)
@@ -430,7 +444,8 @@ func TestApplyUnchangedKeepsFeeds(t *testing.T) {
 			t.Errorf("got name %q, want the new one", d.Name)
 		}
 		if src.opened != 1 || src.closed != 0 {
-			t.Errorf("got %d feeds opened and %d closed, want 1 and 0", src.opened, src.closed)
+			t.Errorf("got %d feeds opened and %d closed, want 1 and 0", src.opened,
+				src.closed)
 		}
 	})
 }
@@ -449,7 +464,8 @@ func TestStopEmptiesCells(t *testing.T) {
 		cancel()
 		<-done
 		if c.Stats.Load() != nil || src.closed != 1 {
-			t.Errorf("after Run: sample %v, %d feeds closed; want none and 1", c.Stats.Load(), src.closed)
+			t.Errorf("after Run: sample %v, %d feeds closed; want none and 1",
+				c.Stats.Load(), src.closed)
 		}
 		if _, err := sub.Next(t.Context()); !errors.Is(err, io.EOF) {
 			t.Errorf("subscription: got %v, want EOF", err)

@@ -35,9 +35,9 @@ func BenchmarkSample(b *testing.B) {
 	}
 }
 
-// BenchmarkThousandContainers runs the sampler with 1,000 containers that are all asked for, for b.N
-// seconds (-benchtime 20x), and reports the share of one core it takes, and by how much each container
-// makes the process larger: what a sampler of one container takes is not counted.
+// BenchmarkThousandContainers runs the sampler with 1,000 containers that are all asked for, for
+// b.N seconds (-benchtime 20x), and reports the share of one core it takes, and by how much each
+// container makes the process larger: what a sampler of one container takes is not counted.
 func BenchmarkThousandContainers(b *testing.B) {
 	for _, v2 := range []bool{false, true} {
 		b.Run(map[bool]string{false: "v1", true: "v2"}[v2], func(b *testing.B) {
@@ -54,10 +54,12 @@ func BenchmarkThousandContainers(b *testing.B) {
 			}
 			wall := time.Since(start)
 			b.ReportMetric(100*float64(cpuTime(b)-cpu)/float64(wall), "%core")
-			b.ReportMetric(float64(h.Metrics().Samples.Load()-samples)/wall.Seconds(), "samples/s")
+			b.ReportMetric(float64(h.Metrics().Samples.Load()-samples)/wall.Seconds(),
+				"samples/s")
 			size := len(h.containers[0].Stats.Load().JSON)
 			b.ReportMetric(float64(size), "B/sample")
-			b.ReportMetric(float64(h.stop()-base)/count-2*float64(size), "RSS-B/container-beyond-2-samples")
+			b.ReportMetric(float64(h.stop()-base)/count-2*float64(size),
+				"RSS-B/container-beyond-2-samples")
 			b.ReportMetric(0, "ns/op")
 		})
 	}

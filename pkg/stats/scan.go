@@ -94,7 +94,8 @@ func (p *pairs) next() (key []byte, v uint64, ok bool) {
 
 // index is bytes.Index without a copy of s.
 func index(b []byte, s string) int {
-	return strings.Index(unsafe.String(unsafe.SliceData(b), len(b)), s) // the string is not kept
+	// the string is not kept
+	return strings.Index(unsafe.String(unsafe.SliceData(b), len(b)), s)
 }
 
 // inList reports whether a comma-separated list holds s. The empty list holds only "".

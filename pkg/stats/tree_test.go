@@ -28,7 +28,9 @@ type tree struct {
 func newTree(t testing.TB, v2 bool) *tree {
 	tr := &tree{t: t, dir: t.TempDir(), v2: v2}
 	tr.write("proc/meminfo", "MemTotal:        8000000 kB\nMemFree:         1000 kB\n")
-	tr.write("proc/stat", "cpu  100 200 300 400 500 600 700 800 900 1000\ncpu0 1 1 1 1 1 1 1 1 1 1\ncpu1 1 1 1 1 1 1 1 1 1 1\nintr 1 2 3\n")
+	tr.write("proc/stat",
+		"cpu  100 200 300 400 500 600 700 800 900 1000\ncpu0 1 1 1 1 1 1 1 1 1 1\ncpu1 "+
+			"1 1 1 1 1 1 1 1 1 1\nintr 1 2 3\n")
 	tr.write("proc/1/cgroup", "0::/init.scope\n")
 	if v2 {
 		tr.write("sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory pids\n")
@@ -66,45 +68,63 @@ func (tr *tree) add(n int) *task.Container {
 	pid := 1000 + n
 	var membership strings.Builder
 	if tr.v2 {
-		fmt.Fprintf(&membership, "0::/system.slice/docker-%s.scope/a cgroup of its own\n", tr.id(n))
+		fmt.Fprintf(&membership, "0::/system.slice/docker-%s.scope/a cgroup of its own\n",
+			tr.id(n))
 	} else {
-		for i, c := range []string{"name=systemd", "pids", "blkio", "memory", "cpu,cpuacct", ""} {
+		for i, c := range []string{"name=systemd", "pids", "blkio", "memory", "cpu,cpuacct",
+			""} {
 			fmt.Fprintf(&membership, "%d:%s:/docker/%s\n", i, c, tr.id(n))
 		}
 	}
 	tr.write(fmt.Sprintf("proc/%d/cgroup", pid), membership.String())
 	tr.write(fmt.Sprintf("proc/%d/net/dev", pid), netDev+
-		"    lo:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0\n"+
-		fmt.Sprintf("  eth0: %d      20    3    4    0     0          0         0   %d      60    7    8    0     0       0          0\n", 100+n, 500+n))
-	tr.write(fmt.Sprintf("proc/%d/ns/net", pid), `[{"Name":"lo","Kind":"device","Loopback":true},{"Name":"eth0","Kind":"veth"}]`)
+		"    lo:       0       0    0    0    0     0          0         0        0     "+
+		"  0    0    0    0     0       0          0\n"+
+		fmt.Sprintf(
+			"  eth0: %d      20    3    4    0     0          0         0   %d      "+
+				"60    7    8    0     0       0          0\n", 100+n, 500+n))
+	tr.write(fmt.Sprintf("proc/%d/ns/net", pid),
+		`[{"Name":"lo","Kind":"device","Loopback":true},{"Name":"eth0","Kind":"veth"}]`)
 	files := map[string]string{
 		"memory.stat": memoryStat(tr.v2, n), "pids.current": "3\n", "pids.max": "max\n", "cpu.stat": "nr_periods 5\nnr_throttled 2\nthrottled_time 123456\n",
 	}
 	if tr.v2 {
 		files["cgroup.controllers"] = "cpuset cpu io memory hugetlb pids\n"
-		files["cpu.stat"] = fmt.Sprintf("usage_usec %d\nuser_usec 600\nsystem_usec 400\nnr_periods 5\nnr_throttled 2\nthrottled_usec 123\n", 1000+n)
-		files["memory.current"], files["memory.max"] = fmt.Sprintf("%d\n", 4096*(n+1)), "max\n"
+		files["cpu.stat"] = fmt.Sprintf(
+			"usage_usec %d\nuser_usec 600\nsystem_usec 400\nnr_periods "+
+				"5\nnr_throttled 2\nthrottled_usec 123\n", 1000+n)
+		files["memory.current"], files["memory.max"] = fmt.Sprintf("%d\n", 4096*(n+1)),
+			"max\n"
 		files["memory.events"] = "low 0\nhigh 0\nmax 7\noom 2\noom_kill 1\n"
-		files["io.stat"] = fmt.Sprintf("8:0 rbytes=%d wbytes=8192 rios=1 wios=2 dbytes=0 dios=0\n", 4096+n)
+		files["io.stat"] = fmt.Sprintf(
+			"8:0 rbytes=%d wbytes=8192 rios=1 wios=2 dbytes=0 dios=0\n", 4096+n)
 		files["cgroup.procs"] = fmt.Sprintf("%d\n", pid)
 	} else {
 		files["cpuacct.usage_percpu"] = fmt.Sprintf("%d 1000000 \n", 1000000+n)
 		files["cpuacct.stat"] = "user 12\nsystem 34\n"
-		files["memory.usage_in_bytes"], files["memory.max_usage_in_bytes"] = fmt.Sprintf("%d\n", 4096*(n+1)), "9000000\n"
-		files["memory.failcnt"], files["memory.limit_in_bytes"] = "2\n", "9223372036854771712\n"
-		files["blkio.throttle.io_service_bytes"] = fmt.Sprintf("8:0 Read %d\n8:0 Write 8192\n8:0 Sync 0\n8:0 Async 0\n8:0 Discard 0\n8:0 Total 12288\nTotal 12288\n", 4096+n)
-		files["blkio.throttle.io_serviced"] = "8:0 Read 1\n8:0 Write 2\n8:0 Sync 0\n8:0 Async 0\n8:0 Discard 0\n8:0 Total 3\nTotal 3\n"
+		files["memory.usage_in_bytes"], files["memory.max_usage_in_bytes"] = fmt.Sprintf(
+			"%d\n", 4096*(n+1)), "9000000\n"
+		files["memory.failcnt"], files["memory.limit_in_bytes"] = "2\n",
+			"9223372036854771712\n"
+		files["blkio.throttle.io_service_bytes"] = fmt.Sprintf(
+			"8:0 Read %d\n8:0 Write 8192\n8:0 Sync 0\n8:0 Async 0\n8:0 Discard "+
+				"0\n8:0 Total 12288\nTotal 12288\n", 4096+n)
+		files["blkio.throttle.io_serviced"] = "8:0 Read 1\n8:0 Write 2\n8:0 Sync 0\n8:0 " +
+			"Async 0\n8:0 Discard 0\n8:0 Total 3\nTotal 3\n"
 		for _, c := range []string{"cpuacct", "cpu", "memory", "blkio", "pids"} {
-			tr.write(filepath.Dir(tr.file(n, c+".x"))+"/cgroup.procs", fmt.Sprintf("%d\n", pid))
+			tr.write(filepath.Dir(tr.file(n, c+".x"))+"/cgroup.procs",
+				fmt.Sprintf("%d\n", pid))
 		}
 	}
 	for name, data := range files {
 		tr.write(tr.file(n, name), data)
 	}
-	return &task.Container{ID: tr.id(n), DockerName: fmt.Sprintf("c%d", n), PID: pid, NetworkMode: "bridge", Stats: new(task.StatsCell)}
+	return &task.Container{ID: tr.id(n), DockerName: fmt.Sprintf("c%d", n), PID: pid,
+		NetworkMode: "bridge", Stats: new(task.StatsCell)}
 }
 
-// memoryStat returns a memory.stat in which every key has another value, among keys that are not shown.
+// memoryStat returns a memory.stat in which every key has another value, among keys that are not
+// shown.
 func memoryStat(v2 bool, n int) string {
 	keys := memoryKeysV1
 	if v2 {
@@ -125,7 +145,8 @@ func versions(t *testing.T, f func(t *testing.T, tr *tree)) {
 
 func TestVisible(t *testing.T) {
 	versions(t, func(t *testing.T, tr *tree) {
-		cfg := CgroupConfig{CgroupRoot: filepath.Join(tr.dir, "sys/fs/cgroup"), ProcRoot: filepath.Join(tr.dir, "proc")}
+		cfg := CgroupConfig{CgroupRoot: filepath.Join(tr.dir, "sys/fs/cgroup"),
+			ProcRoot: filepath.Join(tr.dir, "proc")}
 		if !Visible(cfg) {
 			t.Error("got false, want true")
 		}
@@ -162,7 +183,8 @@ func TestGolden(t *testing.T) {
 		if string(got[start:end]) != string(appendCPU(nil, &s.CPU)) {
 			t.Errorf("bounds of cpu_stats: got %s", got[start:end])
 		}
-		expect.Golden(t, filepath.Join("testdata", "golden-"+filepath.Base(t.Name())+".json"), append(got, '\n'))
+		expect.Golden(t, filepath.Join("testdata", "golden-"+filepath.Base(t.Name())+
+			".json"), append(got, '\n'))
 	})
 }
 
@@ -192,7 +214,9 @@ func TestDamagedFiles(t *testing.T) {
 					walk(name)
 					continue
 				}
-				inCgroup := strings.Contains(name, tr.id(0)) && e.Name() != "cgroup.procs" && e.Name() != "cgroup.controllers"
+				inCgroup := strings.Contains(name, tr.id(0)) &&
+					e.Name() != "cgroup.procs" &&
+					e.Name() != "cgroup.controllers"
 				if !inCgroup && name != fmt.Sprintf("proc/%d/net/dev", a.PID) {
 					continue
 				}
@@ -209,31 +233,44 @@ func TestDamagedFiles(t *testing.T) {
 					}
 					defer func() { _ = os.RemoveAll(path); writeFile(t, path, good) }()
 					for range 2 { // the second time without the file kept open
-						fa.(*cgroupFeed).rare.at = time.Time{} // each file is read
-						if _, err := fa.Sample(true); !errors.Is(err, want) {
-							t.Errorf("%s %s: got error %v, want %v", e.Name(), how, err, want)
+						// so that each file is read
+						fa.(*cgroupFeed).rare.at = time.Time{}
+						if _, err := fa.Sample(true); !errors.Is(err,
+							want) {
+							t.Errorf("%s %s: got error %v, want %v",
+								e.Name(), how, err, want)
 						}
 					}
-					if got := withoutRead(string(render(t, fb, b))); got != withoutRead(neighbour) {
-						t.Errorf("%s %s: the neighbour has\n%s\nwant\n%s", e.Name(), how, got, neighbour)
+					if got := withoutRead(
+						string(render(t, fb, b))); got != withoutRead(
+						neighbour) {
+						t.Errorf("%s %s: the neighbour has\n%s\nwant\n%s",
+							e.Name(), how, got, neighbour)
 					}
 				}
 				set := func(data string) func() error {
-					return func() error { return os.WriteFile(path, []byte(data), 0o644) }
+					return func() error {
+						return os.WriteFile(path, []byte(data), 0o644)
+					}
 				}
 				if e.Name() != "io.stat" { // is empty while there was no I/O
 					try("empty", set(""), errDamaged)
 				}
 				try("garbage", set("\x00\xff garbage\nmore of it"), errDamaged)
 				try("a line cut off", set(string(good[:len(good)-1])), errDamaged)
-				try("a number too large", set(strings.NewReplacer(" ", " 99999999999999999999999", "=", "=99999999999999999999999",
-					"max\n", "99999999999999999999999\n").Replace("0 "+string(good))), errDamaged)
+				try("a number too large",
+					set(strings.NewReplacer(" ", " 99999999999999999999999",
+						"=", "=99999999999999999999999",
+						"max\n", "99999999999999999999999\n").Replace(
+						"0 "+string(good))), errDamaged)
 				try("huge", set(strings.Repeat("0", maxFileBytes+10)), errDamaged)
 				missing := errDamaged
 				if e.Name() == "dev" {
-					missing = errGone // a process without its network files has ended
+					// a process without its network files has ended
+					missing = errGone
 				}
-				fa.(*cgroupFeed).cool() // an open file is there as long as its cgroup
+				// an open file is there as long as its cgroup
+				fa.(*cgroupFeed).cool()
 				try("missing", func() error { return os.Remove(path) }, missing)
 				fa.(*cgroupFeed).cool()
 				try("a directory", func() error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o755)) }, missing)
@@ -265,7 +302,8 @@ func TestRemovedCgroupIsGone(t *testing.T) {
 		}
 		defer feed.Close()
 		for _, controller := range controllersV1 {
-			if err := os.RemoveAll(filepath.Dir(filepath.Join(tr.dir, tr.file(0, controller+".x")))); err != nil {
+			if err := os.RemoveAll(filepath.Dir(filepath.Join(tr.dir,
+				tr.file(0, controller+".x")))); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -275,14 +313,16 @@ func TestRemovedCgroupIsGone(t *testing.T) {
 		// Another container takes the same process number: the feed does not turn into its.
 		other := tr.add(1)
 		for _, name := range []string{"cgroup", "net/dev"} {
-			b, err := os.ReadFile(filepath.Join(tr.dir, fmt.Sprintf("proc/%d", other.PID), name))
+			b, err := os.ReadFile(filepath.Join(tr.dir,
+				fmt.Sprintf("proc/%d", other.PID), name))
 			if err != nil {
 				t.Fatal(err)
 			}
 			tr.write(fmt.Sprintf("proc/%d/%s", c.PID, name), string(b))
 		}
 		if _, err := feed.Sample(false); !errors.Is(err, errNotOurs) {
-			t.Errorf("its process number is another container's: got %v, want %v", err, errNotOurs)
+			t.Errorf("its process number is another container's: got %v, want %v", err,
+				errNotOurs)
 		}
 	})
 }
@@ -297,7 +337,8 @@ func TestProcessNumberUsedAgain(t *testing.T) {
 			t.Errorf("another container's: got %v, want %v", err, errNotOurs)
 		}
 		tr.write("proc/77/net/dev", netDev)
-		tr.write("proc/77/cgroup", "9:memory:/\n3:cpu,cpuacct:/user.slice\n0::/user.slice\n")
+		tr.write("proc/77/cgroup",
+			"9:memory:/\n3:cpu,cpuacct:/user.slice\n0::/user.slice\n")
 		a.PID = 77
 		if _, err := src.Open(aTask(a), a, nil); !errors.Is(err, errNotOurs) {
 			t.Errorf("no container's: got %v, want %v", err, errNotOurs)
@@ -324,7 +365,8 @@ func TestControllersMissing(t *testing.T) {
 		}
 		defer feed.Close()
 		doc := string(render(t, feed, c))
-		for _, part := range []string{`"pids_stats":{}`, `"io_service_bytes_recursive":null`, `"memory_stats":{}`} {
+		for _, part := range []string{`"pids_stats":{}`,
+			`"io_service_bytes_recursive":null`, `"memory_stats":{}`} {
 			if !strings.Contains(doc, part) {
 				t.Errorf("want %s in %s", part, doc)
 			}
@@ -356,7 +398,8 @@ func TestNetworksOfAnAWSVPCTask(t *testing.T) {
 			"  sit0: 3 3 0 0 0 0 0 0 2 2 0 0 0 0 0 0\n"+
 			"  eth0: 4294967296000 4 0 0 0 0 0 0 4 4 0 0 0 0 0 0\n"+
 			"eth0.5: 6 4 0 0 0 0 0 0 4 4 0 0 0 0 0 0\n")
-		tr.write("proc/1001/ns/net", `[{"Name":"lo","Kind":"device","Loopback":true},{"Name":"ecs-eth0","Kind":"veth"},
+		tr.write("proc/1001/ns/net",
+			`[{"Name":"lo","Kind":"device","Loopback":true},{"Name":"ecs-eth0","Kind":"veth"},
 			{"Name":"sit0","Kind":"sit"},{"Name":"eth0","Kind":"device"},{"Name":"eth0.5","Kind":"vlan"}]`)
 		src := treeSource(t, tr.dir)
 		for _, c := range []*task.Container{c, pause} {
@@ -365,28 +408,33 @@ func TestNetworksOfAnAWSVPCTask(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer feed.Close()
-			if got, want := fmt.Sprint(networks(t, feed)), "[eth0=4294967296000 eth0.5=6]"; got != want {
+			if got, want := fmt.Sprint(networks(t, feed)),
+				"[eth0=4294967296000 eth0.5=6]"; got != want {
 				t.Errorf("%s: got %s, want %s", c.DockerName, got, want)
 			}
 		}
 	})
 }
 
-// Service Connect in bridge mode has a pause container for each container: each has its own counters.
+// Service Connect in bridge mode has a pause container for each container: each has its own
+// counters.
 func TestNetworksOfServiceConnect(t *testing.T) {
 	versions(t, func(t *testing.T, tr *tree) {
 		a, pauseA, b, pauseB := tr.add(0), tr.add(1), tr.add(2), tr.add(3)
 		pauseA.Type, pauseB.Type = task.TypeCNIPause, task.TypeCNIPause
 		for _, pair := range [][2]*task.Container{{a, pauseA}, {b, pauseB}} {
 			pair[0].NetworkMode = "container:" + pair[1].ID
-			dev, err := os.ReadFile(filepath.Join(tr.dir, fmt.Sprintf("proc/%d/net/dev", pair[1].PID)))
+			dev, err := os.ReadFile(filepath.Join(tr.dir, fmt.Sprintf("proc/%d/net/dev",
+				pair[1].PID)))
 			if err != nil {
 				t.Fatal(err)
 			}
-			tr.write(fmt.Sprintf("proc/%d/net/dev", pair[0].PID), string(dev)) // they share a namespace
+			// they share a namespace
+			tr.write(fmt.Sprintf("proc/%d/net/dev", pair[0].PID), string(dev))
 		}
 		src := treeSource(t, tr.dir)
-		for c, want := range map[*task.Container]string{a: "[eth0=101]", pauseA: "[eth0=101]", b: "[eth0=103]", pauseB: "[eth0=103]"} {
+		for c, want := range map[*task.Container]string{a: "[eth0=101]",
+			pauseA: "[eth0=101]", b: "[eth0=103]", pauseB: "[eth0=103]"} {
 			feed, err := src.Open(aTask(pauseA, pauseB, a, b), c, nil)
 			if err != nil {
 				t.Fatal(err)
@@ -471,8 +519,10 @@ func TestNetworksOfDocker(t *testing.T) {
 	want("[eth0=100]")
 	// docker network connect, and what the container makes for itself
 	line := ": 7 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n"
-	tr.write("proc/1000/net/dev", netDev+"eth0"+line+"wg0"+line+"eth10"+line+"eth1"+line+"a:b"+line)
-	tr.write("proc/1000/ns/net", `[{"Name":"eth0","Kind":"veth"},{"Name":"wg0","Kind":"wireguard"},{"Name":"eth10","Kind":"macvlan"},
+	tr.write("proc/1000/net/dev", netDev+"eth0"+line+"wg0"+line+"eth10"+line+"eth1"+line+"a:b"+
+		line)
+	tr.write("proc/1000/ns/net",
+		`[{"Name":"eth0","Kind":"veth"},{"Name":"wg0","Kind":"wireguard"},{"Name":"eth10","Kind":"macvlan"},
 		{"Name":"eth1","Kind":"veth"},{"Name":"a:b","Kind":"veth"}]`)
 	want("[a:b=7 eth0=7 eth1=7 eth10=7]")
 	// docker network disconnect
@@ -491,7 +541,8 @@ func TestNetworksOfDocker(t *testing.T) {
 	joined := tr.add(3)
 	for _, pid := range []string{"1", "1003"} {
 		path := filepath.Join(tr.dir, "proc", pid, "ns/net")
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.RemoveAll(path), os.Symlink("net:[4026531840]", path)); err != nil {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.RemoveAll(path),
+			os.Symlink("net:[4026531840]", path)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -527,12 +578,15 @@ func TestSampleAllocs(t *testing.T) {
 			}
 		}
 		sample()
-		s.sources[0].(*CgroupSource).system.at = time.Now().Add(time.Hour) // the host's own file is opened by os
+		// the host's own file is opened by os
+		s.sources[0].(*CgroupSource).system.at = time.Now().Add(time.Hour)
 		if n := testing.AllocsPerRun(100, sample); n != 2 {
-			t.Errorf("got %v allocations per sample, want 2: the sample and its bytes", n)
+			t.Errorf("got %v allocations per sample, want 2: the sample and its bytes",
+				n)
 		}
 		now := time.Now().UnixNano()
-		if n := testing.AllocsPerRun(100, func() { c.Stats.Ask(now); _ = c.Stats.Load() }); n != 0 {
+		if n := testing.AllocsPerRun(100,
+			func() { c.Stats.Ask(now); _ = c.Stats.Load() }); n != 0 {
 			t.Errorf("got %v allocations per reader, want 0", n)
 		}
 	})
@@ -550,7 +604,8 @@ func TestLargeCounters(t *testing.T) {
 	}
 	defer feed.Close()
 	doc := string(render(t, feed, c))
-	for _, part := range []string{`"total_usage":18446744073709551615,`, `"max_usage":9223372036854775809,`} {
+	for _, part := range []string{`"total_usage":18446744073709551615,`,
+		`"max_usage":9223372036854775809,`} {
 		if !strings.Contains(doc, part) {
 			t.Errorf("want %s in %s", part, doc)
 		}

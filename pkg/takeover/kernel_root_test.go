@@ -33,7 +33,8 @@ func init() {
 			return plain(dir)
 		}
 		return &kernelGoods{cfg: loader.Config{
-			Netns: netns.NsHandle(3), Attach: loader.AttachMode(mode), PinDir: os.Getenv("TAKEOVER_PINS"),
+			Netns: netns.NsHandle(3), Attach: loader.AttachMode(mode),
+			PinDir: os.Getenv("TAKEOVER_PINS"),
 		}}
 	}
 }
@@ -72,28 +73,37 @@ func (g *kernelGoods) leave(owner bool) error {
 	return errors.Join(g.ln.Close(), g.l.FinishTakeover())
 }
 
-// TestRootCrash is TestCrash with the kernel's part: containers are answered whoever dies, whenever.
+// TestRootCrash is TestCrash with the kernel's part: containers are answered whoever dies,
+// whenever.
 func TestRootCrash(t *testing.T) {
 	f := func(t *testing.T, mode loader.AttachMode) {
 		for _, c := range crashSteps {
 			for _, step := range c.steps {
 				t.Run(c.who+" at "+step, func(t *testing.T) {
 					h := testnet.NewHost(t)
-					k := h.AddBridge("ecs-bridge", "169.254.172.1/22").AddTask("")
+					k := h.AddBridge("ecs-bridge", "169.254.172.1/22").AddTask(
+						"")
 					h.NoLeak()
-					fd, err := unix.FcntlInt(uintptr(h.NS), unix.F_DUPFD_CLOEXEC, 0) // a File closes what it has
+					// a File closes what it has
+					fd, err := unix.FcntlInt(uintptr(h.NS),
+						unix.F_DUPFD_CLOEXEC, 0)
 					if err != nil {
 						t.Fatal(err)
 					}
 					ns := os.NewFile(uintptr(fd), "host")
 					defer ns.Close()
 					pins := testnet.PinDir(t)
-					crash(t, c.who, step, c.survivor, func(string) func() (net.Conn, error) {
-						return func() (net.Conn, error) { return k.Dial(time.Second) }
-					}, func(cmd *exec.Cmd) {
-						cmd.ExtraFiles = []*os.File{ns}
-						cmd.Env = append(cmd.Env, "TAKEOVER_ATTACH="+string(mode), "TAKEOVER_PINS="+pins)
-					})
+					crash(t, c.who, step, c.survivor,
+						func(string) func() (net.Conn, error) {
+							return func() (net.Conn, error) {
+								return k.Dial(time.Second)
+							}
+						}, func(cmd *exec.Cmd) {
+							cmd.ExtraFiles = []*os.File{ns}
+							cmd.Env = append(cmd.Env,
+								"TAKEOVER_ATTACH="+string(mode),
+								"TAKEOVER_PINS="+pins)
+						})
 					for _, name := range h.LinkNames() {
 						if name == "metad0" {
 							t.Error("metad0 is left")

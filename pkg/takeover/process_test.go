@@ -25,7 +25,8 @@ func TestMain(m *testing.M) {
 	if name := os.Getenv("TAKEOVER_NAME"); name != "" {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		defer stop()
-		if err := serveAs(ctx, name, os.Getenv("TAKEOVER_DIR"), os.Getenv("TAKEOVER_DIE")); err != nil {
+		if err := serveAs(ctx, name, os.Getenv("TAKEOVER_DIR"),
+			os.Getenv("TAKEOVER_DIE")); err != nil {
 			fmt.Fprintln(os.Stderr, name+":", err)
 			os.Exit(1)
 		}
@@ -136,7 +137,8 @@ func serveAs(ctx context.Context, name, dir, die string) error {
 			select {}
 		}
 	}
-	sock, p, err := Start(ctx, Config{Dir: dir, Layout: 3, Build: name, uid: os.Getuid(), at: at})
+	sock, p, err := Start(ctx, Config{Dir: dir, Layout: 3, Build: name, uid: os.Getuid(),
+		at: at})
 	if err != nil {
 		return err
 	}
@@ -194,7 +196,8 @@ func start(t *testing.T, dir, name, die string, more ...func(*exec.Cmd)) *proces
 		t.Fatal(err)
 	}
 	p := &process{name: name, cmd: exec.Command(self), done: make(chan struct{})}
-	p.cmd.Env = append(os.Environ(), "TAKEOVER_NAME="+name, "TAKEOVER_DIR="+dir, "TAKEOVER_DIE="+die)
+	p.cmd.Env = append(os.Environ(), "TAKEOVER_NAME="+name, "TAKEOVER_DIR="+dir,
+		"TAKEOVER_DIE="+die)
 	p.cmd.Stderr = os.Stderr
 	for _, f := range more {
 		f(p.cmd)
@@ -284,7 +287,8 @@ func TestTakeovers(t *testing.T) {
 			_, err := ask(c)
 			requests.Add(1)
 			if err != nil && !fresh {
-				// Closed after the last answer: a client of a kept connection connects again.
+				// Closed after the last answer: a client of a kept connection
+				// connects again.
 				reconnects.Add(1)
 				c.Close()
 				c = nil
@@ -314,7 +318,8 @@ func TestTakeovers(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
-	t.Logf("%d takeovers, %d requests, 0 failed unless told above; %d kept connections closed while idle", n, requests.Load(), reconnects.Load())
+	t.Logf("%d takeovers, %d requests, 0 failed unless told above; %d kept connections "+
+		"closed while idle", n, requests.Load(), reconnects.Load())
 	p.cmd.Process.Signal(syscall.SIGTERM)
 	if err := p.wait(t); err != nil {
 		t.Errorf("last: %v", err)
@@ -325,7 +330,8 @@ func TestTakeovers(t *testing.T) {
 }
 
 // crash has one of the two die at a step: the other serves, and can be taken over from.
-func crash(t *testing.T, who, step, survivor string, dial func(dir string) func() (net.Conn, error), more ...func(*exec.Cmd)) {
+func crash(t *testing.T, who, step, survivor string, dial func(dir string) func() (net.Conn, error),
+	more ...func(*exec.Cmd)) {
 	die := map[string]string{who: step}
 	dir := shortDir(t)
 	connect := dial(dir)
@@ -385,8 +391,8 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// TestHung: beside a predecessor that is stopped a start ends with an error. The predecessor goes on
-// when it is continued, and can be taken over from.
+// TestHung: beside a predecessor that is stopped a start ends with an error. The predecessor goes
+// on when it is continued, and can be taken over from.
 func TestHung(t *testing.T) {
 	dir := shortDir(t)
 	old := start(t, dir, "old", "")

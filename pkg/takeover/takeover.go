@@ -6,15 +6,15 @@
 //
 //	successor                        predecessor
 //	hello {protocol, layout} ──────▶ checks uid and versions
-//	                         ◀────── refuse {reason}            and the predecessor goes on
+//	                         ◀────── refuse {reason}            the predecessor goes on
 //	                         ◀────── state {meta, files} …      the predecessor still serves
 //	opens the files, serves too
 //	serving                  ──────▶
-//	                         ◀────── accepted                   the predecessor accepts no more, drains, leaves
-//	                         ◀────── abort {reason}             the successor stops, the predecessor goes on
+//	                         ◀────── accepted                   the predecessor drains and ends
+//	                         ◀────── abort {reason}             the successor ends
 //
-// Only the predecessor decides. If the successor dies, the predecessor goes on serving, also when it
-// is draining already. If the predecessor dies without an abort, the successor goes on serving.
+// Only the predecessor decides. If the successor dies, the predecessor goes on serving, also when
+// it is draining already. If the predecessor dies without an abort, the successor goes on serving.
 package takeover
 
 import (
@@ -53,13 +53,14 @@ var (
 	ErrNobody = errors.New("nobody to take over from")
 	// ErrInUse: another metad serves already.
 	ErrInUse = errors.New("in use by another process")
-	// ErrRefused: the predecessor refuses a takeover by this process, and goes on. The text says why.
+	// ErrRefused: the predecessor refuses a takeover by this process, and goes on. The text
+	// says why.
 	ErrRefused = errors.New("refused by the running metad")
-	// ErrHung: a process has the socket and says nothing, as one that is stopped. It is left alone: it
-	// still has all that is in the kernel.
+	// ErrHung: a process has the socket and says nothing, as one that is stopped. It is left
+	// alone: it still has all that is in the kernel.
 	ErrHung = errors.New("the running metad does not answer")
-	// ErrAborted: the predecessor ended the takeover, and goes on. The successor stops serving and
-	// leaves the kernel's state alone.
+	// ErrAborted: the predecessor ended the takeover, and goes on. The successor stops serving
+	// and leaves the kernel's state alone.
 	ErrAborted = errors.New("taken back by the running metad")
 )
 
@@ -69,8 +70,8 @@ type Config struct {
 	Layout uint32        // version of what State means; a predecessor with another one refuses
 	Build  string        // of this process, for messages
 	Within time.Duration // how long a successor may take from hello to serving; zero: 10s
-	// Patience is how long Take waits for a predecessor's state, and Serving for its answer; zero: 30s.
-	// Others that start at the same time may be served first.
+	// Patience is how long Take waits for a predecessor's state, and Serving for its answer;
+	// zero: 30s. Others that start at the same time may be served first.
 	Patience time.Duration
 	Log      *zap.Logger // nil: none
 
@@ -96,10 +97,12 @@ func (c Config) withDefaults() Config {
 
 func (c *Config) path() string { return filepath.Join(c.Dir, socketName) }
 
-// State is what the successor gets. Its meaning is the caller's, and so is its version, Config.Layout.
+// State is what the successor gets. Its meaning is the caller's, and so is its version,
+// Config.Layout.
 type State struct {
 	Meta []byte
-	// Wait closes the files that it sends. The files that Take returns are the caller's to close.
+	// Wait closes the files that it sends. The files that Take returns are the caller's to
+	// close.
 	Files []*os.File
 }
 
@@ -109,9 +112,9 @@ func (s *State) close() {
 }
 
 // Start takes over from the metad that serves with cfg.Dir. If there is none, it returns no
-// Predecessor, and the caller is the one that serves. Of several that start at once one is the first,
-// and each other one takes over from one before it. Start waits until ctx ends, but for a predecessor
-// that does not answer only for Config.Patience.
+// Predecessor, and the caller is the one that serves. Of several that start at once one is the
+// first, and each other one takes over from one before it. Start waits until ctx ends, but for a
+// predecessor that does not answer only for Config.Patience.
 //
 // Errors: ErrRefused, and the predecessor goes on; ErrHung.
 func Start(ctx context.Context, cfg Config) (*Socket, *Predecessor, error) {
@@ -136,11 +139,12 @@ func Start(ctx context.Context, cfg Config) (*Socket, *Predecessor, error) {
 // Socket is where successors connect: its owner is the metad that serves. Its methods are not for
 // concurrent use.
 type Socket struct {
-	cfg    Config
-	ln     *net.UnixListener
-	shared atomic.Bool // another process has it too, and the name in the file system is that one's
-	// pred is the connection to the predecessor, if there was one. It is open until Close, so that no
-	// connection gets its low number.
+	cfg Config
+	ln  *net.UnixListener
+	// another process has it too, and the name in the file system is that one's
+	shared atomic.Bool
+	// pred is the connection to the predecessor, if there was one. It is open until Close, so
+	// that no connection gets its low number.
 	pred *conn
 }
 
@@ -198,15 +202,16 @@ func (s *Socket) Close() error {
 }
 
 // Wait deals with one successor after the other until one has taken over, and returns that one. It
-// calls offer for the state when a successor has connected; the caller goes on serving meanwhile. If
-// offer or the takeover fails after that, Wait calls resume, logs why, and goes on.
+// calls offer for the state when a successor has connected; the caller goes on serving meanwhile.
+// If offer or the takeover fails after that, Wait calls resume, logs why, and goes on.
 //
 // With a Successor returned the caller stops accepting connections, waits until those it has are
 // done, and exits. It takes nothing out of the kernel: the Successor has it. If the Successor dies
 // before the caller has left, the caller accepts connections again and calls Wait again.
 //
 // Returns ctx's error when it ends; a takeover that is under way is aborted then.
-func (s *Socket) Wait(ctx context.Context, offer func() (State, error), resume func()) (*Successor, error) {
+func (s *Socket) Wait(ctx context.Context, offer func() (State, error), resume func()) (*Successor,
+	error) {
 	s.shared.Store(false)
 	if err := s.ln.SetDeadline(time.Time{}); err != nil {
 		return nil, fmt.Errorf("takeover socket: %w", err)
@@ -241,7 +246,8 @@ func (s *Socket) Wait(ctx context.Context, offer func() (State, error), resume f
 var errNothingSaid = errors.New("connected and said nothing")
 
 // serve deals with one connection. It returns the Successor once that one has taken over.
-func (s *Socket) serve(ctx context.Context, k *conn, offer func() (State, error), resume func()) (*Successor, error) {
+func (s *Socket) serve(ctx context.Context, k *conn, offer func() (State, error),
+	resume func()) (*Successor, error) {
 	refuse := func(reason string) error {
 		_ = k.send(message{Type: typeRefuse, Reason: reason}) // it may be gone
 		return errors.New(reason)
@@ -259,9 +265,12 @@ func (s *Socket) serve(ctx context.Context, k *conn, offer func() (State, error)
 	case hello.Type != typeHello:
 		return nil, refuse(fmt.Sprintf("want %s, got %s", typeHello, hello.Type))
 	case hello.Protocol != protocol || hello.Layout != s.cfg.Layout:
-		return nil, refuse(fmt.Sprintf("the running metad %s has protocol %d and layout %d, metad %s has "+
-			"%d and %d: stop the one, then start the other",
-			s.cfg.Build, protocol, s.cfg.Layout, hello.Build, hello.Protocol, hello.Layout))
+		return nil, refuse(
+			fmt.Sprintf(
+				"the running metad %s has protocol %d and layout %d, metad %s has "+
+					"%d and %d: stop the one, then start the other",
+				s.cfg.Build, protocol, s.cfg.Layout, hello.Build, hello.Protocol,
+				hello.Layout))
 	}
 	s.cfg.at("hello")
 	k.deadline(time.Now().Add(s.cfg.Within))
@@ -274,7 +283,8 @@ func (s *Socket) serve(ctx context.Context, k *conn, offer func() (State, error)
 	}
 	if err := s.send(k, state); err != nil {
 		k.deadline(time.Now().Add(helloWithin))
-		_ = k.send(message{Type: typeAbort, Reason: err.Error()}) // a dead one need not be told
+		// a dead one need not be told
+		_ = k.send(message{Type: typeAbort, Reason: err.Error()})
 		resume()
 		return nil, err
 	}
@@ -347,8 +357,8 @@ type Predecessor struct {
 }
 
 // Take asks the metad that serves for its state. That one goes on serving, and does so for good if
-// the caller dies, closes the Predecessor, or does not call Serving in time. Should it wake up after
-// ErrHung, it finds that the caller is gone, and goes on too.
+// the caller dies, closes the Predecessor, or does not call Serving in time. Should it wake up
+// after ErrHung, it finds that the caller is gone, and goes on too.
 //
 // Errors: ErrNobody, ErrRefused, ErrHung.
 func Take(ctx context.Context, cfg Config) (*Predecessor, error) {
@@ -382,9 +392,10 @@ func take(k *conn, cfg Config) (*Predecessor, error) {
 		return nil, fmt.Errorf("%s: %w", cfg.path(), err)
 	}
 	cfg.at("connected")
-	err := k.send(message{Type: typeHello, Protocol: protocol, Layout: cfg.Layout, Build: cfg.Build})
-	// A predecessor that has closed the connection (EPIPE), or never accepted it (ECONNRESET), may
-	// have said why: that can still be read.
+	err := k.send(message{Type: typeHello, Protocol: protocol, Layout: cfg.Layout,
+		Build: cfg.Build})
+	// A predecessor that has closed the connection (EPIPE), or never accepted it (ECONNRESET),
+	// may have said why: that can still be read.
 	if err != nil && !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) {
 		return nil, fmt.Errorf("take over: %w", err)
 	}
@@ -427,7 +438,8 @@ func (p *Predecessor) Serving(ctx context.Context) error {
 	defer cancel()
 	stop := context.AfterFunc(patient, func() { p.k.deadline(time.Unix(1, 0)) })
 	defer stop()
-	// A write that fails means that the predecessor is gone; what it said last can still be read.
+	// A write that fails means that the predecessor is gone; what it said last can still be
+	// read.
 	_ = p.k.send(message{Type: typeServing})
 	p.cfg.at("serving")
 	m, _, err := p.k.receive()

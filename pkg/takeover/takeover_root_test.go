@@ -20,7 +20,8 @@ func asNobody(t *testing.T, f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread()
-		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, nobody, nobody, nobody); errno != 0 {
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, nobody, nobody,
+			nobody); errno != 0 {
 			done <- errno
 			return
 		}
@@ -29,7 +30,8 @@ func asNobody(t *testing.T, f func() error) error {
 	return <-done
 }
 
-// TestRootPeer: neither side deals with a process of another user, whatever the socket's mode lets in.
+// TestRootPeer: neither side deals with a process of another user, whatever the socket's mode lets
+// in.
 func TestRootPeer(t *testing.T) {
 	ctx, cfg := testContext(t), testConfig(t)
 	if err := os.Chmod(cfg.Dir, 0o777); err != nil {
@@ -65,7 +67,8 @@ func TestRootPeer(t *testing.T) {
 	var s *Socket
 	other := cfg
 	other.Dir += "/nobody"
-	if err := asNobody(t, func() (err error) { s, err = Listen(other); return err }); err != nil {
+	if err := asNobody(t,
+		func() (err error) { s, err = Listen(other); return err }); err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()

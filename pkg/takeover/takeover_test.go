@@ -57,7 +57,8 @@ type waited struct {
 	err       error
 }
 
-func newPredecessor(t *testing.T, ctx context.Context, cfg Config, offer func() (State, error)) *predecessor {
+func newPredecessor(t *testing.T, ctx context.Context, cfg Config,
+	offer func() (State, error)) *predecessor {
 	t.Helper()
 	s, err := Listen(cfg)
 	if err != nil {
@@ -65,7 +66,10 @@ func newPredecessor(t *testing.T, ctx context.Context, cfg Config, offer func() 
 	}
 	h := &predecessor{Socket: s, result: make(chan waited, 1)}
 	go func() {
-		successor, err := s.Wait(ctx, func() (State, error) { h.given.Add(1); return offer() }, func() { h.resumed.Add(1) })
+		successor, err := s.Wait(ctx, func() (State, error) {
+			h.given.Add(1)
+			return offer()
+		}, func() { h.resumed.Add(1) })
 		h.result <- waited{successor, err}
 	}()
 	t.Cleanup(func() { s.Close() })
@@ -83,7 +87,8 @@ func openFDs(t *testing.T) int {
 	return len(all)
 }
 
-// TestState: a state that does not fit into one packet, by its bytes and by its files, arrives whole.
+// TestState: a state that does not fit into one packet, by its bytes and by its files, arrives
+// whole.
 func TestState(t *testing.T) {
 	ctx, cfg := testContext(t), testConfig(t)
 	meta := bytes.Repeat([]byte("0123456789abcdef"), 3*partMeta/16)
@@ -114,8 +119,10 @@ func TestState(t *testing.T) {
 	for _, file := range p.Files {
 		fd := int(file.Fd())
 		got = append(got, inode(t, fd))
-		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
-			t.Fatalf("descriptor %d: got flags %#x, %v, want close-on-exec", fd, flags, err)
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil ||
+			flags&unix.FD_CLOEXEC == 0 {
+			t.Fatalf("descriptor %d: got flags %#x, %v, want close-on-exec", fd, flags,
+				err)
 		}
 	}
 	if !slices.Equal(got, inodes) {
@@ -126,7 +133,8 @@ func TestState(t *testing.T) {
 	}
 	w := <-h.result
 	if w.err != nil || h.given.Load() != 1 || h.resumed.Load() != 0 {
-		t.Fatalf("predecessor: got %v, given %d times, resumed %d", w.err, h.given.Load(), h.resumed.Load())
+		t.Fatalf("predecessor: got %v, given %d times, resumed %d", w.err, h.given.Load(),
+			h.resumed.Load())
 	}
 	select {
 	case <-p.Left():
@@ -169,8 +177,8 @@ func TestLargeState(t *testing.T) {
 	}
 }
 
-// TestListenerStaysNonBlocking: the predecessor goes on accepting with deadlines while its listener is on the
-// way, which it could not if the way made the socket, which both share, block.
+// TestListenerStaysNonBlocking: the predecessor goes on accepting with deadlines while its listener
+// is on the way, which it could not if the way made the socket, which both share, block.
 func TestListenerStaysNonBlocking(t *testing.T) {
 	ctx, cfg := testContext(t), testConfig(t)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -193,7 +201,8 @@ func TestListenerStaysNonBlocking(t *testing.T) {
 		t.Fatal(err)
 	}
 	raw.Control(func(fd uintptr) {
-		if flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK == 0 {
+		if flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0); err != nil ||
+			flags&unix.O_NONBLOCK == 0 {
 			t.Errorf("got flags %#x, %v, want O_NONBLOCK", flags, err)
 		}
 	})
@@ -210,7 +219,8 @@ func inode(t *testing.T, fd int) uint64 {
 
 // TestRefused: a process that may not take over hears why, and the predecessor goes on.
 func TestRefused(t *testing.T) {
-	f := func(name string, change func(*Config), give func() (State, error), wantGiven, wantResumed int32, want string) {
+	f := func(name string, change func(*Config), give func() (State, error), wantGiven,
+		wantResumed int32, want string) {
 		t.Helper()
 		ctx, cfg := testContext(t), testConfig(t)
 		h := newPredecessor(t, ctx, cfg, func() (State, error) {
@@ -239,17 +249,22 @@ func TestRefused(t *testing.T) {
 		}
 		p.Close()
 		if w := <-h.result; w.err != nil || h.resumed.Load() != wantResumed {
-			t.Errorf("%s: predecessor: got %v, resumed %d times, want %d", name, w.err, h.resumed.Load(), wantResumed)
+			t.Errorf("%s: predecessor: got %v, resumed %d times, want %d", name, w.err,
+				h.resumed.Load(), wantResumed)
 		}
 	}
 	f("older layout", func(c *Config) { c.Layout = 2; c.Build = "v0.9" }, nil, 0, 0,
 		"the running metad test has protocol 1 and layout 3, metad v0.9 has 1 and 2")
 	f("newer layout", func(c *Config) { c.Layout = 4 }, nil, 0, 0, "metad test has 1 and 4")
-	f("nothing to give", func(*Config) {}, func() (State, error) { return State{}, errors.New("links are moving") }, 1, 1,
+	f("nothing to give", func(*Config) {}, func() (State, error) {
+		return State{},
+			errors.New("links are moving")
+	}, 1, 1,
 		"no takeover now: links are moving")
 }
 
-// TestStrangers: what connects and is no successor does not get the state, and the predecessor goes on.
+// TestStrangers: what connects and is no successor does not get the state, and the predecessor goes
+// on.
 func TestStrangers(t *testing.T) {
 	ctx, cfg := testContext(t), testConfig(t)
 	h := newPredecessor(t, ctx, cfg, emptyState)
@@ -286,8 +301,8 @@ func TestStrangers(t *testing.T) {
 	}
 }
 
-// TestTakenBack: the predecessor that waited too long, or is stopped, says so, and the successor that has
-// begun to serve stops.
+// TestTakenBack: the predecessor that waited too long, or is stopped, says so, and the successor
+// that has begun to serve stops.
 func TestTakenBack(t *testing.T) {
 	f := func(name string, within time.Duration, stop bool, want string) {
 		t.Helper()
@@ -303,14 +318,18 @@ func TestTakenBack(t *testing.T) {
 		if stop {
 			cancel()
 		}
-		expect.Until(t, name+": the holder to resume", func() bool { return h.resumed.Load() > 0 })
-		if err := p.Serving(ctx); !errors.Is(err, ErrAborted) || !strings.Contains(err.Error(), want) {
+		expect.Until(t, name+": the holder to resume", func() bool {
+			return h.resumed.Load() > 0
+		})
+		if err := p.Serving(ctx); !errors.Is(err, ErrAborted) ||
+			!strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %v with %q", name, err, ErrAborted, want)
 		}
 		p.Close()
 		if stop {
 			if w := <-h.result; !errors.Is(w.err, context.Canceled) {
-				t.Errorf("%s: predecessor: got %v, want %v", name, w.err, context.Canceled)
+				t.Errorf("%s: predecessor: got %v, want %v", name, w.err,
+					context.Canceled)
 			}
 			return
 		}
@@ -353,7 +372,9 @@ func TestSuccessorGivesUp(t *testing.T) {
 		if err := p.Close(); err != nil {
 			t.Error(err)
 		}
-		expect.Until(t, fmt.Sprintf("the holder to resume %d times", want), func() bool { return h.resumed.Load() == want },
+		expect.Until(t, fmt.Sprintf("the holder to resume %d times", want), func() bool {
+			return h.resumed.Load() == want
+		},
 			func() any { return h.resumed.Load() })
 	}
 	if _, err := os.Stat(cfg.path()); err != nil {
@@ -439,7 +460,8 @@ func TestStart(t *testing.T) {
 	}
 	wg.Wait()
 	if first.Load() != 1 || done.Load() != n {
-		t.Errorf("got %d that began and %d that served, want 1 and %d", first.Load(), done.Load(), n)
+		t.Errorf("got %d that began and %d that served, want 1 and %d", first.Load(),
+			done.Load(), n)
 	}
 	if _, err := os.Stat(cfg.path()); !os.IsNotExist(err) {
 		t.Errorf("socket after the last has left: got %v, want none", err)
@@ -454,7 +476,8 @@ func TestReceiveAfterClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	c, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: cfg.path(), Net: "unixpacket"})
+	c, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: cfg.path(),
+		Net: "unixpacket"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -465,7 +488,8 @@ func TestReceiveAfterClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	there := &conn{c: a}
-	if err := errors.Join(here.send(message{Type: typeServing}), there.send(message{Type: typeAbort}), there.close()); err != nil {
+	if err := errors.Join(here.send(message{Type: typeServing}),
+		there.send(message{Type: typeAbort}), there.close()); err != nil {
 		t.Fatal(err)
 	}
 	if m, _, err := here.receive(); err != nil || m.Type != typeAbort {
@@ -504,8 +528,10 @@ func FuzzParsePacket(f *testing.F) {
 	f.Add([]byte(`{"Type":"state"}`), unix.MSG_CTRUNC)
 	f.Fuzz(func(t *testing.T, b []byte, flags int) {
 		m, fds, err := parsePacket(b, nil, flags)
-		if err == nil && (m.Files != 0 || len(fds) != 0 || flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0) {
-			t.Errorf("got %+v with files %v and flags %#x of a packet without files", m, fds, flags)
+		if err == nil && (m.Files != 0 || len(fds) != 0 ||
+			flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0) {
+			t.Errorf("got %+v with files %v and flags %#x of a packet without files", m,
+				fds, flags)
 		}
 	})
 }

@@ -40,8 +40,8 @@ const (
 	partMeta  = 32 << 10
 	partFiles = 253 // SCM_MAX_FD, include/net/scm.h
 
-	// Bounds of a state. The samples and documents of 1,000 tasks with 10 containers each take 60 MB
-	// and more. The files are mostly links, one for each port.
+	// Bounds of a state. The samples and documents of 1,000 tasks with 10 containers each take
+	// 60 MB and more. The files are mostly links, one for each port.
 	maxMeta  = 256 << 20
 	maxFiles = 16 << 10
 )
@@ -96,7 +96,8 @@ func (k *conn) send(m message, files ...*os.File) error {
 	return err
 }
 
-// number returns f's descriptor. f.Fd would make the file blocking, also for the process that shares it.
+// number returns f's descriptor. f.Fd would make the file blocking, also for the process that
+// shares it.
 func number(f *os.File) (int, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
@@ -112,7 +113,8 @@ func (k *conn) receive() (message, []*os.File, error) {
 	b, oob := make([]byte, maxPacket), make([]byte, unix.CmsgSpace(partFiles*4))
 	n, oobn, flags, _, err := k.c.ReadMsgUnix(b, oob)
 	if errors.Is(err, unix.ECONNRESET) {
-		// The peer closed without having read all that we sent; what it sent is still there.
+		// The peer closed without having read all that we sent; what it sent is still
+		// there.
 		n, oobn, flags, _, err = k.c.ReadMsgUnix(b, oob)
 	}
 	if err != nil {
@@ -185,8 +187,8 @@ func (k *conn) sendState(s State, between func()) error {
 	}
 }
 
-// receiveState returns what sendState sent. After an error no file stays open. Errors: ErrRefused, ErrAborted,
-// io.EOF if the peer died.
+// receiveState returns what sendState sent. After an error no file stays open. Errors: ErrRefused,
+// ErrAborted, io.EOF if the peer died.
 func (k *conn) receiveState() (s State, err error) {
 	defer func() {
 		if err != nil {
@@ -208,7 +210,8 @@ func (k *conn) receiveState() (s State, err error) {
 		case m.Type != typeState:
 			return s, fmt.Errorf("want %s, got %s", typeState, m.Type)
 		case len(s.Meta) > maxMeta || len(s.Files) > maxFiles:
-			return s, fmt.Errorf("state of more than %d bytes or %d files", maxMeta, maxFiles)
+			return s, fmt.Errorf("state of more than %d bytes or %d files", maxMeta,
+				maxFiles)
 		case m.Last:
 			return s, nil
 		}

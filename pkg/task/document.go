@@ -17,8 +17,8 @@ const (
 	versions = int(V4) + 1
 )
 
-// Document is rendered JSON in segments: what is the same in the documents of several versions, or in a
-// container's document and in its task's, is in memory once. A Document is immutable, safe for
+// Document is rendered JSON in segments: what is the same in the documents of several versions, or
+// in a container's document and in its task's, is in memory once. A Document is immutable, safe for
 // concurrent use, and cheap to copy.
 type Document struct{ segments [][]byte }
 
@@ -48,8 +48,8 @@ func (d Document) AppendTo(dst []byte) []byte {
 // String returns a copy of the document.
 func (d Document) String() string { return string(d.AppendTo(nil)) }
 
-// Render returns t's documents and those of each of its containers, in t's order. A container that is
-// only pulled is in v4's task document alone: Docker knows no such container yet.
+// Render returns t's documents and those of each of its containers, in t's order. A container that
+// is only pulled is in v4's task document alone: Docker knows no such container yet.
 func Render(t *Task) (whole Documents, containers []Documents) {
 	containers = make([]Documents, len(t.Containers))
 	var elements [versions][][]byte
@@ -73,8 +73,10 @@ func Render(t *Task) (whole Documents, containers []Documents) {
 
 // buildTask lays out t's documents around the elements of their lists of containers.
 //
-//	v2, v3: {"Cluster": text, …, "KnownStatus": status, "Containers": […], "Limits": {}, …, "AvailabilityZone": text}
-//	v4: {"Cluster": text, …, "KnownStatus": status, "Limits": {}, …, "LaunchType": text, "Containers": […], …}
+//	v2, v3: {"Cluster": text, …, "KnownStatus": status,
+//	         "Containers": […], "Limits": {}, …, "AvailabilityZone": text}
+//	v4: {"Cluster": text, …, "KnownStatus": status,
+//	     "Limits": {}, …, "LaunchType": text, "Containers": […], …}
 func buildTask(t *Task, elements *[versions][][]byte) *builder {
 	b := &builder{}
 	list := func(v Version) {
@@ -97,17 +99,19 @@ func buildTask(t *Task, elements *[versions][][]byte) *builder {
 	return b
 }
 
-// buildContainer lays out the documents of c, one of t's containers, after a comma that is in none of
-// them: they are elements of t's documents too.
+// buildContainer lays out the documents of c, one of t's containers, after a comma that is in none
+// of them: they are elements of t's documents too.
 //
 //	v2, v3: {"DockerId": id, …, "Type": type, "Networks": […], "Health": {}, "Volumes": […]}
-//	v4: {"DockerId": id, …, "Type": type, "Health": {}, "Volumes": […], "LogDriver": text, …, "Networks": […], …}
+//	v4: {"DockerId": id, …, "Type": type, "Health": {}, "Volumes": […],
+//	     "LogDriver": text, …, "Networks": […], …}
 func buildContainer(t *Task, c *Container) *builder {
 	b := &builder{}
 	b.add([]byte(","))
 	b.add([]byte("{"), V2, V3, V4)
 	b.add(members(newContainerHead(c))[1:], V2, V3, V4)
-	ports2, ports4 := members(containerPorts{newPorts(c, false)}), members(containerPorts{newPorts(c, true)})
+	ports2, ports4 := members(containerPorts{newPorts(c, false)}),
+		members(containerPorts{newPorts(c, true)})
 	if bytes.Equal(ports2, ports4) {
 		b.add(ports2, V2, V3, V4)
 	} else {
@@ -127,8 +131,8 @@ func buildContainer(t *Task, c *Container) *builder {
 	return b
 }
 
-// builder lays out one thing's documents in one piece of memory. Text is added in the order that it has
-// in each of the documents that it is a part of.
+// builder lays out one thing's documents in one piece of memory. Text is added in the order that it
+// has in each of the documents that it is a part of.
 type builder struct {
 	buf   []byte
 	parts [versions][]part
@@ -145,7 +149,8 @@ func (b *builder) add(text []byte, vs ...Version) {
 	start := len(b.buf)
 	b.buf = append(b.buf, text...)
 	for _, v := range vs {
-		if n := len(b.parts[v]); n > 0 && b.parts[v][n-1].shared == nil && b.parts[v][n-1].end == start {
+		if n := len(b.parts[v]); n > 0 && b.parts[v][n-1].shared == nil &&
+			b.parts[v][n-1].end == start {
 			b.parts[v][n-1].end = len(b.buf)
 		} else {
 			b.parts[v] = append(b.parts[v], part{start: start, end: len(b.buf)})

@@ -53,16 +53,24 @@ func inOrder(t *testing.T, what string, got []string, order string, must ...stri
 
 // The agent's orders on the wire (ecs-agent/tmds/handlers/v2/response.go, v4/state/response.go).
 const (
-	containerOrder2 = "DockerId Name DockerName Image ImageID Ports Labels DesiredStatus KnownStatus ExitCode Limits CreatedAt StartedAt " +
+	containerOrder2 = "DockerId Name DockerName Image ImageID Ports Labels DesiredStatus " +
+		"KnownStatus ExitCode Limits CreatedAt StartedAt " +
 		"FinishedAt Type Networks Health Volumes"
-	containerOrder4 = "DockerId Name DockerName Image ImageID Ports Labels DesiredStatus KnownStatus ExitCode Limits CreatedAt StartedAt " +
-		"FinishedAt Type Health Volumes LogDriver LogOptions ContainerARN Networks Snapshotter RestartCount"
-	networkOrder4 = "NetworkMode IPv4Addresses IPv6Addresses AttachmentIndex MACAddress IPv4SubnetCIDRBlock IPv6SubnetCIDRBlock " +
-		"DomainNameServers DomainNameSearchList PrivateDNSName SubnetGatewayIpv4Address SubnetGatewayIpv6Address"
-	taskOrder2 = "Cluster TaskARN Family Revision DesiredStatus KnownStatus Containers Limits PullStartedAt PullStoppedAt " +
+	containerOrder4 = "DockerId Name DockerName Image ImageID Ports Labels DesiredStatus " +
+		"KnownStatus ExitCode Limits CreatedAt StartedAt " +
+		"FinishedAt Type Health Volumes LogDriver LogOptions ContainerARN Networks " +
+		"Snapshotter RestartCount"
+	networkOrder4 = "NetworkMode IPv4Addresses IPv6Addresses AttachmentIndex MACAddress " +
+		"IPv4SubnetCIDRBlock IPv6SubnetCIDRBlock " +
+		"DomainNameServers DomainNameSearchList PrivateDNSName SubnetGatewayIpv4Address " +
+		"SubnetGatewayIpv6Address"
+	taskOrder2 = "Cluster TaskARN Family Revision DesiredStatus KnownStatus Containers " +
+		"Limits PullStartedAt PullStoppedAt " +
 		"ExecutionStoppedAt AvailabilityZone"
-	taskOrder4 = "Cluster TaskARN Family Revision DesiredStatus KnownStatus Limits PullStartedAt PullStoppedAt ExecutionStoppedAt " +
-		"AvailabilityZone TaskTags ContainerInstanceTags LaunchType Errors Containers VPCID ServiceName Group ClockDrift " +
+	taskOrder4 = "Cluster TaskARN Family Revision DesiredStatus KnownStatus Limits " +
+		"PullStartedAt PullStoppedAt ExecutionStoppedAt " +
+		"AvailabilityZone TaskTags ContainerInstanceTags LaunchType Errors Containers " +
+		"VPCID ServiceName Group ClockDrift " +
 		"EphemeralStorageMetrics FaultInjectionEnabled AvailabilityZoneID"
 )
 
@@ -106,7 +114,8 @@ func TestV07TaskOfV4(t *testing.T) {
 	}
 }
 
-// V13: outside awsvpc, Networks of v3 and v4 are Docker's by name, and one empty address on the host's network.
+// V13: outside awsvpc, Networks of v3 and v4 are Docker's by name, and one empty address on the
+// host's network.
 func TestV13NetworksOfDocker(t *testing.T) {
 	_, each := Render(bridge())
 	f := func(i int, want string) {
@@ -123,13 +132,16 @@ func TestV13NetworksOfDocker(t *testing.T) {
 			}
 			var got []string
 			for _, n := range doc.Networks {
-				got = append(got, n.NetworkMode+"="+strings.Join(n.IPv4Addresses, ","))
+				got = append(got, n.NetworkMode+"="+strings.Join(n.IPv4Addresses,
+					","))
 				if len(n.IPv4Addresses) != 1 {
-					t.Errorf("container %d: %d addresses, want one", i, len(n.IPv4Addresses))
+					t.Errorf("container %d: %d addresses, want one", i,
+						len(n.IPv4Addresses))
 				}
 			}
 			if strings.Join(got, " ") != want {
-				t.Errorf("container %d, version %d: got %q, want %q", i, v, got, want)
+				t.Errorf("container %d, version %d: got %q, want %q", i, v, got,
+					want)
 			}
 		}
 		if slices.Contains(keys(t, each[i][V2].AppendTo(nil)), "Networks") {
@@ -143,14 +155,16 @@ func TestV13NetworksOfDocker(t *testing.T) {
 	f(4, "") // not created yet
 }
 
-// Scripts without a JSON parser find what they look for in the documents of a task that ECS does not know.
+// Scripts without a JSON parser find what they look for in the documents of a task that ECS does
+// not know.
 func TestDocumentsForScripts(t *testing.T) {
 	tk := bridge()
 	tk.MadeUp, tk.AvailabilityZone = true, "us-west-2a"
 	whole, each := Render(tk)
 	dir := t.TempDir()
 	for name, doc := range map[string]Document{"task": whole[V4], "container": each[0][V4]} {
-		if err := os.WriteFile(filepath.Join(dir, name), doc.AppendTo(nil), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, name), doc.AppendTo(nil),
+			0o600); err != nil {
 			t.Fatal(err)
 		}
 	}

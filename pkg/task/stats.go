@@ -7,8 +7,11 @@ import (
 
 // Sample is one rendered statistics document of one container. Immutable once stored.
 type Sample struct {
-	JSON []byte    // v4's form: the Engine API's stats object and network_rate_stats; never empty, no trailing newline
-	V2   int       // JSON[:V2] and "}" are the form of v2 and v3: the object without network_rate_stats
+	// v4's form: the Engine API's stats object and network_rate_stats; never empty, no trailing
+	// newline
+	JSON []byte
+	// JSON[:V2] and "}" are the form of v2 and v3: the object without network_rate_stats
+	V2   int
 	Read time.Time // when the counters were read
 }
 
@@ -52,16 +55,16 @@ func (c *StatsCell) Notify(ch chan<- struct{}) { c.notify.Store(&ch) }
 // Asked returns the time of the last Ask in Unix nanoseconds, 0 if there was none.
 func (c *StatsCell) Asked() int64 { return c.asked.Load() }
 
-// Answered records that the container got an answer at time now, in Unix nanoseconds. Only the first
-// one counts.
+// Answered records that the container got an answer at time now, in Unix nanoseconds. Only the
+// first one counts.
 func (c *StatsCell) Answered(now int64) {
 	if c.answered.Load() == 0 {
 		c.answered.CompareAndSwap(0, now)
 	}
 }
 
-// TakeFirstAnswer returns when the container got its first answer, in Unix nanoseconds, to the first
-// caller after it; else 0.
+// TakeFirstAnswer returns when the container got its first answer, in Unix nanoseconds, to the
+// first caller after it; else 0.
 func (c *StatsCell) TakeFirstAnswer() int64 {
 	at := c.answered.Load()
 	if at <= 0 || !c.answered.CompareAndSwap(at, -1) {

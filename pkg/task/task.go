@@ -3,7 +3,8 @@
 //
 // A *Task and everything reached from it is immutable once published; only a StatsCell changes.
 // Who wants a different task builds a new one. An unchanged task keeps its pointer, so that
-// consumers of a whole set (see Apply in the packages that take one) can tell by comparing pointers.
+// consumers of a whole set (see Apply in the packages that take one) can tell by comparing
+// pointers.
 package task
 
 import (
@@ -17,11 +18,12 @@ type Status string
 
 // The agent's status texts that can be derived from what Docker says.
 const (
-	StatusNone                 Status = "NONE"
-	StatusPulled               Status = "PULLED"
-	StatusCreated              Status = "CREATED"
-	StatusRunning              Status = "RUNNING"
-	StatusResourcesProvisioned Status = "RESOURCES_PROVISIONED" // a running pause container's steady state
+	StatusNone    Status = "NONE"
+	StatusPulled  Status = "PULLED"
+	StatusCreated Status = "CREATED"
+	StatusRunning Status = "RUNNING"
+	// a running pause container's steady state
+	StatusResourcesProvisioned Status = "RESOURCES_PROVISIONED"
 	StatusStopped              Status = "STOPPED"
 )
 
@@ -80,10 +82,11 @@ type Task struct {
 
 	FaultInjectionEnabled bool // v4 only, always shown
 
-	MadeUp bool // ECS does not know it: its containers are shown with the labels that the agent would set
+	// ECS does not know it: its containers are shown with the labels that the agent would set
+	MadeUp bool
 
-	// Settling: a container of the task is being created or started, and what it is is not known yet. Who
-	// asks just now may be that container.
+	// Settling: a container of the task is being created or started, and what it is is not
+	// known yet. Who asks just now may be that container.
 	Settling bool `json:"-"`
 
 	// Endpoints are the places at which this task's packets enter the host, one per address.
@@ -103,7 +106,8 @@ type Endpoint struct {
 	Ifindex int        // host end of the veth, in the host's network namespace
 	MAC     [6]byte    // the container's end
 
-	Container string // Docker id of the container that the namespace was made for; "": not known
+	// Docker id of the container that the namespace was made for; "": not known
+	Container string
 }
 
 // Container is one container of a task.
@@ -142,18 +146,21 @@ type Container struct {
 
 	// What follows no document shows.
 
-	PID         int    // init process, 0 unless running
-	State       string // Docker's word: created, running, paused, restarting, removing, exited, dead
+	PID int // init process, 0 unless running
+	// Docker's word: created, running, paused, restarting, removing, exited, dead
+	State       string
 	NetworkMode string // HostConfig.NetworkMode
 	Cgroup      Cgroup // its own while it runs, zero: not known
-	EndpointID  string // last part of ECS_CONTAINER_METADATA_URI(_V4) in its environment; "": none
+	// last part of ECS_CONTAINER_METADATA_URI(_V4) in its environment; "": none
+	EndpointID string
 
-	// MetadataEnv are the variables of its environment that say where its metadata is, as KEY=value.
+	// MetadataEnv are the variables of its environment that say where its metadata is, as
+	// KEY=value.
 	MetadataEnv []string
 
-	// Stats is the cell that the sampler fills and the server reads. It belongs to the container,
-	// not to this version of its description: every version carries the same pointer. Never nil
-	// for a container with an ID.
+	// Stats is the cell that the sampler fills and the server reads. It belongs to the
+	// container, not to this version of its description: every version carries the same
+	// pointer. Never nil for a container with an ID.
 	Stats *StatsCell
 }
 
@@ -222,10 +229,11 @@ type Volume struct {
 // Running reports whether the container has processes: it is up, paused included.
 func (c *Container) Running() bool { return c.PID != 0 }
 
-// Is reports whether ref, as in the network mode "container:<ref>", names the container: by its full or
-// short id or by its Docker name.
+// Is reports whether ref, as in the network mode "container:<ref>", names the container: by its
+// full or short id or by its Docker name.
 func (c *Container) Is(ref string) bool {
-	return ref != "" && (ref == c.ID || ref == c.DockerName || len(ref) == shortID && strings.HasPrefix(c.ID, ref))
+	return ref != "" && (ref == c.ID || ref == c.DockerName || len(ref) == shortID &&
+		strings.HasPrefix(c.ID, ref))
 }
 
 const shortID = 12

@@ -7,11 +7,13 @@ import (
 	"time"
 )
 
-// The members of the documents, in the agent's names and in its order (ecs-agent/tmds/handlers/v2/response.go
-// and v4/state/response.go). A type has those that follow each other in all versions that have them.
-// encoding/json writes them, as it writes the agent's: escapes, numbers and times agree by construction.
+// The members of the documents, in the agent's names and in its order
+// (ecs-agent/tmds/handlers/v2/response.go and v4/state/response.go). A type has those that follow
+// each other in all versions that have them. encoding/json writes them, as it writes the agent's:
+// escapes, numbers and times agree by construction.
 
-// {"Cluster": text, "TaskARN": ARN, "Family": text, "Revision": "7", "DesiredStatus": status, "KnownStatus": status}
+// {"Cluster": text, "TaskARN": ARN, "Family": text, "Revision": "7", "DesiredStatus": status,
+// "KnownStatus": status}
 type taskHead struct {
 	Cluster       string
 	TaskARN       string
@@ -111,7 +113,8 @@ func newPorts(c *Container, hostIP bool) (list []port) {
 	return list
 }
 
-// {"Labels": {…}, "DesiredStatus": status, …, "Limits": {"CPU": units, "Memory": MiB}, …, "Type": type}
+// {"Labels": {…}, "DesiredStatus": status, …, "Limits": {"CPU": units, "Memory": MiB}, …, "Type":
+// type}
 type containerBody struct {
 	Labels        map[string]string `json:",omitempty"`
 	DesiredStatus Status
@@ -139,16 +142,17 @@ func newContainerBody(t *Task, c *Container) containerBody {
 		DesiredStatus: c.DesiredStatus,
 		KnownStatus:   c.KnownStatus,
 		ExitCode:      c.ExitCode,
-		Limits:        containerLimits{CPU: max(c.Limits.CPU, minCPUUnits), Memory: c.Limits.Memory},
-		CreatedAt:     shownTime(c.CreatedAt),
-		StartedAt:     shownTime(c.StartedAt),
-		FinishedAt:    shownTime(c.FinishedAt),
-		Type:          c.Type,
+		Limits: containerLimits{CPU: max(c.Limits.CPU, minCPUUnits),
+			Memory: c.Limits.Memory},
+		CreatedAt:  shownTime(c.CreatedAt),
+		StartedAt:  shownTime(c.StartedAt),
+		FinishedAt: shownTime(c.FinishedAt),
+		Type:       c.Type,
 	}
 }
 
-// labels returns c's labels and, if ECS does not know t, those that the agent sets on every container and
-// that real clients look for. The container's own labels win.
+// labels returns c's labels and, if ECS does not know t, those that the agent sets on every
+// container and that real clients look for. The container's own labels win.
 func labels(t *Task, c *Container) map[string]string {
 	if !t.MadeUp {
 		return c.Labels
@@ -199,7 +203,8 @@ type containerTail struct {
 	LogOptions   map[string]string `json:",omitempty"`
 	ContainerARN string            `json:",omitempty"`
 	Networks     []fullNetwork     `json:",omitempty"`
-	RestartCount *int              `json:",omitempty"` // 0 is printed, where Docker has a restart policy
+	// 0 is printed, where Docker has a restart policy
+	RestartCount *int `json:",omitempty"`
 }
 
 func newContainerTail(t *Task, c *Container) containerTail {
@@ -211,8 +216,8 @@ func newContainerTail(t *Task, c *Container) containerTail {
 	return tail
 }
 
-// containerARN returns c's ARN, "arn:…:container/<cluster>/<task id>/<id>": ECS's own, or one that is made
-// of the task's ARN and the Docker id. A container without an id has none.
+// containerARN returns c's ARN, "arn:…:container/<cluster>/<task id>/<id>": ECS's own, or one that
+// is made of the task's ARN and the Docker id. A container without an id has none.
 func containerARN(t *Task, c *Container) string {
 	before, resource, ok := strings.Cut(t.ARN, ":task/")
 	if c.ARN != "" || c.ID == "" || !ok {
@@ -228,7 +233,8 @@ type containerNetworks struct {
 	Networks []network `json:",omitempty"`
 }
 
-// {"NetworkMode": "awsvpc" or the name of a Docker network, "IPv4Addresses": […], "IPv6Addresses": […]}
+// {"NetworkMode": "awsvpc" or the name of a Docker network, "IPv4Addresses": […], "IPv6Addresses":
+// […]}
 type network struct {
 	NetworkMode   string   `json:",omitempty"`
 	IPv4Addresses []string `json:",omitempty"`
@@ -260,14 +266,16 @@ func newNetworks(networks []Network) (list []network) {
 // own: no IPv6, and one empty address where Docker has none, as in host mode.
 func newDockerNetworks(t *Task, c *Container) (list []network) {
 	for _, n := range dockerNetworks(t, c) {
-		list = append(list, network{NetworkMode: n.Name, IPv4Addresses: []string{n.IPAddress}})
+		list = append(list, network{NetworkMode: n.Name,
+			IPv4Addresses: []string{n.IPAddress}})
 	}
 	return list
 }
 
 func newFullNetworks(t *Task, c *Container) (list []fullNetwork) {
 	for _, n := range c.Networks {
-		list = append(list, newFullNetwork(n.Mode, n.IPv4Addresses, n.IPv6Addresses, &n.NetworkDetails))
+		list = append(list, newFullNetwork(n.Mode, n.IPv4Addresses, n.IPv6Addresses,
+			&n.NetworkDetails))
 		list[len(list)-1].AttachmentIndex = new(int)
 	}
 	if list != nil {
@@ -278,7 +286,8 @@ func newFullNetworks(t *Task, c *Container) (list []fullNetwork) {
 		if n.IPv6Address != "" {
 			v6 = []string{n.IPv6Address}
 		}
-		list = append(list, newFullNetwork(n.Name, []string{n.IPAddress}, v6, &n.NetworkDetails))
+		list = append(list, newFullNetwork(n.Name, []string{n.IPAddress}, v6,
+			&n.NetworkDetails))
 	}
 	return list
 }
