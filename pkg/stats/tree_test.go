@@ -231,9 +231,12 @@ func TestDamagedFiles(t *testing.T) {
 					if err := break_(); err != nil {
 						t.Fatal(err)
 					}
-					defer func() { _ = os.RemoveAll(path); writeFile(t, path, good) }()
+					defer func() {
+						_ = os.RemoveAll(path)
+						writeFile(t, path, good)
+					}()
 					for range 2 { // the second time without the file kept open
-						// so that each file is read
+						// the rare numbers are due: each file is read
 						fa.(*cgroupFeed).rare.at = time.Time{}
 						if _, err := fa.Sample(true); !errors.Is(err,
 							want) {

@@ -10,7 +10,7 @@
 //	                         ◀────── state {meta, files} …      the predecessor still serves
 //	opens the files, serves too
 //	serving                  ──────▶
-//	                         ◀────── accepted                   the predecessor drains and ends
+//	                         ◀────── accepted                   the predecessor drains, ends
 //	                         ◀────── abort {reason}             the successor ends
 //
 // Only the predecessor decides. If the successor dies, the predecessor goes on serving, also when
