@@ -22,7 +22,7 @@ import (
 	"metad/internal/expect"
 )
 
-const patience = 20 * time.Second // no test takes it unless it fails
+const patience = 2 * time.Minute // no test takes it unless it fails
 
 func testConfig(t *testing.T) Config {
 	return Config{Dir: shortDir(t), Layout: 3, Build: "test", uid: os.Getuid()}
