@@ -15,14 +15,14 @@ import (
 	"metad/pkg/netdump"
 )
 
-// Where our clsact filters are. Low enough a priority number to come before most, fixed so that a
-// start finds and replaces what a killed process left.
+// Where our clsact filters are. The priority number is low, to come before most filters, and
+// fixed, so that a start finds and replaces the filter of a killed process.
 const (
 	filterPriority = 0xec5
 	filterHandle   = 0xec5
 )
 
-// filterNames are our programs' names, by which a filter is known to be ours.
+// filterNames are the names of metad's programs, by which metad recognises its filters.
 var filterNames = map[string]bool{
 	bpf.MetadProgMetadPort: true, bpf.MetadProgMetadBridge: true, bpf.MetadProgMetadReply: true,
 	bpf.MetadProgMetadEnter: true, bpf.MetadProgMetadCarry: true, bpf.MetadProgMetadHost: true,
@@ -44,9 +44,9 @@ type tcAttacher struct {
 	progs *bpf.Programs
 }
 
-// programFor returns what belongs on a bridge or a port, its name, and which end of the reserved
-// descriptors its link gets. Bridge devices are let go of before their ports: what a port lets pass
-// must not be caught at its bridge.
+// programFor returns the program of a bridge or a port, its name, and the end of the reserved
+// descriptors that its link gets. Bridge devices are released before their ports: a packet that a
+// port lets pass must not be taken at its bridge.
 func (a *tcAttacher) programFor(bridge bool) (*ebpf.Program, string, where) {
 	if bridge {
 		return a.progs.MetadBridge, bpf.MetadProgMetadBridge, highest
@@ -66,7 +66,8 @@ func (a *tcAttacher) attach(ifindex int, bridge bool) (io.Closer, error) {
 	if err == nil || isGone(err) {
 		return on, err
 	}
-	// Another program's filter is in our place, or the kernel has no clsact: a link is only slower.
+	// Another program's filter is in our place, or the kernel has no clsact: a link is only
+	// slower.
 	return a.attachLink(ifindex, bridge)
 }
 
@@ -88,8 +89,9 @@ func (a *tcAttacher) attachLink(ifindex int, bridge bool) (io.Closer, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A process that was killed may have left a filter here. It does nothing, and would stay.
-	if err := detachClsact(a.nl, ifindex, netlink.HANDLE_MIN_INGRESS); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+	// A killed process may have left a filter here, which does nothing and would stay.
+	if err := detachClsact(a.nl, ifindex, netlink.HANDLE_MIN_INGRESS); err != nil &&
+		!errors.Is(err, unix.EOPNOTSUPP) {
 		return nil, errors.Join(err, low.Close())
 	}
 	return low, nil
@@ -118,10 +120,14 @@ type pairHook struct {
 
 func (a *tcAttacher) pairHooks(e *endpoint) []pairHook {
 	return []pairHook{
-		{e.server, e.metad1, a.progs.MetadCarry, bpf.MetadProgMetadCarry, ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS},
-		{e.server, e.metad1, a.progs.MetadEnter, bpf.MetadProgMetadEnter, ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS},
-		{a.host, e.metad0, a.progs.MetadReply, bpf.MetadProgMetadReply, ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS},
-		{a.host, e.metad0, a.progs.MetadHost, bpf.MetadProgMetadHost, ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS},
+		{e.server, e.metad1, a.progs.MetadCarry, bpf.MetadProgMetadCarry,
+			ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS},
+		{e.server, e.metad1, a.progs.MetadEnter, bpf.MetadProgMetadEnter,
+			ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS},
+		{a.host, e.metad0, a.progs.MetadReply, bpf.MetadProgMetadReply,
+			ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS},
+		{a.host, e.metad0, a.progs.MetadHost, bpf.MetadProgMetadHost, ebpf.AttachTCXEgress,
+			netlink.HANDLE_MIN_EGRESS},
 	}
 }
 
@@ -160,17 +166,21 @@ func (a *tcAttacher) attachPair(e *endpoint) (links []*fdLink, err error) {
 }
 
 // attachTCX puts p first on the device's hook. The link goes with its file descriptor.
-func attachTCX(ns netns.NsHandle, ifindex int, p *ebpf.Program, at ebpf.AttachType) (l link.Link, err error) {
+func attachTCX(ns netns.NsHandle, ifindex int, p *ebpf.Program, at ebpf.AttachType) (l link.Link,
+	err error) {
 	err = inNS(ns, func() error {
-		l, err = link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: p, Attach: at, Anchor: link.Head()})
+		l, err = link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: p, Attach: at,
+			Anchor: link.Head()})
 		return err
 	})
 	return l, err
 }
 
-// attachClsact puts p on the device's hook, in the place of what an earlier process left there.
-// The qdisc is made if there is none, and never removed: others may be using it by then.
-func attachClsact(h *netlink.Handle, ifindex int, p *ebpf.Program, name string, parent uint32) error {
+// attachClsact puts p on the device's hook, and replaces the filter of an earlier process. It
+// makes the qdisc if there is none. metad never removes the qdisc, because other programs may use
+// it.
+func attachClsact(h *netlink.Handle, ifindex int, p *ebpf.Program, name string,
+	parent uint32) error {
 	q := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
 		LinkIndex: ifindex,
 		Handle:    netlink.MakeHandle(0xffff, 0),
@@ -184,7 +194,8 @@ func attachClsact(h *netlink.Handle, ifindex int, p *ebpf.Program, name string, 
 		return err
 	}
 	if had != nil && !ours(had) {
-		return fmt.Errorf("priority %#x, handle %#x: %w", filterPriority, filterHandle, ErrForeignFilter)
+		return fmt.Errorf("priority %#x, handle %#x: %w", filterPriority, filterHandle,
+			ErrForeignFilter)
 	}
 	f := &netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{
@@ -204,13 +215,14 @@ func attachClsact(h *netlink.Handle, ifindex int, p *ebpf.Program, name string, 
 	return nil
 }
 
-// detachClsact removes our filter and nothing else. A device or filter that is gone is no error.
+// detachClsact removes only metad's filter. It is no error if the device or the filter is gone.
 func detachClsact(h *netlink.Handle, ifindex int, parent uint32) error {
 	f, err := filterInOurPlace(h, ifindex, parent)
 	if err != nil || f == nil || !ours(f) {
 		return err
 	}
-	if err := h.FilterDel(f); err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENOENT) {
+	if err := h.FilterDel(f); err != nil && !errors.Is(err, unix.ENODEV) &&
+		!errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("remove filter from ifindex %d: %w", ifindex, err)
 	}
 	return nil
@@ -218,10 +230,12 @@ func detachClsact(h *netlink.Handle, ifindex int, parent uint32) error {
 
 func filterInOurPlace(h *netlink.Handle, ifindex int, parent uint32) (netlink.Filter, error) {
 	fs, err := netdump.Whole(func() ([]netlink.Filter, error) {
-		return h.FilterList(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}, parent)
+		return h.FilterList(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: ifindex}},
+			parent)
 	})
 	if err != nil {
-		if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+		if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) ||
+			errors.Is(err, unix.ENOENT) {
 			return nil, nil // no device, or no clsact on it
 		}
 		return nil, fmt.Errorf("list filters: %w", err)

@@ -48,9 +48,12 @@ func TestRootOwnDevice(t *testing.T) {
 			}
 			told := func(what string) int { return logs.FilterMessage(what).Len() }
 			testnet.Until(t, name+": rebuilt", func() bool {
-				return told("metad's network device is rebuilt") == mended && l.Ready() == nil
+				return told("metad's network device is rebuilt") == mended &&
+					l.Ready() == nil
 			})
-			if n := told("metad's network device is gone or down: containers are not answered until it is rebuilt"); n != lost {
+			if n := told(
+				"metad's network device is gone or down: containers are not " +
+					"answered until it is rebuilt"); n != lost {
 				t.Errorf("%s: told %d times, want %d", name, n, lost)
 			}
 			untilAnswer(t, k, "metad 0x1")
@@ -87,7 +90,8 @@ func TestRootOwnDeviceTaken(t *testing.T) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = hostVeth
 	l.gate.mu.Lock() // until the name is taken
-	err := errors.Join(h.NL.LinkDel(h.Link(hostVeth)), h.NL.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}))
+	err := errors.Join(h.NL.LinkDel(h.Link(hostVeth)),
+		h.NL.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}))
 	l.gate.mu.Unlock()
 	if err != nil {
 		t.Fatal(err)
@@ -126,7 +130,8 @@ func TestRootOnePerNamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 	elsewhere := testnet.NewHost(t)
-	if _, _, err := TakeOver(Config{Netns: elsewhere.NS, PinDir: l.cfg.PinDir}, files, meta); !errors.Is(err, ErrNetns) {
+	if _, _, err := TakeOver(Config{Netns: elsewhere.NS, PinDir: l.cfg.PinDir}, files,
+		meta); !errors.Is(err, ErrNetns) {
 		t.Errorf("a takeover from another namespace: got %v, want ErrNetns", err)
 	}
 	if err := l.CancelTakeover(); err != nil {
@@ -170,7 +175,8 @@ func TestRootTakeoverAfterAPortWent(t *testing.T) {
 			t.Fatal(err)
 		}
 		two.Remove()
-		next, ln, err := TakeOver(Config{Netns: h.NS, Attach: mode, PinDir: l.cfg.PinDir}, files, meta)
+		next, ln, err := TakeOver(Config{Netns: h.NS, Attach: mode, PinDir: l.cfg.PinDir},
+			files, meta)
 		if err != nil {
 			t.Fatalf("%+v", err)
 		}
@@ -208,12 +214,14 @@ func TestRootTakeoverFailsLate(t *testing.T) {
 		}
 		files[3].Close()
 		files[3] = notOne
-		next, _, err := TakeOver(Config{Netns: h.NS, Attach: mode, PinDir: l.cfg.PinDir, TrustBridge: true}, files, meta)
+		next, _, err := TakeOver(Config{Netns: h.NS, Attach: mode, PinDir: l.cfg.PinDir,
+			TrustBridge: true}, files, meta)
 		if err == nil {
 			t.Fatal("the takeover did not fail", next.Close())
 		}
 		if _, body, err := one.Get("/", timeout); err != nil || body != "metad 0x1" {
-			t.Fatalf("the failed one's programs: got %q, %v; want them in place, or this test shows nothing", body, err)
+			t.Fatalf("the failed one's programs: got %q, %v; want them in place, or "+
+				"this test shows nothing", body, err)
 		}
 		if err := l.restore(); err != nil {
 			t.Fatal(err)
@@ -239,7 +247,9 @@ func TestRootSetBridges(t *testing.T) {
 	later := b.AddTask("")
 	untilAnswer(t, later, portTag(later))
 	l.SetBridges(nil)
-	testnet.Until(t, "the bridge and its ports are not hooked", func() bool { return len(l.Ports()) == 0 })
+	testnet.Until(t, "the bridge and its ports are not hooked", func() bool {
+		return len(l.Ports()) == 0
+	})
 	for _, ifindex := range []int{b.Ifindex, k.Ifindex} {
 		if attached(t, h, ifindex) {
 			t.Errorf("ifindex %d still has our program", ifindex)
@@ -265,7 +275,9 @@ func TestRootUnwatched(t *testing.T) {
 		if n := logs.FilterField(zap.Stringer("addr", k.Addr)).Len(); n != 1 {
 			t.Errorf("told %d times, want once", n)
 		}
-		if u := l.Unwatched(); len(u) != 1 || u[0] != (Unwatched{k.Addr, k.Ifindex, k.Port}) || l.Status().Unwatched != 1 {
+		if u := l.Unwatched(); len(u) != 1 ||
+			u[0] != (Unwatched{k.Addr, k.Ifindex, k.Port}) ||
+			l.Status().Unwatched != 1 {
 			t.Errorf("unwatched: got %+v", u)
 		}
 		h.StandInAgent("127.0.0.1:51679")

@@ -20,17 +20,18 @@ type AttachMode string
 // Attach modes. TCX links (Linux 6.6) go with the process that holds them. A clsact filter stays
 // when the process dies, but leaves every packet alone from then on.
 const (
-	AttachAuto   AttachMode = "auto" // TCX if the kernel has it, and clsact where there are many devices; else clsact
+	// TCX if the kernel has it, and clsact where there are many devices; else clsact
+	AttachAuto   AttachMode = "auto"
 	AttachTCX    AttachMode = "tcx"
 	AttachClsact AttachMode = "clsact"
 )
 
-// OnExit is what becomes of packets for the endpoint when metad is gone.
+// OnExit says what happens to packets for the endpoint while metad is away.
 type OnExit string
 
 // OnExitOpen lets them go where they would have gone without metad. OnExitDrop drops them at the
 // ports and bridges that metad was attached to, until the next start or Detach; a port made later
-// is open. It needs clsact, because nothing of a TCX link stays to drop with.
+// is open. It needs clsact, because a TCX link ends with the process and cannot drop.
 const (
 	OnExitOpen OnExit = "open"
 	OnExitDrop OnExit = "drop"
@@ -71,7 +72,7 @@ var (
 	ErrFull = errors.New("map full")
 	// ErrNoPort: the port that an entry names does not exist.
 	ErrNoPort = errors.New("no such port")
-	// ErrForeignFilter: somebody else's filter has our priority and handle.
+	// ErrForeignFilter: another program's filter has metad's priority and handle.
 	ErrForeignFilter = errors.New("somebody else's filter is in our place")
 )
 
@@ -168,7 +169,8 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Log == nil {
 		c.Log = zap.NewNop()
 	}
-	if c.AgentAddr != (netip.AddrPort{}) && (!c.AgentAddr.Addr().Is4() || c.AgentAddr.Port() == 0) {
+	if c.AgentAddr != (netip.AddrPort{}) && (!c.AgentAddr.Addr().Is4() ||
+		c.AgentAddr.Port() == 0) {
 		return c, fmt.Errorf("AgentAddr: %s is not an IPv4 address and a port", c.AgentAddr)
 	}
 	if c.OnPort == nil {
@@ -180,7 +182,7 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-// checkHost tells early and in words what the kernel would refuse later with a number.
+// checkHost reports in words what the kernel would refuse later with an error number.
 func checkHost() error {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
@@ -201,7 +203,8 @@ func checkCaps(effective uint64) error {
 	var missing []string
 	for _, c := range RequiredCaps {
 		if c.Bit == unix.CAP_BPF && effective&(1<<unix.CAP_SYS_ADMIN) != 0 {
-			continue // capable of all that CAP_BPF was split off from it (capabilities(7))
+			// capable of all that CAP_BPF was split off from it (capabilities(7))
+			continue
 		}
 		if effective&(1<<c.Bit) == 0 {
 			missing = append(missing, c.Name)
@@ -223,7 +226,8 @@ func checkRelease(release string) error {
 		return fmt.Errorf("%w: cannot read the release %q", ErrKernel, release)
 	}
 	if major < 5 || major == 5 && minor < 10 {
-		return fmt.Errorf("%w: needs Linux 5.10 or later; this is %d.%d", ErrKernel, major, minor)
+		return fmt.Errorf("%w: needs Linux 5.10 or later; this is %d.%d", ErrKernel, major,
+			minor)
 	}
 	return nil
 }

@@ -18,7 +18,8 @@ func TestConfig(t *testing.T) {
 	f := func(c Config, field string) {
 		t.Helper()
 		_, err := c.withDefaults()
-		if field == "" && err != nil || field != "" && (err == nil || !strings.HasPrefix(err.Error(), field+": ")) {
+		if field == "" && err != nil || field != "" &&
+			(err == nil || !strings.HasPrefix(err.Error(), field+": ")) {
 			t.Errorf("%+v: got %v, want an error of %q", c, err, field)
 		}
 	}
@@ -44,7 +45,8 @@ func TestConfig(t *testing.T) {
 
 func TestWatches(t *testing.T) {
 	p := newPorts(nil, DefaultBridges, zap.NewNop())
-	for name, want := range map[string]bool{"docker0": true, "ecs-bridge": true, "br-12ab": true, "docker1": false, "xbr-1": false, "": false} {
+	for name, want := range map[string]bool{"docker0": true, "ecs-bridge": true,
+		"br-12ab": true, "docker1": false, "xbr-1": false, "": false} {
 		if got := p.watches(name); got != want {
 			t.Errorf("%q: got %v, want %v", name, got, want)
 		}
@@ -55,7 +57,8 @@ func TestCheckRelease(t *testing.T) {
 	f := func(release, want string) {
 		t.Helper()
 		err := checkRelease(release)
-		if want == "" && err != nil || want != "" && (!errors.Is(err, ErrKernel) || !strings.Contains(err.Error(), want)) {
+		if want == "" && err != nil || want != "" && (!errors.Is(err, ErrKernel) ||
+			!strings.Contains(err.Error(), want)) {
 			t.Errorf("%s: got %v, want %q", release, err, want)
 		}
 	}
@@ -71,7 +74,8 @@ func TestCheckCaps(t *testing.T) {
 	f := func(effective uint64, want string) {
 		t.Helper()
 		err := checkCaps(effective)
-		if want == "" && err != nil || want != "" && (!errors.Is(err, ErrPermission) || !strings.HasSuffix(err.Error(), want)) {
+		if want == "" && err != nil || want != "" && (!errors.Is(err, ErrPermission) ||
+			!strings.HasSuffix(err.Error(), want)) {
 			t.Errorf("%#x: got %v, want %q", effective, err, want)
 		}
 	}
@@ -83,7 +87,8 @@ func TestCheckCaps(t *testing.T) {
 }
 
 func TestIsPinOf(t *testing.T) {
-	for file, want := range map[string]bool{"ip_task_v1": true, "ip_task_v12": true, "ip_task": false, "ip_task_vx": false, "ip_task_v1.bak": false, "counters_v1": false} {
+	for file, want := range map[string]bool{"ip_task_v1": true, "ip_task_v12": true,
+		"ip_task": false, "ip_task_vx": false, "ip_task_v1.bak": false, "counters_v1": false} {
 		if got := isPinOf(file, "ip_task"); got != want {
 			t.Errorf("%q: got %v, want %v", file, got, want)
 		}
@@ -105,7 +110,8 @@ func TestDocsNameVerdicts(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, name := range names {
-		if row := fmt.Sprintf("\n| %d | `%s` | ", i, name); name == "" || !strings.Contains(string(doc), row) {
+		if row := fmt.Sprintf("\n| %d | `%s` | ", i, name); name == "" ||
+			!strings.Contains(string(doc), row) {
 			t.Errorf("no row %q", row)
 		}
 	}

@@ -10,7 +10,7 @@ import (
 	"metad/bpf"
 )
 
-// ErrContainer: an entry for a container that would name others too.
+// ErrContainer means that an entry for a container would also name others.
 var ErrContainer = errors.New("not a container's own cgroup or tag")
 
 // rootCgroup is the id of the root of cgroup v2, which every socket has where v2 says nothing.
@@ -35,20 +35,21 @@ func (l *Loader) PutHostContainer(cgroup uint64, v *bpf.ContainerValue) error {
 	return putContainer(l.progs.HostCgroup, cgroup, v)
 }
 
-// DeleteContainer takes the cgroup out of both maps. That it is in neither is no error.
+// DeleteContainer deletes the cgroup from both maps. It is no error if neither has it.
 func (l *Loader) DeleteContainer(cgroup uint64) error {
 	var errs []error
 	for _, m := range []*ebpf.Map{l.progs.ContainerCgroup, l.progs.HostCgroup} {
 		if err := m.Delete(&cgroup); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			errs = append(errs, fmt.Errorf("delete container cgroup %d: %w", cgroup, err))
+			errs = append(errs, fmt.Errorf("delete container cgroup %d: %w", cgroup,
+				err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// Containers returns what both maps hold, by cgroup: containers with an address, and those in the
-// host's network. After a start they are an earlier process's: delete those whose container is
-// gone.
+// Containers returns the entries of both maps, by cgroup: containers with an address, and those in
+// the host's network. After a start they are those of an earlier process: delete the ones whose
+// container is gone.
 func (l *Loader) Containers() (own, host map[uint64]bpf.ContainerValue, err error) {
 	own, err = readContainers(l.progs.ContainerCgroup)
 	if err != nil {
@@ -66,14 +67,15 @@ func putContainer(m *ebpf.Map, cgroup uint64, v *bpf.ContainerValue) error {
 		return err
 	}
 	if err := m.Put(&cgroup, v); errors.Is(err, unix.E2BIG) {
-		return fmt.Errorf("put container cgroup %d: %d entries: %w", cgroup, m.MaxEntries(), ErrFull)
+		return fmt.Errorf("put container cgroup %d: %d entries: %w", cgroup, m.MaxEntries(),
+			ErrFull)
 	} else if err != nil {
 		return fmt.Errorf("put container cgroup %d: %w", cgroup, err)
 	}
 	return nil
 }
 
-// checkContainer refuses what could name a container that did not send the packet.
+// checkContainer refuses an entry that could name a container that did not send the packet.
 func checkContainer(cgroup uint64, tag uint32) error {
 	switch {
 	case cgroup <= rootCgroup:

@@ -11,7 +11,8 @@ import (
 func TestCheckContainer(t *testing.T) {
 	f := func(cgroup uint64, tag uint32, ok bool) {
 		t.Helper()
-		if err := checkContainer(cgroup, tag); (err == nil) != ok || err != nil && !errors.Is(err, ErrContainer) {
+		if err := checkContainer(cgroup, tag); (err == nil) != ok || err != nil &&
+			!errors.Is(err, ErrContainer) {
 			t.Errorf("cgroup %d, tag %#x: got %v, want ok %v", cgroup, tag, err, ok)
 		}
 	}
@@ -29,8 +30,10 @@ func TestContainerTag(t *testing.T) {
 	for _, task := range []uint32{1, bpf.TagTask} {
 		for _, n := range []int{1, 2, bpf.Containers} {
 			tag := bpf.ContainerTag(task, n)
-			if tag&bpf.TagPort != 0 || tag&bpf.TagTask != task || bpf.ContainerNumber(tag) != n {
-				t.Errorf("task %d, container %d: got %#x, number %d", task, n, tag, bpf.ContainerNumber(tag))
+			if tag&bpf.TagPort != 0 || tag&bpf.TagTask != task ||
+				bpf.ContainerNumber(tag) != n {
+				t.Errorf("task %d, container %d: got %#x, number %d", task, n, tag,
+					bpf.ContainerNumber(tag))
 			}
 		}
 	}

@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Detach removes what is left of metad in the host's namespace and under PinDir, whether it exited
-// cleanly, was killed, or is still running: filters, links, metad0, pins. Nobody else's. Doing it
-// again does nothing.
+// Detach removes metad's filters, links, metad0 and pins from the host's namespace and PinDir,
+// whether metad exited cleanly, was killed, or still runs. It removes nothing of other programs.
+// Calling it again does nothing.
 func Detach(cfg Config) (err error) {
 	cfg, err = cfg.withDefaults()
 	if err != nil {
@@ -56,9 +56,11 @@ func Detach(cfg Config) (err error) {
 // detachTCX takes our programs off the ingress hook of a device in the thread's namespace, also
 // those whose links another process holds.
 func detachTCX(ifindex int) error {
-	q, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: ebpf.AttachTCXIngress})
+	q, err := link.QueryPrograms(link.QueryOptions{Target: ifindex,
+		Attach: ebpf.AttachTCXIngress})
 	if err != nil {
-		if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) ||
+		if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.EINVAL) ||
+			errors.Is(err, unix.ENODEV) ||
 			errors.Is(err, os.ErrNotExist) {
 			return nil // no TCX, nothing there, or the device is gone
 		}

@@ -17,10 +17,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Endpoint is the address that containers ask. Metad has it in its own namespace alone.
+// Endpoint is the address of the endpoint. It exists only in metad's own namespace.
 var Endpoint = netip.MustParseAddrPort("169.254.170.2:80")
 
-// HostAddr is metad0's address, from which the host's own processes ask. It belongs to no task.
+// HostAddr is metad0's address, the source address of the host's own processes. It belongs to no
+// task.
 var HostAddr = netip.MustParseAddr("169.254.170.1")
 
 // Names of the veth pair between the host and metad's namespace.
@@ -47,8 +48,8 @@ func inNS(ns netns.NsHandle, f func() error) error {
 	return <-done
 }
 
-// newServerNS makes the namespace that the listener lives in, without a name: it goes with the last
-// file descriptor and socket.
+// newServerNS makes the namespace of the listener. It has no name, so it ends with its last file
+// descriptor and socket.
 func newServerNS() (ns netns.NsHandle, err error) {
 	done := make(chan struct{})
 	go func() {
@@ -66,8 +67,8 @@ func newServerNS() (ns netns.NsHandle, err error) {
 	return ns, err
 }
 
-// serverSysctls sets up the calling thread's namespace. A missing file is an error only where
-// nothing works without it.
+// serverSysctls sets up the calling thread's namespace. A missing file is an error only if metad
+// cannot work without it.
 func serverSysctls() error {
 	for _, s := range []struct {
 		path, value string
@@ -83,19 +84,19 @@ func serverSysctls() error {
 		// userTimeout's.
 		{"ipv4/tcp_orphan_retries", "1", true},
 		{"ipv4/tcp_fin_timeout", "5", false},
-		// A client is on this host: a SYN-ACK that two repetitions do not bring there has
-		// no client, and the half-open connection can go after 7 s instead of a minute.
+		// A client is on this host. If it does not get the SYN-ACK after two repetitions,
+		// it is gone, and the half-open connection can end after 7 s instead of a minute.
 		{"ipv4/tcp_synack_retries", "2", false},
 		// No data before the handshake: the handshake proves where answers go.
 		{"ipv4/tcp_fastopen", "0", false},
-		// What a client that reads nothing can make the kernel hold: a document and more,
-		// not megabytes.
+		// The kernel buffers this much for a client that reads nothing: more than a
+		// document, but not megabytes.
 		{"ipv4/tcp_wmem", "4096 16384 131072", false},
 		// Requests are small; a request's body on its way to the agent is read as fast as
 		// the agent takes it.
 		{"ipv4/tcp_rmem", "4096 65536 262144", false},
 		{"ipv4/ip_unprivileged_port_start", "80", false},
-		// Sources are any container's; no route leads back to them but the default.
+		// Any container's address can be a source; only the default route leads back to it.
 		{"ipv4/conf/all/rp_filter", "0", true},
 		{"ipv4/conf/default/rp_filter", "0", true},
 		// A flood of SYNs ends in cookies, which keep the mark, and not in refused clients.
@@ -125,7 +126,7 @@ type endpoint struct {
 	listener net.Listener // the caller's; for a takeover
 }
 
-// newEndpoint makes the namespace and the pair. What an earlier process left of them is replaced.
+// newEndpoint makes the namespace and the pair. It replaces those of an earlier process.
 func newEndpoint(host *netlink.Handle) (_ *endpoint, err error) {
 	e := &endpoint{host: host, server: netns.None()}
 	if e.server, err = newServerNS(); err != nil {
@@ -140,7 +141,7 @@ func newEndpoint(host *netlink.Handle) (_ *endpoint, err error) {
 // close deletes the pair, and the namespace with it unless sockets keep it.
 func (e *endpoint) close() error { return errors.Join(removeVeth(e.host), e.letGo()) }
 
-// letGo closes what is open and leaves the kernel's devices to the process that has taken over.
+// letGo closes the descriptors, and leaves the devices to the process that has taken over.
 func (e *endpoint) letGo() error {
 	if !e.server.IsOpen() {
 		return nil
@@ -148,7 +149,7 @@ func (e *endpoint) letGo() error {
 	return e.server.Close()
 }
 
-// netnsID returns the number by which the host's namespace knows metad's; it goes with metad's.
+// netnsID returns the host's id for metad's namespace. The id ends with that namespace.
 func (e *endpoint) netnsID() (int, error) {
 	id, err := e.host.GetNetNsIdByFd(int(e.server))
 	if err == nil && id < 0 { // none yet: any
@@ -162,9 +163,9 @@ func (e *endpoint) netnsID() (int, error) {
 	return id, nil
 }
 
-// userTimeout is how long the kernel keeps what a client does not take, also after the server has
-// closed the connection. Without it the kernel asks a client that acknowledges and never reads for
-// minutes. It is longer than the server's own time to write an answer.
+// userTimeout is how long the kernel keeps data that a client does not read, also after the server
+// has closed the connection. Without it the kernel probes a client that acknowledges and never
+// reads for minutes. It is longer than the server's own write timeout.
 const userTimeout = 6 * time.Second
 
 // listen makes the listener. Accepted sockets have its options.
@@ -172,7 +173,8 @@ func (e *endpoint) listen() error {
 	err := inNS(e.server, func() (err error) {
 		lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
 			cerr := c.Control(func(fd uintptr) {
-				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout.Milliseconds()))
+				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP,
+					unix.TCP_USER_TIMEOUT, int(userTimeout.Milliseconds()))
 			})
 			return errors.Join(cerr, err)
 		}}
@@ -194,7 +196,8 @@ func (e *endpoint) makeVeth() (err error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = hostVeth
 	attrs.Index = e.metad0 // the programs know it: a pair that is made anew has the old one
-	v := &netlink.Veth{LinkAttrs: attrs, PeerName: serverVeth, PeerNamespace: netlink.NsFd(int(e.server))}
+	v := &netlink.Veth{LinkAttrs: attrs, PeerName: serverVeth,
+		PeerNamespace: netlink.NsFd(int(e.server))}
 	if err := e.host.LinkAdd(v); err != nil {
 		return fmt.Errorf("make %s: %w", hostVeth, err)
 	}
@@ -208,7 +211,7 @@ func (e *endpoint) makeVeth() (err error) {
 		return fmt.Errorf("find %s: %w", hostVeth, err)
 	}
 	e.metad0 = l0.Attrs().Index
-	// IPv6 has no business there; best effort, the kernel may be without.
+	// The pair needs no IPv6. An error is ignored, because the kernel may have none.
 	_ = e.host.LinkSetIP6AddrGenMode(l0, addrGenNone)
 	if err := e.host.LinkSetUp(l0); err != nil {
 		return fmt.Errorf("set %s up: %w", hostVeth, err)
@@ -255,9 +258,11 @@ func (e *endpoint) setUpServer() error {
 		what string
 		do   func() error
 	}{
-		// No neighbour is ever asked for: metad_reply writes the MAC.
+		// No ARP is needed: metad_reply writes the MAC.
 		{"set arp off", func() error { return h.LinkSetARPOff(l1) }},
-		{"add address", func() error { return h.AddrAdd(l1, &netlink.Addr{IPNet: single(Endpoint.Addr())}) }},
+		{"add address", func() error {
+			return h.AddrAdd(l1, &netlink.Addr{IPNet: single(Endpoint.Addr())})
+		}},
 		{"set up", func() error { return h.LinkSetUp(l1) }},
 		{"add route", func() error {
 			return h.RouteAdd(&netlink.Route{
@@ -292,8 +297,8 @@ func removeVeth(host *netlink.Handle) error {
 	return nil
 }
 
-// addRoute leads the host's own processes to the endpoint. A route or a rule for it that is there
-// already stays: the agent's OUTPUT rule readdresses a packet before any route is looked at again.
+// addRoute adds the route by which the host's own processes reach the endpoint. An existing route
+// or rule stays: the agent's OUTPUT rule readdresses a packet before its route is looked up again.
 func (e *endpoint) addRoute() error {
 	h, err := netlink.NewHandleAt(e.server, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -322,7 +327,8 @@ func (e *endpoint) addRoute() error {
 		}},
 		{"route", func() error {
 			err := e.host.RouteAdd(hostRoute(e.metad0))
-			if errors.Is(err, unix.EEXIST) { // ours from before a takeover, or another program's
+			// ours from before a takeover, or another program's
+			if errors.Is(err, unix.EEXIST) {
 				return nil
 			}
 			return err
@@ -335,13 +341,15 @@ func (e *endpoint) addRoute() error {
 	return nil
 }
 
-// removeRoute undoes addRoute. What is gone already is no error.
+// removeRoute undoes addRoute. It is no error if the route is gone.
 func (e *endpoint) removeRoute() error {
 	for _, err := range []error{
 		e.host.RouteDel(hostRoute(e.metad0)),
-		e.host.AddrDel(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: e.metad0}}, hostAddr()),
+		e.host.AddrDel(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: e.metad0}},
+			hostAddr()),
 	} {
-		if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) &&
+			!errors.Is(err, unix.EADDRNOTAVAIL) {
 			return fmt.Errorf("remove the host's route from %s: %w", hostVeth, err)
 		}
 	}
@@ -349,7 +357,8 @@ func (e *endpoint) removeRoute() error {
 }
 
 func hostRoute(metad0 int) *netlink.Route {
-	return &netlink.Route{LinkIndex: metad0, Scope: netlink.SCOPE_LINK, Dst: single(Endpoint.Addr()), Src: HostAddr.AsSlice()}
+	return &netlink.Route{LinkIndex: metad0, Scope: netlink.SCOPE_LINK,
+		Dst: single(Endpoint.Addr()), Src: HostAddr.AsSlice()}
 }
 
 // hostAddr has a link's scope: the host does not use it to speak to others.

@@ -10,13 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What a client sees of a kill -9 depends on the order in which the kernel releases the process's
-// files, and that is by number, the highest first (close_files in kernel/fs/file.c queues them in
-// ascending order as task work, which runs last in, first out). Wanted:
+// The effect of a kill -9 on clients depends on the order in which the kernel releases the
+// process's files. It releases the highest number first (close_files in kernel/fs/file.c queues
+// them in ascending order as task work, which runs last in, first out). The wanted order:
 //
 //  1. the program array: every hook leaves every packet alone at once, however many there are;
 //  2. connections and the listener: what is open is reset, and the reset still finds its way out;
-//  3. links, of which each takes an RCU grace period: bridge devices, ports, metad0; and the namespace.
+//  3. links, of which each takes an RCU grace period: bridge devices, ports, metad0; and the
+//     namespace.
 //
 // So the array gets a high number, and links, which come and go while the process runs, get low
 // ones that were reserved before anything else was opened.
@@ -25,7 +26,7 @@ const (
 	highFDLimit = 65536 // the kernel's table of files is as long as the highest number
 )
 
-// lowFDs is a set of file descriptor numbers held by copies of one descriptor that means nothing.
+// lowFDs is a set of file descriptor numbers, reserved by copies of one meaningless descriptor.
 type lowFDs struct {
 	dummy int
 	top   int // the highest of them
@@ -35,8 +36,7 @@ type lowFDs struct {
 	held map[int]bool
 }
 
-// reserveLowFDs takes the lowest numbers there are, but never more than a quarter of what the
-// process may have.
+// reserveLowFDs takes the lowest free numbers, at most a quarter of the process's limit.
 func reserveLowFDs() (*lowFDs, error) {
 	var lim unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
@@ -60,8 +60,8 @@ func reserveLowFDs() (*lowFDs, error) {
 	return f, nil
 }
 
-// fill takes the lower numbers that have become free since: what is opened from now on is released
-// before the links.
+// fill takes the lower numbers that have become free since. Files that are opened later are then
+// released before the links.
 func (f *lowFDs) fill() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -94,7 +94,7 @@ func (f *lowFDs) links() int {
 	return len(f.held) - len(f.free)
 }
 
-// fdLink is a link known by its file descriptor alone.
+// fdLink is a link of which only the file descriptor is known.
 type fdLink struct {
 	fd   int
 	pool *lowFDs

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// follower listens to what the kernel says about devices and tells ports and tasks. Everything
-// happens in one goroutine, which calls onPort and onPortGone with no lock held.
+// follower receives the kernel's messages about devices and passes them to ports and tasks. All of
+// it happens in one goroutine, which calls onPort and onPortGone with no lock held.
 type follower struct {
 	host       netns.NsHandle
 	nl         *netlink.Handle // in host
@@ -29,14 +29,15 @@ type follower struct {
 	own  int   // ifindex of metad's own device
 	gate *gate // told when something happens to it; nil in tests
 
-	started bool        // the first reading is done; before, there is no caller yet that could know a port
+	// the first reading is done; before, there is no caller yet that could know a port
+	started bool
 	repair  *time.Timer // runs while metad's own device has to be made anew
 	mended  time.Time   // the last time
 	done    chan struct{}
 	wg      sync.WaitGroup
 }
 
-// start hooks what is there and starts following changes.
+// start hooks the existing devices and begins to follow changes.
 func (f *follower) start() error {
 	f.repair = time.NewTimer(0)
 	f.repair.Stop()
@@ -68,8 +69,7 @@ func (f *follower) run(updates <-chan netlink.LinkUpdate, unsubscribe func()) {
 				return
 			default:
 			}
-			// The kernel had more to say than the socket holds, or the socket broke:
-			// start over.
+			// The socket's buffer was full, or the socket broke: start over.
 			var err error
 			updates, unsubscribe, err = f.subscribe()
 			if err == nil {
@@ -117,8 +117,8 @@ func (f *follower) subscribe() (<-chan netlink.LinkUpdate, func(), error) {
 	}, nil
 }
 
-// process handles updates until the channel or done is closed, and between them the ports that wait
-// for their turn.
+// process handles updates until the channel or done is closed, and between updates the pending
+// ports.
 func (f *follower) process(updates <-chan netlink.LinkUpdate) {
 	now := make(chan struct{})
 	close(now)
@@ -151,8 +151,8 @@ func (f *follower) process(updates <-chan netlink.LinkUpdate) {
 }
 
 func (f *follower) update(u netlink.LinkUpdate) {
-	// A bridge speaks of its ports in messages of its own family: there, DELLINK means that the
-	// port left. The device's own message tells that too.
+	// A bridge reports its ports in messages of its own family. There DELLINK means that the
+	// port left, which the device's own message reports too.
 	if u.IfInfomsg.Family != unix.AF_UNSPEC {
 		return
 	}
@@ -172,18 +172,19 @@ func (f *follower) update(u netlink.LinkUpdate) {
 
 func deviceOf(l netlink.Link) device {
 	a := l.Attrs()
-	d := device{ifindex: a.Index, name: a.Name, kind: l.Type(), master: a.MasterIndex, up: a.Flags&net.FlagUp != 0}
+	d := device{ifindex: a.Index, name: a.Name, kind: l.Type(), master: a.MasterIndex,
+		up: a.Flags&net.FlagUp != 0}
 	if d.kind == "veth" && a.NetNsID < 0 {
 		d.peer = a.ParentIndex
 	}
 	return d
 }
 
-// repairPause is how long after the last repair the next one comes: a program that sets the device
-// down again and again must not keep metad busy.
+// repairPause is the time between two repairs, so that a program that sets the device down again
+// and again does not keep metad busy.
 const repairPause = time.Second
 
-// checkOwn looks at metad's own device, and sees to its repair if need be.
+// checkOwn checks metad's own device, and starts its repair if necessary.
 func (f *follower) checkOwn() {
 	if f.gate != nil && f.gate.check() {
 		f.repair.Reset(max(0, time.Until(f.mended.Add(repairPause))))
@@ -198,7 +199,7 @@ func (f *follower) rebuild() {
 	}
 }
 
-// resync makes ports and tasks what the kernel says now.
+// resync reads all devices and updates ports and tasks.
 func (f *follower) resync() error {
 	links, err := netdump.Whole(f.nl.LinkList)
 	if err != nil {
@@ -226,7 +227,7 @@ func (f *follower) settle(todo []int) {
 	}
 }
 
-// gone forgets a device, and all that was known behind it.
+// gone removes a device, and the task addresses behind it.
 func (f *follower) gone(ifindex int) {
 	h := f.ports.remove(ifindex)
 	if h == nil && !f.tasks.uses(ifindex) {

@@ -64,15 +64,19 @@ func TestRootFollow(t *testing.T) {
 		gone, came := make(chan int, 100), make(chan int, 100)
 		l := open(t, h, Config{
 			Attach: mode, Bridges: []string{"ecs-bridge", "br-*"}, Log: zap.New(core),
-			OnPort: func(ifindex int) { came <- ifindex }, OnPortGone: func(ifindex int) { gone <- ifindex },
+			OnPort:     func(ifindex int) { came <- ifindex },
+			OnPortGone: func(ifindex int) { gone <- ifindex },
 		})
 		waiting := func(p string) int {
-			return logs.FilterMessage(fmt.Sprintf("bridge pattern %q matches nothing yet: waiting", p)).Len()
+			return logs.FilterMessage(
+				fmt.Sprintf("bridge pattern %q matches nothing yet: waiting",
+					p)).Len()
 		}
 		if waiting("ecs-bridge") != 1 || waiting("br-*") != 1 {
 			t.Errorf("patterns that wait: got %v", logs.All())
 		}
-		if got := l.Status().WaitingPatterns; !slices.Equal(got, []string{"br-*", "ecs-bridge"}) {
+		if got := l.Status().WaitingPatterns; !slices.Equal(got,
+			[]string{"br-*", "ecs-bridge"}) {
 			t.Errorf("waiting patterns: got %v", got)
 		}
 		serve(t, l)
@@ -99,7 +103,8 @@ func TestRootFollow(t *testing.T) {
 		}
 		entries, err := l.Entries()
 		if err != nil || len(entries) != 1 {
-			t.Errorf("entries after the port went: got %v, %v, want two's alone", entries, err)
+			t.Errorf("entries after the port went: got %v, %v, want two's alone",
+				entries, err)
 		}
 		untilAnswer(t, one, portTag(one))
 		put(t, l, one, 3)
@@ -112,11 +117,15 @@ func TestRootFollow(t *testing.T) {
 		if err := h.NL.LinkSetMaster(movingLink, h.Link("ecs-bridge")); err != nil {
 			t.Fatal(err)
 		}
-		testnet.Until(t, "the port that joined is hooked", func() bool { return hooked(l, moving.Ifindex) })
+		testnet.Until(t, "the port that joined is hooked", func() bool {
+			return hooked(l, moving.Ifindex)
+		})
 		if err := h.NL.LinkSetNoMaster(movingLink); err != nil {
 			t.Fatal(err)
 		}
-		testnet.Until(t, "the port that left is not hooked", func() bool { return !hooked(l, moving.Ifindex) })
+		testnet.Until(t, "the port that left is not hooked", func() bool {
+			return !hooked(l, moving.Ifindex)
+		})
 		if attached(t, h, moving.Ifindex) {
 			t.Error("the port that left still has our program")
 		}
@@ -128,7 +137,9 @@ func TestRootFollow(t *testing.T) {
 		otherLink := h.Link("other0")
 		rename := func(name string) {
 			t.Helper()
-			if err := errors.Join(h.NL.LinkSetDown(otherLink), h.NL.LinkSetName(otherLink, name), h.NL.LinkSetUp(otherLink)); err != nil {
+			if err := errors.Join(h.NL.LinkSetDown(otherLink),
+				h.NL.LinkSetName(otherLink, name),
+				h.NL.LinkSetUp(otherLink)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -138,11 +149,13 @@ func TestRootFollow(t *testing.T) {
 		})
 		untilAnswer(t, moving, portTag(moving))
 		rename("other0")
-		testnet.Until(t, "the bridge renamed back and its port are not hooked", func() bool {
-			return !hooked(l, other.Ifindex) && !hooked(l, moving.Ifindex)
-		})
+		testnet.Until(t, "the bridge renamed back and its port are not hooked",
+			func() bool {
+				return !hooked(l, other.Ifindex) && !hooked(l, moving.Ifindex)
+			})
 		if waiting("br-*") != 2 {
-			t.Errorf("br-* matches nothing again: told %d times, want 2", waiting("br-*"))
+			t.Errorf("br-* matches nothing again: told %d times, want 2",
+				waiting("br-*"))
 		}
 
 		// A bridge deleted and made again.
@@ -150,11 +163,13 @@ func TestRootFollow(t *testing.T) {
 			t.Fatal(err)
 		}
 		testnet.Until(t, "the deleted bridge's ports are not hooked", func() bool {
-			return !hooked(l, one.Ifindex) && !hooked(l, two.Ifindex) && !hooked(l, b.Ifindex)
+			return !hooked(l, one.Ifindex) && !hooked(l, two.Ifindex) &&
+				!hooked(l, b.Ifindex)
 		})
 		again := h.AddBridge("ecs-bridge", "169.254.172.1/22")
 		for _, k := range []*testnet.Task{one, two} {
-			if err := h.NL.LinkSetMaster(h.Link(k.Port), h.Link("ecs-bridge")); err != nil {
+			if err := h.NL.LinkSetMaster(h.Link(k.Port),
+				h.Link("ecs-bridge")); err != nil {
 				t.Fatal(err)
 			}
 			k.SetGateway(again)
@@ -175,7 +190,8 @@ func attached(t testing.TB, h *testnet.Host, ifindex int) (found bool) {
 		return true
 	}
 	err = testnet.In(h.NS, func() error {
-		q, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: ebpf.AttachTCXIngress})
+		q, err := link.QueryPrograms(link.QueryOptions{Target: ifindex,
+			Attach: ebpf.AttachTCXIngress})
 		if err != nil {
 			return nil // no TCX on this kernel, or nothing there
 		}
@@ -205,7 +221,8 @@ func TestRootResync(t *testing.T) {
 		defer l.ports.mu.Unlock()
 		lo := h.Link("lo")
 		for i := range 6000 {
-			if err := h.NL.LinkSetAlias(lo, fmt.Sprint(i, strings.Repeat("x", 200))); err != nil {
+			if err := h.NL.LinkSetAlias(lo,
+				fmt.Sprint(i, strings.Repeat("x", 200))); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -232,10 +249,12 @@ func TestRootForeignFilters(t *testing.T) {
 		l := open(t, h, Config{Attach: mode})
 		serve(t, l)
 		untilAnswer(t, k, portTag(k))
-		if p, _ := portOf(l, taken.Ifindex); mode == AttachClsact && !errors.Is(p.Err, ErrForeignFilter) {
+		if p, _ := portOf(l, taken.Ifindex); mode == AttachClsact &&
+			!errors.Is(p.Err, ErrForeignFilter) {
 			t.Errorf("port whose place is taken: got %v, want ErrForeignFilter", p.Err)
 		}
-		if mode == AttachClsact { // its port is not hooked: what it sends is seen at the bridge
+		// its port is not hooked: what it sends is seen at the bridge
+		if mode == AttachClsact {
 			wantAnswer(t, taken, "metad 0x0")
 		}
 		if err := l.Close(); err != nil {
@@ -246,10 +265,15 @@ func TestRootForeignFilters(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		for ifindex, want := range map[int]*netlink.BpfFilter{k.Ifindex: foreign, taken.Ifindex: inOurPlace} {
-			fs, err := h.NL.FilterList(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}, netlink.HANDLE_MIN_INGRESS)
-			if err != nil || len(fs) != 1 || fs[0].(*netlink.BpfFilter).Name != want.Name {
-				t.Errorf("filters on %d: got %v, %v, want the foreign one alone", ifindex, fs, err)
+		for ifindex, want := range map[int]*netlink.BpfFilter{k.Ifindex: foreign,
+			taken.Ifindex: inOurPlace} {
+			fs, err := h.NL.FilterList(
+				&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: ifindex}},
+				netlink.HANDLE_MIN_INGRESS)
+			if err != nil || len(fs) != 1 ||
+				fs[0].(*netlink.BpfFilter).Name != want.Name {
+				t.Errorf("filters on %d: got %v, %v, want the foreign one alone",
+					ifindex, fs, err)
 			}
 		}
 		if _, err := os.Stat(l.cfg.PinDir); !os.IsNotExist(err) {
@@ -258,7 +282,8 @@ func TestRootForeignFilters(t *testing.T) {
 	})
 }
 
-func foreignFilter(t testing.TB, h *testnet.Host, ifindex int, priority uint16, handle uint32) *netlink.BpfFilter {
+func foreignFilter(t testing.TB, h *testnet.Host, ifindex int, priority uint16,
+	handle uint32) *netlink.BpfFilter {
 	t.Helper()
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type: ebpf.SchedCLS, License: "GPL",
@@ -268,13 +293,15 @@ func foreignFilter(t testing.TB, h *testnet.Host, ifindex int, priority uint16, 
 		t.Fatal(err)
 	}
 	defer p.Close()
-	q := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
+	q := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: ifindex,
+		Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
 	if err := h.NL.QdiscAdd(q); err != nil {
 		t.Fatal(err)
 	}
 	f := &netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{
-			LinkIndex: ifindex, Parent: netlink.HANDLE_MIN_INGRESS, Handle: handle, Priority: priority, Protocol: unix.ETH_P_ALL,
+			LinkIndex: ifindex, Parent: netlink.HANDLE_MIN_INGRESS, Handle: handle,
+			Priority: priority, Protocol: unix.ETH_P_ALL,
 		},
 		Fd: p.FD(), Name: "foreign", DirectAction: true,
 	}
@@ -307,14 +334,18 @@ func TestRootDetach(t *testing.T) {
 		p.kill()
 		// A metad that runs makes its own device anew; it goes with the process, when the
 		// kernel gets to it.
-		testnet.Until(t, "metad0 is gone", func() bool { return !slices.Contains(h.LinkNames(), hostVeth) })
+		testnet.Until(t, "metad0 is gone", func() bool {
+			return !slices.Contains(h.LinkNames(), hostVeth)
+		})
 	})
 }
 
 // With --on-exit=drop nobody else is given what metad would have answered.
 func TestRootOnExitDrop(t *testing.T) {
 	h, b := hostWithAgent(t)
-	testnet.Serve(t, h.NS, "169.254.170.2:8080", func(net.Conn, *http.Request) string { return "other port" })
+	testnet.Serve(t, h.NS, "169.254.170.2:8080", func(net.Conn, *http.Request) string {
+		return "other port"
+	})
 	k := b.AddTask("")
 	dir := testnet.PinDir(t)
 	f := func(how string, end func(*childProcess)) {
@@ -367,7 +398,8 @@ func TestRootClose(t *testing.T) {
 				t.Errorf("ifindex %d still has our program", ifindex)
 			}
 		}
-		if _, err := os.Stat(filepath.Join(dir, pinName("ip_task", layout(t)))); err != nil {
+		if _, err := os.Stat(filepath.Join(dir,
+			pinName("ip_task", layout(t)))); err != nil {
 			t.Errorf("the pin: %v", err)
 		}
 	})
@@ -401,7 +433,8 @@ func TestRootPins(t *testing.T) {
 	l, logs := reopen(Config{})
 	entries, err := l.Entries()
 	if err != nil || len(entries) != 1 || entries[stays.Addr].Tag != 1 {
-		t.Errorf("entries after a restart: got %v, %v, want the one whose veth is there", entries, err)
+		t.Errorf("entries after a restart: got %v, %v, want the one whose veth is there",
+			entries, err)
 	}
 	if logs.Len() != 0 {
 		t.Errorf("a plain restart warns: %v", logs.All())
@@ -436,7 +469,8 @@ func TestRootPins(t *testing.T) {
 	}
 	f("a map of another kind", Config{}, func() {
 		must(os.Remove(pin))
-		m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
+		m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8,
+			MaxEntries: 1})
 		must(err)
 		must(m.Pin(pin))
 		must(m.Close())
@@ -444,7 +478,8 @@ func TestRootPins(t *testing.T) {
 	f("a program", Config{}, func() {
 		must(os.Remove(pin))
 		p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-			Type: ebpf.SchedCLS, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+			Type: ebpf.SchedCLS, License: "GPL",
+			Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
 		})
 		must(err)
 		must(p.Pin(pin))
@@ -496,7 +531,8 @@ func TestRootFull(t *testing.T) {
 	put(t, l, three, 3)
 	wantAnswer(t, three, "metad 0x3")
 	wantAnswer(t, one, portTag(one))
-	if err := l.Put(one.Addr, &bpf.TaskValue{Tag: 9, Ifindex: 9999}); !errors.Is(err, ErrNoPort) {
+	if err := l.Put(one.Addr, &bpf.TaskValue{Tag: 9, Ifindex: 9999}); !errors.Is(err,
+		ErrNoPort) {
 		t.Errorf("a port that does not exist: got %v, want ErrNoPort", err)
 	}
 
@@ -504,9 +540,12 @@ func TestRootFull(t *testing.T) {
 	raw := testnet.NewRaw(t, one.NS, "eth0")
 	before := verdictsOf(t, l)["port_unknown"]
 	for i := range 100 {
-		raw.Send(testnet.Frame{SrcMAC: one.MAC, DstMAC: b.MAC, Src: netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})}.Bytes())
+		raw.Send(testnet.Frame{SrcMAC: one.MAC, DstMAC: b.MAC,
+			Src: netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})}.Bytes())
 	}
-	testnet.Until(t, "the flood is seen", func() bool { return verdictsOf(t, l)["port_unknown"] >= before+100 })
+	testnet.Until(t, "the flood is seen", func() bool {
+		return verdictsOf(t, l)["port_unknown"] >= before+100
+	})
 	wantAnswer(t, two, "metad 0x2")
 	wantAnswer(t, three, "metad 0x3")
 	wantAnswer(t, one, portTag(one))

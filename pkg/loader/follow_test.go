@@ -21,8 +21,12 @@ func newTestFollower(t *testing.T, started bool) (*follower, fakeTasks, *[]strin
 	told := new([]string)
 	f := &follower{
 		ports: p, tasks: tasks.taskMap, log: zap.NewNop(), started: started,
-		onPort:     func(ifindex int) { *told = append(*told, fmt.Sprint("port ", ifindex)) },
-		onPortGone: func(ifindex int) { *told = append(*told, fmt.Sprint("gone ", ifindex)) },
+		onPort: func(ifindex int) {
+			*told = append(*told, fmt.Sprint("port ", ifindex))
+		},
+		onPortGone: func(ifindex int) {
+			*told = append(*told, fmt.Sprint("gone ", ifindex))
+		},
 	}
 	return f, tasks, told
 }
@@ -31,7 +35,8 @@ func message(typ uint16, family uint8, d device) netlink.LinkUpdate {
 	a := netlink.LinkAttrs{Index: d.ifindex, Name: d.name, MasterIndex: d.master}
 	u := netlink.LinkUpdate{Link: &netlink.GenericLink{LinkAttrs: a, LinkType: d.kind}}
 	u.Header = unix.NlMsghdr{Type: typ}
-	u.IfInfomsg = nl.IfInfomsg{IfInfomsg: unix.IfInfomsg{Family: family, Index: int32(d.ifindex)}}
+	u.IfInfomsg = nl.IfInfomsg{IfInfomsg: unix.IfInfomsg{Family: family,
+		Index: int32(d.ifindex)}}
 	return u
 }
 

@@ -8,8 +8,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// gate decides whether packets are taken, and keeps metad's own devices fit for them. Its methods
-// are safe for concurrent use.
+// gate decides whether packets are taken, and keeps metad's own devices working. Its methods are
+// safe for concurrent use.
 type gate struct {
 	progs     *programs
 	end       *endpoint
@@ -17,10 +17,11 @@ type gate struct {
 	hostRoute bool
 	log       *zap.Logger
 
-	mu   sync.Mutex // guards what follows, the program array, the endpoint's devices and their programs
-	pair []*fdLink  // of metad0 and metad1; none with clsact
-	want bool       // packets are to be taken
-	err  error      // why they are not although they are to be
+	// guards what follows, the program array, the endpoint's devices and their programs
+	mu   sync.Mutex
+	pair []*fdLink // of metad0 and metad1; none with clsact
+	want bool      // packets are to be taken
+	err  error     // why they are not although they are to be
 }
 
 // attach puts the programs on metad's own devices.
@@ -31,7 +32,7 @@ func (g *gate) attach() (err error) {
 	return err
 }
 
-// arm takes packets from now on.
+// arm makes the programs take packets from now on.
 func (g *gate) arm() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -56,7 +57,7 @@ func (g *gate) fill() error {
 	return nil
 }
 
-// disarm takes no more packets.
+// disarm makes the programs leave packets alone.
 func (g *gate) disarm() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -68,8 +69,8 @@ func (g *gate) disarm() error {
 // rebuilt yet.
 var ErrEndpoint = errors.New("metad's network device is gone or down")
 
-// check looks at metad's own devices and takes no packets while they are not there and up: where
-// packets were taken and led nowhere, clients would hang. It reports whether rebuild is needed.
+// check takes no packets unless metad's own devices exist and are up: otherwise packets would lead
+// nowhere, and clients would hang. It reports whether rebuild is needed.
 func (g *gate) check() (broken bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -78,7 +79,9 @@ func (g *gate) check() (broken bool) {
 		return g.err != nil
 	}
 	if g.err == nil {
-		g.log.Error("metad's network device is gone or down: containers are not answered until it is rebuilt", zap.Error(err))
+		g.log.Error(
+			"metad's network device is gone or down: containers are not answered "+
+				"until it is rebuilt", zap.Error(err))
 		if err := g.progs.disarm(); err != nil {
 			g.log.Error("cannot disarm", zap.Error(err))
 		}
@@ -87,8 +90,8 @@ func (g *gate) check() (broken bool) {
 	return true
 }
 
-// rebuild makes metad's own devices anew and takes packets again if they are wanted. After an error
-// it may be called again.
+// rebuild makes new devices and takes packets again if the gate is armed. After an error it may be
+// called again.
 func (g *gate) rebuild() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -157,8 +160,8 @@ func (g *gate) relink(take func(i int, p pairHook) (*fdLink, error), n int) erro
 	return nil
 }
 
-// restore puts this process's programs back where another process's may be: on metad's own devices
-// and into the program array, if packets were taken.
+// restore puts this process's programs back, which another process may have replaced: on metad's
+// own devices, and in the program array if packets were taken.
 func (g *gate) restore() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -179,8 +182,7 @@ func (g *gate) restore() error {
 	return g.fill()
 }
 
-// close takes the programs off metad's own devices, or leaves them there if another process has
-// them too.
+// close removes the programs from metad's own devices, unless another process has them too.
 func (g *gate) close() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()

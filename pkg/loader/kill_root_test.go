@@ -64,7 +64,8 @@ func child(config string) error {
 	if err := json.Unmarshal([]byte(config), &c); err != nil {
 		return err
 	}
-	l, err := Open(Config{PinDir: c.PinDir, Attach: c.Attach, OnExit: c.OnExit, Netns: netns.NsHandle(3)})
+	l, err := Open(Config{PinDir: c.PinDir, Attach: c.Attach, OnExit: c.OnExit,
+		Netns: netns.NsHandle(3)})
 	if err != nil {
 		return err
 	}
@@ -108,7 +109,8 @@ func answerAll(ln net.Listener) {
 					}
 				}
 				body := answerMark(c, nil)
-				fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+				fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s",
+					len(body), body)
 			}
 		}()
 	}
@@ -180,7 +182,8 @@ func TestRootKill(t *testing.T) {
 		h, b := hostWithAgent(t)
 		k := b.AddTask("")
 		wantAnswer(t, k, "agent")
-		p := start(t, h, childConfig{PinDir: testnet.PinDir(t), Attach: mode, Tasks: childTasks(k)})
+		p := start(t, h, childConfig{PinDir: testnet.PinDir(t), Attach: mode,
+			Tasks: childTasks(k)})
 		wantAnswer(t, k, "metad 0x1")
 		var late []*testnet.Task
 		for range 40 {
@@ -189,7 +192,8 @@ func TestRootKill(t *testing.T) {
 		last := late[len(late)-1]
 		testnet.Until(t, "the last port is hooked", func() bool {
 			_, body, err := last.Get("/", timeout)
-			return err == nil && body == fmt.Sprintf("metad %#x", bpf.TagPort|uint32(last.Ifindex))
+			return err == nil && body == fmt.Sprintf("metad %#x",
+				bpf.TagPort|uint32(last.Ifindex))
 		})
 		var idle []net.Conn
 		for range 20 {
@@ -247,20 +251,24 @@ func TestRootKill(t *testing.T) {
 			if err := c.SetReadDeadline(time.Now().Add(timeout)); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := c.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+			if _, err := c.Read(make([]byte, 1)); errors.Is(err,
+				os.ErrDeadlineExceeded) {
 				t.Errorf("idle connection %d hangs", i)
 			}
 		}
 		for _, from := range append(late, k) {
-			testnet.Until(t, from.String()+" is answered by the agent", func() bool { // a refusal or two may be seen
+			// a refusal or two may be seen
+			testnet.Until(t, from.String()+" is answered by the agent", func() bool {
 				_, body, err := from.Get("/", timeout)
 				return err == nil && body == "agent"
 			})
 		}
 		stop.Store(true)
 		wg.Wait()
-		t.Logf("%v; dead after %v, last failed request %v after the kill, slowest since %v", seen,
-			reaped.Sub(time.Unix(0, killed.Load())), time.Duration(max(0, lastBad.Load()-killed.Load())), slowest)
+		t.Logf("%v; dead after %v, last failed request %v after the kill, slowest since %v",
+			seen,
+			reaped.Sub(time.Unix(0, killed.Load())),
+			time.Duration(max(0, lastBad.Load()-killed.Load())), slowest)
 		// A SYN that went to a server that was no more would be sent again after a second.
 		for _, c := range clients {
 			synRetrans += c.Netstat("TCPSynRetrans")
@@ -318,7 +326,8 @@ func TestRootAgentsConnections(t *testing.T) {
 		port := netip.AddrPortFrom(k.Addr, 45000).String()
 		lingers := dial(k, port)
 		fmt.Fprint(lingers, "GET / HTTP/1.0\r\n\r\n")
-		if b, err := io.ReadAll(lingers); err != nil || !strings.HasSuffix(string(b), "agent") {
+		if b, err := io.ReadAll(lingers); err != nil || !strings.HasSuffix(string(b),
+			"agent") {
 			t.Fatalf("got %q, %v", b, err)
 		}
 		lingers.Close()
@@ -340,7 +349,8 @@ func errorKind(err error) string {
 	switch {
 	case errors.Is(err, unix.ECONNREFUSED):
 		return "refused"
-	case errors.Is(err, unix.ECONNRESET), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, unix.EPIPE):
+	case errors.Is(err, unix.ECONNRESET), errors.Is(err, io.EOF),
+		errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, unix.EPIPE):
 		return "reset"
 	default:
 		return err.Error()

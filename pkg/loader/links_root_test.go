@@ -22,7 +22,8 @@ func addPorts(t *testing.T, h *testnet.Host, bridge string, n int) (ifindexes []
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MasterIndex = fmt.Sprintf("p%d", i), master
 		attrs.Flags |= unix.IFF_UP
-		if err := h.NL.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: fmt.Sprintf("q%d", i)}); err != nil {
+		if err := h.NL.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: fmt.Sprintf("q%d",
+			i)}); err != nil {
 			t.Fatal(err)
 		}
 		ifindexes = append(ifindexes, h.Link(attrs.Name).Attrs().Index)
@@ -58,8 +59,11 @@ func TestRootLinksAndFilters(t *testing.T) {
 	last := b.AddTask("")
 	dir := testnet.PinDir(t)
 
-	p := start(t, h, childConfig{PinDir: dir, Attach: AttachAuto, Tasks: childTasks(first, last)})
-	testnet.Until(t, "the last port has its program", func() bool { return attached(t, h, last.Ifindex) })
+	p := start(t, h, childConfig{PinDir: dir, Attach: AttachAuto,
+		Tasks: childTasks(first, last)})
+	testnet.Until(t, "the last port has its program", func() bool {
+		return attached(t, h, last.Ifindex)
+	})
 	untilAnswer(t, last, "metad 0x2")
 	p.kill()
 	untilAnswer(t, first, "agent")
@@ -67,7 +71,8 @@ func TestRootLinksAndFilters(t *testing.T) {
 
 	// The second process has links where the first one had filters.
 	for _, ifindex := range made[:gone] {
-		if err := h.NL.LinkDel(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}); err != nil {
+		if err := h.NL.LinkDel(
+			&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -78,7 +83,8 @@ func TestRootLinksAndFilters(t *testing.T) {
 	serve(t, l)
 	links, filters := kinds(t, l, len(all))
 	if pair := len(l.gate.links()); links+pair != maxLinks || filters == 0 {
-		t.Errorf("got %d links, %d of metad's own devices and %d filters, want %d links", links, pair, filters, maxLinks)
+		t.Errorf("got %d links, %d of metad's own devices and %d filters, want %d links",
+			links, pair, filters, maxLinks)
 	}
 	before := verdictsOf(t, l)["port_task"]
 	wantAnswer(t, first, "metad 0x1")
@@ -99,7 +105,8 @@ func TestRootLinksAndFilters(t *testing.T) {
 		t.Error(err)
 	}
 	if l2, f2 := kinds(t, next, len(all)); l2 != links || f2 != filters {
-		t.Errorf("after the takeover: %d links and %d filters, want %d and %d", l2, f2, links, filters)
+		t.Errorf("after the takeover: %d links and %d filters, want %d and %d", l2, f2,
+			links, filters)
 	}
 	testnet.ServeOn(t, ln, answerMark)
 	wantAnswer(t, first, "metad 0x1")

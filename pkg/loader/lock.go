@@ -11,13 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrLocked: another metad runs with the same pin directory.
-var ErrLocked = errors.New("another metad runs with it: stop it first, or take over by giving its run-dir")
+// ErrLocked means that another metad runs with the same pin directory.
+var ErrLocked = errors.New(
+	"another metad runs with it: stop it first, or take over by giving its run-dir")
 
-// LockPinDir makes the caller the only metad with the pins in dir, and waits for the lock as long
-// as within: one that was killed needs a moment to be gone. The directory is made if missing; what
-// is wrong with it is for Open to tell, and no error here. Closing the result unlocks. Errors:
-// ErrLocked.
+// LockPinDir makes the caller the only metad with the pins in dir. It waits for the lock for
+// within at most, because a killed metad takes a moment to end. It makes the directory if it is
+// missing. A fault of the directory is no error here; Open reports it. Closing the result unlocks.
+// Errors: ErrLocked.
 func LockPinDir(ctx context.Context, dir string, within time.Duration) (io.Closer, error) {
 	_ = os.Mkdir(dir, 0o700)
 	f, err := os.Open(dir)

@@ -12,21 +12,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrBusy: another metad serves the network namespace, whatever its directories are called. A
-// second one would take metad0 away from it.
+// ErrBusy means that another metad serves the network namespace, even if its directories have
+// other names. A second one would take metad0 from it.
 var ErrBusy = errors.New("another metad serves this network namespace")
 
-// lockWait is how long a metad that was killed may take to be gone.
+// lockWait is how long a killed metad may take to end.
 const lockWait = 2 * time.Second
 
-// netnsLock is what one metad in a network namespace has: an abstract unix socket. The kernel keeps
-// such names for each network namespace apart, and a name goes with its last descriptor.
+// netnsLock is the lock of a network namespace: an abstract unix socket. Each network namespace
+// has its own such names, and a name ends with its last descriptor.
 type netnsLock struct{ fd int }
 
 // Close unlocks, unless a process that has taken over has the lock too.
 func (l *netnsLock) Close() error { return unix.Close(l.fd) }
 
-// Busy returns ErrBusy if a metad serves the network namespace of cfg: whoever detaches takes its
+// Busy returns ErrBusy if a metad serves the network namespace of cfg. Detach would take its
 // devices away.
 func Busy(cfg Config) error {
 	ns, err := hostNS(cfg.Netns)
@@ -41,8 +41,8 @@ func Busy(cfg Config) error {
 	return lock.Close()
 }
 
-// netnsNames is how many names are tried: any process of the namespace may take one. One that could
-// not have metad's devices is passed by, and the next name is the lock.
+// netnsNames is how many names are tried, because any process of the namespace may take one. If
+// that process could not make metad's devices, the next name is the lock.
 const netnsNames = 8
 
 // lockNetns makes the caller the only metad in ns. Errors: ErrBusy.
@@ -51,7 +51,8 @@ func lockNetns(ns netns.NsHandle, within time.Duration) (*netnsLock, error) {
 		var fd int
 		err := inNS(ns, func() (err error) {
 			for i := range netnsNames {
-				if fd, err = bindName("metad-" + strconv.Itoa(i)); !errors.Is(err, errSquatter) {
+				if fd, err = bindName("metad-" + strconv.Itoa(i)); !errors.Is(err,
+					errSquatter) {
 					return err
 				}
 			}
@@ -70,13 +71,15 @@ var errSquatter = errors.New("held by a process that is no metad")
 
 // bindName takes the name in the thread's network namespace. Errors: ErrBusy, errSquatter.
 func bindName(name string) (int, error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK,
+		0)
 	if err != nil {
 		return -1, err
 	}
 	addr := &unix.SockaddrUnix{Name: "@" + name}
 	if err = unix.Bind(fd, addr); err == nil {
-		if err = unix.Listen(fd, 4096); err == nil { // never accepted from: others read who listens
+		// never accepted from: others read who listens
+		if err = unix.Listen(fd, 4096); err == nil {
 			return fd, nil
 		}
 	}
@@ -87,10 +90,11 @@ func bindName(name string) (int, error) {
 	return -1, err
 }
 
-// holder says who listens at addr, as an error.
+// holder returns an error that names the process that listens at addr.
 func holder(fd int, addr unix.Sockaddr) error {
 	if err := unix.Connect(fd, addr); err != nil {
-		return fmt.Errorf("%w: connect: %w", ErrBusy, err) // gone by now, or thousands have asked
+		// gone by now, or thousands have asked
+		return fmt.Errorf("%w: connect: %w", ErrBusy, err)
 	}
 	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil || cred.Pid == 0 { // of another process namespace
@@ -103,7 +107,7 @@ func holder(fd int, addr unix.Sockaddr) error {
 	return fmt.Errorf("%w: process %d", ErrBusy, cred.Pid)
 }
 
-// mayNetAdmin reports whether a process with this /proc/PID/status could have made metad's devices.
+// mayNetAdmin reports whether the process of a /proc/PID/status could have made metad's devices.
 func mayNetAdmin(status string) bool {
 	_, rest, _ := strings.Cut(status, "\nCapEff:\t")
 	line, _, _ := strings.Cut(rest, "\n")

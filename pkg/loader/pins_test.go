@@ -86,7 +86,8 @@ func TestCheckOwner(t *testing.T) {
 			t.Fatal(err)
 		}
 		err := checkOwner(path, uid)
-		if want == "" && err != nil || want != "" && (!errors.Is(err, ErrPinDir) || !strings.Contains(err.Error(), want)) {
+		if want == "" && err != nil || want != "" && (!errors.Is(err, ErrPinDir) ||
+			!strings.Contains(err.Error(), want)) {
 			t.Errorf("%s, %o, uid %d: got %v, want %q", path, mode, uid, err, want)
 		}
 	}

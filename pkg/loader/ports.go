@@ -14,23 +14,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// device is what matters of a network device in the host's namespace.
+// device is a network device of the host's namespace.
 type device struct {
 	ifindex int
 	name    string
 	kind    string // "veth", "bridge", …
 	master  int    // ifindex of the bridge it is a port of; 0: none
-	peer    int    // ifindex of a veth's other end, if that is in the host's namespace too; 0: it is not
-	up      bool
+	// ifindex of a veth's other end, if that is in the host's namespace too; 0: it is not
+	peer int
+	up   bool
 }
 
-// attacher puts a program on a device: a bridge's, or a port's. Closing what it returns takes the
-// program off.
+// attacher puts the program of a bridge or of a port on a device. Closing the result removes the
+// program.
 type attacher interface {
 	attach(ifindex int, bridge bool) (io.Closer, error)
 }
 
-// hook is a device that has one of our programs, or should have.
+// hook is a device that has one of metad's programs, or should have one.
 type hook struct {
 	ifindex int
 	name    string
@@ -39,13 +40,13 @@ type hook struct {
 	err     error     // why it is not attached
 }
 
-// portsAtOnce is how many ports a start waits for, since a TCX link takes an RCU grace period (see
-// maxLinks). Until a port's turn comes, what it sends is seen at its bridge.
+// portsAtOnce is how many ports a start waits for, because a TCX link takes an RCU grace period
+// (see maxLinks). Until a port has its program, its packets are seen at its bridge.
 const portsAtOnce = 64
 
 // ports knows the host's devices and which of them have a program. One goroutine writes (the
-// follower's, or the one that starts it); attaching takes long and is done without the lock.
-// Readers are any.
+// follower's, or the one that starts it); attaching takes long and is done without the lock. Any
+// goroutine may read.
 type ports struct {
 	attacher attacher
 	patterns []string // of the watched bridges' names
@@ -77,7 +78,7 @@ func (p *ports) has(ifindex int) bool {
 	return ok
 }
 
-// adopt notes a hook that another process made.
+// adopt adds a hook that another process made.
 func (p *ports) adopt(h *hook) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -112,11 +113,14 @@ func (p *ports) replace(all []device, others []int) (gone, todo []int) {
 	}
 	// Ports before bridges: a packet that the bridge device sees first has no proof.
 	all = slices.Clone(all)
-	slices.SortStableFunc(all, func(a, b device) int { return boolToInt(a.kind == "bridge") - boolToInt(b.kind == "bridge") })
+	slices.SortStableFunc(all, func(a, b device) int {
+		return boolToInt(a.kind == "bridge") - boolToInt(b.kind == "bridge")
+	})
 	p.pending = nil
 	n := 0
 	for _, d := range all {
-		if want, bridge := p.wants(d.ifindex); want && bridge != 0 && p.hooks[d.ifindex] == nil {
+		if want, bridge := p.wants(d.ifindex); want && bridge != 0 &&
+			p.hooks[d.ifindex] == nil {
 			if n++; n > portsAtOnce {
 				p.pending = append(p.pending, d.ifindex)
 				continue
@@ -137,7 +141,7 @@ func boolToInt(b bool) int {
 	return 0
 }
 
-// is notes what a device is now and returns the devices to settle because of it.
+// is stores the new state of a device, and returns the devices to settle because of it.
 func (p *ports) is(d device) (todo []int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -157,7 +161,8 @@ func (p *ports) is(d device) (todo []int) {
 		}
 		slices.Sort(todo)
 	}
-	for _, peer := range []int{was.peer, d.peer} { // whether it leads out of the host depends on this end
+	// whether it leads out of the host depends on this end
+	for _, peer := range []int{was.peer, d.peer} {
 		if peer != 0 && p.devices[peer].peer == d.ifindex {
 			todo = append(todo, peer)
 		}
@@ -183,8 +188,8 @@ func (p *ports) setBridges(names []string) {
 	}
 }
 
-// queueAll makes all devices pending that are to be attached to or detached from: bridges are let
-// go of before their ports, and attached to after them.
+// queueAll makes all devices pending that need a program or have one too many. Bridges are
+// detached before their ports, and attached after them.
 func (p *ports) queueAll() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -204,7 +209,7 @@ func (p *ports) queueAll() {
 	p.pending = slices.Concat(first, p.pending, last)
 }
 
-// remove forgets a device that exists no more, and returns the hook it had.
+// remove removes a device that is gone, and returns its hook.
 func (p *ports) remove(ifindex int) *hook {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -221,7 +226,8 @@ func (p *ports) wants(ifindex int) (want bool, bridge int) {
 	switch {
 	case d.kind == "bridge":
 		return p.watches(d.name), 0
-	case d.kind == "veth" && d.master != 0: // the way back needs a peer; other ports are seen at the bridge
+	// the way back needs a peer; other ports are seen at the bridge
+	case d.kind == "veth" && d.master != 0:
 		m := p.devices[d.master]
 		return m.kind == "bridge" && p.watches(m.name) && p.leadsOut(d), d.master
 	}
@@ -229,16 +235,15 @@ func (p *ports) wants(ifindex int) (want bool, bridge int) {
 }
 
 // leadsOut reports whether a veth's other end is in another namespace, or may be on its way there:
-// container engines make both ends in the host's namespace. An end that is up or a port there
-// stays: it ties two bridges together, say, and what metad sent to it would be lost. It is called
-// with mu held.
+// container engines make both ends in the host's namespace. An end that is up or is a port stays
+// in the host's namespace: for example, it ties two bridges together, and a packet that metad
+// redirects to it would be lost. It is called with mu held.
 func (p *ports) leadsOut(d device) bool {
 	peer := p.devices[d.peer]
 	return d.peer == 0 || !peer.up && peer.master == 0
 }
 
-// unwatched reports whether a device that is there is no port that should have a program, and its
-// name.
+// unwatched reports whether a device exists and should have no program, and returns its name.
 func (p *ports) unwatched(ifindex int) (name string, is bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -249,7 +254,9 @@ func (p *ports) unwatched(ifindex int) (name string, is bool) {
 
 // watches is called with mu held.
 func (p *ports) watches(bridge string) bool {
-	return p.bridges[bridge] || slices.ContainsFunc(p.patterns, func(pattern string) bool { return matches(pattern, bridge) })
+	return p.bridges[bridge] || slices.ContainsFunc(p.patterns, func(pattern string) bool {
+		return matches(pattern, bridge)
+	})
 }
 
 func matches(pattern, bridge string) bool {
@@ -257,8 +264,8 @@ func matches(pattern, bridge string) bool {
 	return ok
 }
 
-// settle attaches to the device or detaches from it, as it should be, and reports whether a port
-// has been attached to. Only the writer calls it.
+// settle attaches the device's program or removes it, and reports whether a port got one. Only the
+// writer calls it.
 func (p *ports) settle(ifindex int) (came bool) {
 	old, next := p.plan(ifindex)
 	switch {
@@ -294,7 +301,7 @@ func (p *ports) plan(ifindex int) (old, next *hook) {
 	}
 }
 
-// forget notes that a hook has been undone, or could not be.
+// forget stores that a hook has been removed, or could not be.
 func (p *ports) forget(h *hook, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -308,7 +315,7 @@ func (p *ports) forget(h *hook, err error) {
 	p.lookForSilent()
 }
 
-// record notes how an attachment went and reports whether a port has been attached to.
+// record stores the result of an attachment, and reports whether a port got its program.
 func (p *ports) record(h *hook) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -329,14 +336,14 @@ func (p *ports) record(h *hook) bool {
 	return false
 }
 
-// waiting returns how many ports wait for their turn after a start.
+// waiting returns how many ports are pending after a start.
 func (p *ports) waiting() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.pending)
 }
 
-// next takes the port whose turn it is.
+// next returns the next pending port, and removes it from the queue.
 func (p *ports) next() (ifindex int, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -363,7 +370,8 @@ func (p *ports) lookForSilent() {
 			found = found || h.bridge == 0 && matches(pattern, h.name)
 		}
 		if !found && !p.silent[pattern] {
-			p.log.Info(fmt.Sprintf("bridge pattern %q matches nothing yet: waiting", pattern))
+			p.log.Info(fmt.Sprintf("bridge pattern %q matches nothing yet: waiting",
+				pattern))
 		}
 		p.silent[pattern] = !found
 	}
@@ -400,7 +408,7 @@ func (p *ports) all() []hook {
 	return all
 }
 
-// status fills in what ports knows.
+// status sets the fields of s that ports knows.
 func (p *ports) status(s *Status) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

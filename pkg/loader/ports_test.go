@@ -111,11 +111,13 @@ func TestPortsPending(t *testing.T) {
 	p, a, _ := newTestPorts("br-*")
 	all := []device{br}
 	for i := range portsAtOnce + 3 {
-		all = append(all, device{ifindex: 100 + i, name: fmt.Sprint("p", i), kind: "veth", master: 2})
+		all = append(all, device{ifindex: 100 + i, name: fmt.Sprint("p", i), kind: "veth",
+			master: 2})
 	}
 	replace(p, all)
 	if n := len(a.took()); n != portsAtOnce+1 || p.waiting() != 3 {
-		t.Fatalf("got %d attached and %d waiting, want %d and 3", n, p.waiting(), portsAtOnce+1)
+		t.Fatalf("got %d attached and %d waiting, want %d and 3", n, p.waiting(),
+			portsAtOnce+1)
 	}
 	p.remove(100 + portsAtOnce + 1) // gone before its turn
 	for p.waiting() > 0 {
@@ -279,7 +281,8 @@ func TestPortsReplaceFindsGone(t *testing.T) {
 	p, _, _ := newTestPorts("br-*")
 	replace(p, devices)
 	p.adopt(&hook{ifindex: 50})
-	if gone := replace(p, []device{br, veth4}, 60, 4); !slices.Equal(gone, []int{3, 5, 6, 7, 50, 60}) {
+	if gone := replace(p, []device{br, veth4}, 60, 4); !slices.Equal(gone,
+		[]int{3, 5, 6, 7, 50, 60}) {
 		t.Errorf("gone: got %v", gone)
 	}
 }
@@ -329,7 +332,9 @@ func TestPortsReadersDoNotWait(t *testing.T) {
 func TestPortsSilentPatterns(t *testing.T) {
 	p, _, logs := newTestPorts("br-*", "docker0")
 	told := func(pattern string) int {
-		return logs.FilterMessage(fmt.Sprintf("bridge pattern %q matches nothing yet: waiting", pattern)).Len()
+		return logs.FilterMessage(
+			fmt.Sprintf("bridge pattern %q matches nothing yet: waiting",
+				pattern)).Len()
 	}
 	p.tellSilent()
 	p.tellSilent()

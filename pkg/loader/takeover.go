@@ -14,14 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A takeover moves all that keeps metad in the kernel from one process to another:
+// A takeover moves metad's namespace, maps, links and listener from one process to another:
 //
 //	the running metad                     the new metad
 //	OfferTakeover ── files, meta ───────▶ TakeOver
 //	FinishTakeover when that has succeeded, CancelTakeover when it has failed
 
-// ErrLayout: what the running metad offers is not what this version works with. Stop it first, then
-// Open.
+// ErrLayout means that this version cannot use what the running metad offers. Stop that one first,
+// then Open.
 var ErrLayout = errors.New("offered by an incompatible version")
 
 // takeover says what the files are. The order of files: the host's namespace, metad's, the lock of
@@ -69,7 +69,8 @@ func (l *Loader) OfferTakeover() (files []*os.File, meta []byte, err error) {
 	names, ms := l.progs.maps()
 	pair := l.gate.links()
 	t := takeover{
-		Layout: l.progs.layout, Attach: l.tc.mode, OnExit: l.cfg.OnExit, Metad0: l.end.metad0, Metad1: l.end.metad1,
+		Layout: l.progs.layout, Attach: l.tc.mode, OnExit: l.cfg.OnExit,
+		Metad0: l.end.metad0, Metad1: l.end.metad1,
 		Maps: names, PairLinks: len(pair),
 	}
 	add := func(fd int) {
@@ -119,8 +120,8 @@ func (l *Loader) FinishTakeover() error {
 	return l.closeErr
 }
 
-// CancelTakeover goes on after an offer that no process took, with this process's programs wherever
-// the other may have put its own.
+// CancelTakeover continues after an offer that no process took. It puts this process's programs
+// back where the other process may have put its own.
 func (l *Loader) CancelTakeover() error {
 	return errors.Join(l.restore(), l.follow())
 }
@@ -145,7 +146,7 @@ func (l *Loader) restore() error {
 	return errors.Join(errs...)
 }
 
-// isGone reports whether an attachment failed because the device does not exist any more.
+// isGone reports whether an attachment failed because the device is gone.
 func isGone(err error) bool { return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOLINK) }
 
 // TakeOver takes over what OfferTakeover returned in another process: its maps and where it is
@@ -194,14 +195,15 @@ func TakeOver(cfg Config, files []*os.File, meta []byte) (_ *Loader, _ net.Liste
 	return l, l.end.listener, nil
 }
 
-// unpack says which file is what. Errors: ErrLayout.
+// unpack assigns the files to their purposes. Errors: ErrLayout.
 func unpack(files []*os.File, meta []byte) (*offer, error) {
 	var o offer
 	if err := json.Unmarshal(meta, &o.takeover); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrLayout, err)
 	}
 	if ours, err := layoutVersion(); err != nil || o.Layout != ours {
-		return nil, errors.Join(err, fmt.Errorf("%w: layout %d, ours is %d", ErrLayout, o.Layout, ours))
+		return nil, errors.Join(err, fmt.Errorf("%w: layout %d, ours is %d", ErrLayout,
+			o.Layout, ours))
 	}
 	links := 0
 	for _, h := range o.Hooks {
@@ -221,10 +223,11 @@ func unpack(files []*os.File, meta []byte) (*offer, error) {
 	return &o, nil
 }
 
-// ErrNetns: the running metad is in another network namespace.
-var ErrNetns = errors.New("the running metad is in another network namespace: give this one another run-dir")
+// ErrNetns means that the running metad is in another network namespace.
+var ErrNetns = errors.New(
+	"the running metad is in another network namespace: give this one another run-dir")
 
-// check refuses an offer that this configuration cannot go on with.
+// check refuses an offer that does not fit this configuration.
 func (o *offer) check(cfg *Config) error {
 	ours, err := hostNS(cfg.Netns)
 	if err != nil {
@@ -232,7 +235,8 @@ func (o *offer) check(cfg *Config) error {
 	}
 	defer ours.Close()
 	var a, b unix.Stat_t
-	if err := errors.Join(unix.Fstat(int(ours), &a), unix.Fstat(int(o.host.Fd()), &b)); err != nil {
+	if err := errors.Join(unix.Fstat(int(ours), &a), unix.Fstat(int(o.host.Fd()),
+		&b)); err != nil {
 		return fmt.Errorf("host network namespace: %w", err)
 	}
 	if a.Dev != b.Dev || a.Ino != b.Ino {
@@ -282,7 +286,9 @@ func (l *Loader) takeParts(o *offer) (err error) {
 // relink puts this process's programs in the place of the other's. First those that answer, then
 // those that ask: a connection begun by the new programs ends well with them.
 func (l *Loader) relink(o *offer) (err error) {
-	take := func(i int, p pairHook) (*fdLink, error) { return l.takeLink(o.pair[i], p.prog, lowest) }
+	take := func(i int, p pairHook) (*fdLink, error) {
+		return l.takeLink(o.pair[i], p.prog, lowest)
+	}
 	if err := l.gate.relink(take, len(o.pair)); err != nil {
 		return err
 	}
@@ -339,7 +345,7 @@ func (l *Loader) takeListener(o *offer) (err error) {
 	return nil
 }
 
-// letGo closes what is open and takes nothing out of the kernel but what was open nowhere else.
+// letGo closes all descriptors. The kernel keeps everything that another process has open too.
 func (l *Loader) letGo() error {
 	l.pause()
 	var errs []error

@@ -24,7 +24,8 @@ func TestRootTakeover(t *testing.T) {
 		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
 		one, two := b.AddTask(""), b.AddTask("")
 		dir := testnet.PinDir(t)
-		l, err := Open(Config{Netns: h.NS, Attach: mode, PinDir: dir, Log: zaptest.NewLogger(t)})
+		l, err := Open(Config{Netns: h.NS, Attach: mode, PinDir: dir,
+			Log: zaptest.NewLogger(t)})
 		if err != nil {
 			t.Fatalf("%+v", err)
 		}
@@ -44,7 +45,8 @@ func TestRootTakeover(t *testing.T) {
 		for range 4 {
 			wg.Go(func() { // a new connection each
 				for !stop.Load() {
-					if _, body, err := one.Get("/", timeout); err != nil || body != "metad 0x1" {
+					if _, body, err := one.Get("/", timeout); err != nil ||
+						body != "metad 0x1" {
 						t.Errorf("new connection: got %q, %v", body, err)
 						failed.Add(1)
 					}
@@ -59,7 +61,9 @@ func TestRootTakeover(t *testing.T) {
 				}
 				defer c.Close()
 				for !stop.Load() {
-					if _, body, err := testnet.GetOn(c, "/", timeout); err != nil || !strings.HasPrefix(body, "metad ") {
+					if _, body, err := testnet.GetOn(c, "/",
+						timeout); err != nil ||
+						!strings.HasPrefix(body, "metad ") {
 						t.Errorf("keep-alive: got %q, %v", body, err)
 						failed.Add(1)
 						return
@@ -73,7 +77,8 @@ func TestRootTakeover(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			next, nextLn, err := TakeOver(Config{Netns: h.NS, Attach: mode, PinDir: dir, Log: zaptest.NewLogger(t)}, files, meta)
+			next, nextLn, err := TakeOver(Config{Netns: h.NS, Attach: mode, PinDir: dir,
+				Log: zaptest.NewLogger(t)}, files, meta)
 			if err != nil {
 				t.Fatalf("%+v", err)
 			}
@@ -122,7 +127,8 @@ func TestRootTakeoverRefused(t *testing.T) {
 		"not JSON":      func(f []*os.File, _ []byte) ([]*os.File, []byte) { return f, []byte("?") },
 		"files missing": func(f []*os.File, m []byte) ([]*os.File, []byte) { f[len(f)-1].Close(); return f[:len(f)-1], m },
 		"another layout": func(f []*os.File, m []byte) ([]*os.File, []byte) {
-			return f, []byte(strings.Replace(string(m), fmt.Sprintf(`"Layout":%d`, l.progs.layout), `"Layout":99`, 1))
+			return f, []byte(strings.Replace(string(m),
+				fmt.Sprintf(`"Layout":%d`, l.progs.layout), `"Layout":99`, 1))
 		},
 		"maps mixed up": func(f []*os.File, m []byte) ([]*os.File, []byte) { f[4], f[7] = f[7], f[4]; return f, m },
 	} {
@@ -131,7 +137,8 @@ func TestRootTakeoverRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		files, meta = spoil(files, meta)
-		if _, _, err := TakeOver(Config{Netns: h.NS, PinDir: l.cfg.PinDir}, files, meta); !errors.Is(err, ErrLayout) {
+		if _, _, err := TakeOver(Config{Netns: h.NS, PinDir: l.cfg.PinDir}, files,
+			meta); !errors.Is(err, ErrLayout) {
 			t.Errorf("%s: got %v, want ErrLayout", name, err)
 		}
 		if err := l.CancelTakeover(); err != nil {
@@ -159,7 +166,8 @@ func TestRootTakeoverNumbers(t *testing.T) {
 		t.Fatalf("%+v", err)
 	}
 	defer func() {
-		if err := errors.Join(ln.Close(), next.FinishTakeover(), l.CancelTakeover()); err != nil {
+		if err := errors.Join(ln.Close(), next.FinishTakeover(),
+			l.CancelTakeover()); err != nil {
 			t.Error(err)
 		}
 	}()

@@ -46,13 +46,15 @@ func TestUnpack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, f := range append([]*os.File{o.host, o.server, o.lock, o.listener}, append(append(o.maps, o.pair...), o.links...)...) {
+	for i, f := range append([]*os.File{o.host, o.server, o.lock, o.listener},
+		append(append(o.maps, o.pair...), o.links...)...) {
 		if f != files[i] {
 			t.Errorf("file %d is in another place", i)
 		}
 	}
 	if len(o.maps) != 2 || len(o.pair) != 1 || len(o.links) != 2 {
-		t.Errorf("got %d maps, %d and %d links, want 2, 1 and 2", len(o.maps), len(o.pair), len(o.links))
+		t.Errorf("got %d maps, %d and %d links, want 2, 1 and 2", len(o.maps), len(o.pair),
+			len(o.links))
 	}
 }
 
@@ -88,7 +90,8 @@ func ownNetns(t *testing.T) *os.File {
 // A metad in another network namespace is not taken over from, whatever run directory the two
 // share.
 func TestOfferOfAnotherNamespace(t *testing.T) {
-	elsewhere, err := os.Open("/proc/self/ns/mnt") // another namespace in that it is another inode
+	// another namespace in that it is another inode
+	elsewhere, err := os.Open("/proc/self/ns/mnt")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +105,8 @@ func TestOfferOfAnotherNamespace(t *testing.T) {
 func TestOfferCheck(t *testing.T) {
 	f := func(o takeover, cfg Config, refused bool) {
 		t.Helper()
-		if err := (&offer{takeover: o, host: ownNetns(t)}).check(&cfg); errors.Is(err, ErrLayout) != refused {
+		if err := (&offer{takeover: o, host: ownNetns(t)}).check(&cfg); errors.Is(err,
+			ErrLayout) != refused {
 			t.Errorf("%+v: got %v, want refused %v", o, err, refused)
 		}
 	}
