@@ -34,8 +34,10 @@ func uuid(n int) string { return fmt.Sprintf("c0ffee00-0000-4000-8000-%012d", n)
 func startV4Container(t *testing.T, h *testdocker.Host, n int) *v4Container {
 	t.Helper()
 	v := &v4Container{endpoint: uuid(n)}
-	run := h.RunTask(t, testdocker.Task{ID: fmt.Sprintf("v4-%d", n), Containers: []testdocker.Container{{Name: "app",
-		Env: []string{"ECS_CONTAINER_METADATA_URI_V4=http://169.254.170.2/v4/" + v.endpoint}}}})
+	run := h.RunTask(t, testdocker.Task{ID: fmt.Sprintf("v4-%d", n),
+		Containers: []testdocker.Container{{Name: "app",
+			Env: []string{"ECS_CONTAINER_METADATA_URI_V4=http://169.254.170.2/v4/" +
+				v.endpoint}}}})
 	v.id, v.arn = run.Containers[0], run.ARN
 	var err error
 	if v.ns, err = netns.GetFromPid(h.Inspect(t, v.id).State.Pid); err != nil {
@@ -63,9 +65,10 @@ func v4Agent(containers []*v4Container) http.Handler {
 		mux.HandleFunc("/v4/"+v.endpoint, func(w http.ResponseWriter, _ *http.Request) {
 			fmt.Fprintf(w, `{"DockerId":%q,%s}`, v.id, standInMark)
 		})
-		mux.HandleFunc("/v4/"+v.endpoint+"/task", func(w http.ResponseWriter, _ *http.Request) {
-			fmt.Fprintf(w, `{"TaskARN":%q,%s}`, v.arn, standInMark)
-		})
+		mux.HandleFunc("/v4/"+v.endpoint+"/task",
+			func(w http.ResponseWriter, _ *http.Request) {
+				fmt.Fprintf(w, `{"TaskARN":%q,%s}`, v.arn, standInMark)
+			})
 	}
 	return mux
 }
@@ -91,7 +94,8 @@ func startV4Load(t *testing.T, containers []*v4Container, clients int) *v4Load {
 			c := v.client()
 			defer c.CloseIdleConnections()
 			for !l.stop.Load() {
-				for _, form := range []string{"", "/task", "/stats", "/task/stats"} {
+				for _, form := range []string{"", "/task", "/stats",
+					"/task/stats"} {
 					l.note(v, form, v.get(c, form))
 				}
 			}
@@ -167,8 +171,8 @@ func (l *v4Load) counts() (agents, own, statistics, reads int) {
 	return l.agents, l.own, l.statistics, len(l.reads)
 }
 
-// The ECS agent is killed and started again while clients of v4 ask: they see no error, the statistics
-// go on, and the documents are metad's own until the agent is back.
+// The ECS agent is killed and started again while clients of v4 ask: they see no error, the
+// statistics go on, and the documents are metad's own until the agent is back.
 func TestRootAgentKilledUnderLoad(t *testing.T) {
 	const rounds = 3
 	h := testdocker.Shared(t)
@@ -195,7 +199,9 @@ func TestRootAgentKilledUnderLoad(t *testing.T) {
 	agents := func() int { n, _, _, _ := l.counts(); return n }
 	own := func() int { _, n, _, _ := l.counts(); return n }
 	on("the agent's documents", agents, 500)
-	told := func() int { return strings.Count(d.out.String(), "asked the ECS agent for a document") }
+	told := func() int {
+		return strings.Count(d.out.String(), "asked the ECS agent for a document")
+	}
 	for range rounds {
 		kill()
 		on("metad's own documents", own, 500)
@@ -213,13 +219,17 @@ func TestRootAgentKilledUnderLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lines := slices.DeleteFunc(strings.Split(body, "\n"), func(l string) bool { return !strings.HasPrefix(l, "metad_agent_fallbacks_total") })
-	t.Logf("%d kills: %d documents by the agent, %d by metad, %d statistics of %d samples, %d failed; %d lines in the log; %q",
+	lines := slices.DeleteFunc(strings.Split(body, "\n"), func(l string) bool {
+		return !strings.HasPrefix(l, "metad_agent_fallbacks_total")
+	})
+	t.Logf("%d kills: %d documents by the agent, %d by metad, %d statistics of %d samples, "+
+		"%d failed; %d lines in the log; %q",
 		rounds, l.agents, l.own, l.statistics, len(l.reads), len(l.failed), told(), lines)
 	if len(l.failed) > 0 {
 		t.Errorf("failed: %q", first(l.failed))
 	}
-	if want := fmt.Sprintf(`metad_agent_fallbacks_total{reason="away"} %d`, l.own); !slices.Contains(lines, want) {
+	if want := fmt.Sprintf(`metad_agent_fallbacks_total{reason="away"} %d`,
+		l.own); !slices.Contains(lines, want) {
 		t.Errorf("metrics: got %q, want %s", lines, want)
 	}
 	if n := told(); n > 2*rounds {

@@ -13,8 +13,8 @@ import (
 )
 
 // agentGuard passes connections on to the ECS agent's port only while its listener is root's. Any
-// user of the host can have that port where no agent runs, and would be asked for the credentials of
-// every container.
+// user of the host can have that port where no agent runs, and would be asked for the credentials
+// of every container.
 type agentGuard struct {
 	log    *zap.Logger
 	addr   netip.AddrPort // of the agent, on loopback
@@ -25,8 +25,8 @@ type agentGuard struct {
 	foreign bool        // the log says so; of the goroutine that looks
 }
 
-// newAgentGuard returns the guard of an agent at addr, or nil if there is nothing to guard: no other
-// user of this host can have an address that is not loopback's.
+// newAgentGuard returns the guard of an agent at addr, or nil if there is nothing to guard: no
+// other user of this host can have an address that is not loopback's.
 func newAgentGuard(addr netip.AddrPort, log *zap.Logger) *agentGuard {
 	if !addr.IsValid() || !addr.Addr().IsLoopback() {
 		return nil
@@ -55,11 +55,14 @@ func (g *agentGuard) look() {
 	switch {
 	case foreign == g.foreign:
 	case err != nil:
-		g.log.Warn("owner of the ECS agent's port unknown, passing nothing on", zap.Stringer("addr", g.addr), zap.Error(err))
+		g.log.Warn("owner of the ECS agent's port unknown, passing nothing on",
+			zap.Stringer("addr", g.addr), zap.Error(err))
 	case foreign:
-		g.log.Warn("the ECS agent's port belongs to a user, passing nothing on", zap.Stringer("addr", g.addr), zap.Uint32("uid", *other))
+		g.log.Warn("the ECS agent's port belongs to a user, passing nothing on",
+			zap.Stringer("addr", g.addr), zap.Uint32("uid", *other))
 	default:
-		g.log.Info("the ECS agent's port belongs to no user any more", zap.Stringer("addr", g.addr))
+		g.log.Info("the ECS agent's port belongs to no user any more",
+			zap.Stringer("addr", g.addr))
 	}
 	g.foreign = foreign
 }
@@ -83,8 +86,8 @@ func (r diagRequest) Serialize() []byte {
 	return b
 }
 
-// listenerOwners returns the user of each listener, in the calling thread's network namespace, that a
-// connection to addr could reach.
+// listenerOwners returns the user of each listener, in the calling thread's network namespace, that
+// a connection to addr could reach.
 func listenerOwners(addr netip.AddrPort) (uids []uint32, err error) {
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		req := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)

@@ -14,8 +14,8 @@ import (
 	"metad/internal/testdocker"
 )
 
-// A user of the host has the agent's port: no container's request for credentials goes there. When it
-// is root's, as the agent's is, it does.
+// A user of the host has the agent's port: no container's request for credentials goes there. When
+// it is root's, as the agent's is, it does.
 func TestRootAgentPortOfAUser(t *testing.T) {
 	h := testdocker.Shared(t)
 	id := h.Run(t, testdocker.Container{})
@@ -23,7 +23,9 @@ func TestRootAgentPortOfAUser(t *testing.T) {
 	var squatter net.Listener
 	if err := h.Do(func() (err error) {
 		const nobody = 65534
-		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, nobody, nobody, nobody); errno != 0 { // of this thread, which ends
+		// of this thread, which ends
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, nobody, nobody,
+			nobody); errno != 0 {
 			return errno
 		}
 		squatter, err = net.Listen("tcp4", "127.0.0.1:51679")
@@ -31,13 +33,16 @@ func TestRootAgentPortOfAUser(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	s := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { asked <- r.URL.Path })}
+	s := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		asked <- r.URL.Path
+	})}
 	go s.Serve(squatter)
 	defer s.Close()
 	d := startMetad(t, h)
 	const path = "/v2/credentials/c0ffee"
 	if code := status(t, h, id, path); code != "404" || len(asked) > 0 {
-		t.Errorf("with a user's listener: got %s, which was asked %d times, want 404 and never", code, len(asked))
+		t.Errorf("with a user's listener: got %s, which was asked %d times, want 404 "+
+			"and never", code, len(asked))
 	}
 	if n := strings.Count(d.out.String(), "the ECS agent's port belongs to a user"); n != 1 {
 		t.Errorf("got %d lines about it, want 1:\n%s", n, d.out)

@@ -11,8 +11,8 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 )
 
-// The listener of a port, and whose it is, is what the kernel says: by either family, and not one of
-// another address.
+// The listener of a port, and whose it is, is what the kernel says: by either family, and not one
+// of another address.
 func TestListenerOwners(t *testing.T) {
 	f := func(listen, ask string, want bool) {
 		t.Helper()
@@ -31,8 +31,10 @@ func TestListenerOwners(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if found := len(got) == 1 && got[0] == uint32(os.Getuid()); found != want || !want && len(got) != 0 {
-			t.Errorf("%s, asked for %s: got %v, want this user's: %v", listen, ask, got, want)
+		if found := len(got) == 1 && got[0] == uint32(os.Getuid()); found != want ||
+			!want && len(got) != 0 {
+			t.Errorf("%s, asked for %s: got %v, want this user's: %v", listen, ask, got,
+				want)
 		}
 	}
 	f("127.0.0.1", "127.0.0.1", true)
@@ -72,7 +74,8 @@ func TestAgentGuard(t *testing.T) {
 		}
 	}
 	const taken, unknown, over = "the ECS agent's port belongs to a user, passing nothing on",
-		"owner of the ECS agent's port unknown, passing nothing on", "the ECS agent's port belongs to no user any more"
+		"owner of the ECS agent's port unknown, passing nothing on",
+		"the ECS agent's port belongs to no user any more"
 	f("no agent", nil, nil, false, "")
 	f("root's", []uint32{0}, nil, true, "")
 	f("a user's", []uint32{1000}, nil, false, taken)
@@ -81,7 +84,8 @@ func TestAgentGuard(t *testing.T) {
 	f("unknown", nil, errors.New("no sock_diag"), false, unknown)
 	f("no agent again", nil, nil, false, over)
 
-	if newAgentGuard(netip.MustParseAddrPort("10.0.0.1:51679"), zap.NewNop()) != nil || newAgentGuard(netip.AddrPort{}, zap.NewNop()) != nil {
+	if newAgentGuard(netip.MustParseAddrPort("10.0.0.1:51679"), zap.NewNop()) != nil ||
+		newAgentGuard(netip.AddrPort{}, zap.NewNop()) != nil {
 		t.Error("an agent that is not on loopback has a guard")
 	}
 }

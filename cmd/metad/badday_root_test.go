@@ -44,7 +44,8 @@ func TestRootAdminPortTaken(t *testing.T) {
 	waitFor(t, "the line in the log", func() bool { return strings.Contains(d.out.String(), line) })
 	squatter.Close()
 	d.waitReady()
-	if out := d.out.String(); strings.Count(out, line) != 1 || strings.Count(out, "listener available") != 1 {
+	if out := d.out.String(); strings.Count(out, line) != 1 ||
+		strings.Count(out, "listener available") != 1 {
 		t.Errorf("want one line for each change:\n%s", out)
 	}
 	if code := d.stop(); code != 0 {
@@ -52,8 +53,10 @@ func TestRootAdminPortTaken(t *testing.T) {
 	}
 }
 
-// front is a socket before the Engine's. hold reports whether a request is held until the test ends.
-func front(t *testing.T, h *testdocker.Host, hold func(*http.Request) <-chan struct{}) (socket string) {
+// front is a socket before the Engine's. hold reports whether a request is held until the test
+// ends.
+func front(t *testing.T, h *testdocker.Host,
+	hold func(*http.Request) <-chan struct{}) (socket string) {
 	t.Helper()
 	socket = filepath.Join(t.TempDir(), "front.sock")
 	ln, err := net.Listen("unix", socket)
@@ -62,8 +65,11 @@ func front(t *testing.T, h *testdocker.Host, hold func(*http.Request) <-chan str
 	}
 	back := &httputil.ReverseProxy{
 		FlushInterval: -1,
-		Rewrite:       func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: "docker"}) },
-		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(&url.URL{Scheme: "http", Host: "docker"})
+		},
+		Transport: &http.Transport{DialContext: func(ctx context.Context, _,
+			_ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", h.Socket)
 		}},
 	}
@@ -82,12 +88,13 @@ func front(t *testing.T, h *testdocker.Host, hold func(*http.Request) <-chan str
 	return socket
 }
 
-// At a first start beside an agent, packets come to metad when it has the list of containers, and not
-// before: until then the agent knows more.
+// At a first start beside an agent, packets come to metad when it has the list of containers, and
+// not before: until then the agent knows more.
 func TestRootFirstStartWaitsForTheList(t *testing.T) {
 	h := testdocker.Start(t) // with an agent's rule: not the shared one
 	putAgentBehind(t, h)
-	id := h.RunTask(t, testdocker.Task{ID: "known", Containers: []testdocker.Container{{Name: "app"}}}).Containers[0]
+	id := h.RunTask(t, testdocker.Task{ID: "known",
+		Containers: []testdocker.Container{{Name: "app"}}}).Containers[0]
 	list := make(chan struct{})
 	socket := front(t, h, func(r *http.Request) <-chan struct{} {
 		if strings.HasSuffix(r.URL.Path, "/containers/json") {
@@ -104,7 +111,8 @@ func TestRootFirstStartWaitsForTheList(t *testing.T) {
 		return err == nil
 	})
 	// Longer than the five seconds after which metad once gave up waiting.
-	for end := time.Now().Add(6 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+	for end := time.Now().Add(6 * time.Second); time.Now().Before(end); time.Sleep(
+		200 * time.Millisecond) {
 		if code == http.StatusOK {
 			t.Fatal("ready without a list")
 		}
@@ -202,15 +210,18 @@ func (f *frozenFS) freeze(t *testing.T) {
 	})
 }
 
-// The disk of the metadata files is frozen while one of them must be written. A container that comes
-// then is told who it is, another metad takes over, and that one stops: the next has its place.
+// The disk of the metadata files is frozen while one of them must be written. A container that
+// comes then is told who it is, another metad takes over, and that one stops: the next has its
+// place.
 func TestRootFrozenDataDirectory(t *testing.T) {
 	h := testdocker.Shared(t)
 	disk := newFrozenFS(t)
 	socket := filepath.Join(t.TempDir(), "docker.sock")
-	args := []string{"--docker-proxy", socket, "--container-metadata", "--data-dir", filepath.Join(disk.dir, "data")}
+	args := []string{"--docker-proxy", socket, "--container-metadata", "--data-dir",
+		filepath.Join(disk.dir, "data")}
 	d := startMetad(t, h, args...)
-	t.Cleanup(func() { disk.thaw() }) // before metad is killed: one that waits for the disk does not die
+	// before metad is killed: one that waits for the disk does not die
+	t.Cleanup(func() { disk.thaw() })
 	withFile := dockerAt(t, h, socket)("create", "--name", "with-file", testdocker.BusyboxImage)
 	t.Cleanup(func() { h.Remove(t, withFile) })
 
@@ -220,19 +231,21 @@ func TestRootFrozenDataDirectory(t *testing.T) {
 		t.Helper()
 		id := h.Run(t, testdocker.Container{})
 		waitFor(t, what, func() bool {
-			out, _, err := h.TryExec(id, "wget", "-qO-", "http://169.254.170.2/v2/metadata")
+			out, _, err := h.TryExec(id, "wget", "-qO-",
+				"http://169.254.170.2/v2/metadata")
 			return err == nil && strings.Contains(out, id)
 		})
 	}
 	answered("a container that comes while the disk is frozen")
-	without := dockerAt(t, h, socket)("create", "--name", "without-file", testdocker.BusyboxImage)
+	without := dockerAt(t, h, socket)("create", "--name", "without-file",
+		testdocker.BusyboxImage)
 	t.Cleanup(func() { h.Remove(t, without) })
 	if out := d.out.String(); !strings.Contains(out, "created without its metadata file") {
 		t.Error("no line about the container without a file")
 	}
 
-	// A process with a thread that waits for the disk is not gone before the disk is back. All that
-	// others could wait for is: the endpoint, the pins, the sockets.
+	// A process with a thread that waits for the disk is not gone before the disk is back. All
+	// that others could wait for is: the endpoint, the pins, the sockets.
 	next := &process{t: t, host: h, dir: d.dir, pins: d.pins}
 	t.Cleanup(func() { disk.thaw(); next.kill() })
 	next.start(args...)
@@ -262,8 +275,8 @@ func TestRootFrozenDataDirectory(t *testing.T) {
 	}
 }
 
-// A metad that is stopped by a signal, as one that hangs, proves nothing to the service manager, which
-// ends it then; one that goes on proves it again.
+// A metad that is stopped by a signal, as one that hangs, proves nothing to the service manager,
+// which ends it then; one that goes on proves it again.
 func TestRootWatchdog(t *testing.T) {
 	h := testdocker.Shared(t)
 	manager := notifySocket(t)
@@ -281,7 +294,8 @@ func TestRootWatchdog(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitFor(t, "metad to be stopped", func() bool {
-		return strings.Contains(readFile(fmt.Sprintf("/proc/%d/stat", d.cmd.Process.Pid)), ") T ")
+		return strings.Contains(readFile(fmt.Sprintf("/proc/%d/stat", d.cmd.Process.Pid)),
+			") T ")
 	})
 	n := drainMessages(t, manager, 100*time.Millisecond)
 	if more := drainMessages(t, manager, 3*time.Second); more > 0 {

@@ -30,11 +30,12 @@ type chaos struct {
 
 	runDir string
 
-	known   atomic.Pointer[[]string] // the ARNs of all tasks
-	hangs   []time.Duration          // of metad: begin, end, begin, …
-	faults  atomic.Int64             // begun and ended: an observation that one falls into says nothing
-	seen    atomic.Int64             // observations that say something
-	partial atomic.Pointer[string]   // one that must not be
+	known atomic.Pointer[[]string] // the ARNs of all tasks
+	hangs []time.Duration          // of metad: begin, end, begin, …
+	// begun and ended: an observation that one falls into says nothing
+	faults  atomic.Int64
+	seen    atomic.Int64           // observations that say something
+	partial atomic.Pointer[string] // one that must not be
 }
 
 // longestHang is the longest that metad is stopped, well within the time that the load waits for an answer.
@@ -73,7 +74,8 @@ func (c *chaos) signal(pid int, s syscall.Signal) {
 }
 
 func (c *chaos) dockerd() int {
-	pid, err := strconv.Atoi(strings.TrimSpace(readFile(filepath.Join(c.host.Dir, "docker.pid"))))
+	pid, err := strconv.Atoi(
+		strings.TrimSpace(readFile(filepath.Join(c.host.Dir, "docker.pid"))))
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -105,7 +107,8 @@ func (c *chaos) metadFaults() []fault {
 		{"metad killed", func() { c.d.kill() }, func() { c.d.start() }},
 		{"metad stopped", func() {
 			if code := c.d.stop(); code != 0 {
-				c.t.Errorf("stopped metad: got exit code %d, want 0\n%s", code, c.d.out)
+				c.t.Errorf("stopped metad: got exit code %d, want 0\n%s", code,
+					c.d.out)
 			}
 		}, func() { c.d.start() }},
 		{"metad hung", hang, wake},
@@ -132,7 +135,8 @@ func (c *chaos) replaced(next *process) {
 			c.t.Errorf("the other metad ended:\n%s", next.out)
 		}
 	case <-time.After(time.Minute):
-		c.t.Fatalf("neither of two metads has left:\n%s\nthe new one:\n%s", c.d.out, next.out)
+		c.t.Fatalf("neither of two metads has left:\n%s\nthe new one:\n%s", c.d.out,
+			next.out)
 	}
 }
 
@@ -148,7 +152,8 @@ func (c *chaos) dockerFaults() []fault {
 // unexcused are the slow requests during which metad did not hang.
 func (c *chaos) unexcused(slow []failure) (rest []failure) {
 	for _, f := range slow {
-		if i, hung := slices.BinarySearch(c.hangs, f.at); !hung && i%2 == 0 && (i == len(c.hangs) || f.at+f.took < c.hangs[i]) {
+		if i, hung := slices.BinarySearch(c.hangs, f.at); !hung && i%2 == 0 &&
+			(i == len(c.hangs) || f.at+f.took < c.hangs[i]) {
 			rest = append(rest, f)
 		}
 	}
@@ -198,7 +203,9 @@ func (c *chaos) watch(stop <-chan struct{}) {
 		}
 		c.seen.Add(1)
 		for _, arn := range known {
-			if !slices.ContainsFunc(tasks.Tasks, func(t admin.Task) bool { return t.ARN == arn }) {
+			if !slices.ContainsFunc(tasks.Tasks, func(t admin.Task) bool {
+				return t.ARN == arn
+			}) {
 				text := fmt.Sprintf("without %s: %+v", arn, tasks)
 				c.partial.Store(&text)
 			}
@@ -242,13 +249,15 @@ func TestRootChaos(t *testing.T) {
 		for i, f := range faults {
 			names[i] = f.name
 		}
-		t.Logf("%v: %s", time.Since(loadStart).Round(time.Millisecond), strings.Join(names, ", "))
+		t.Logf("%v: %s", time.Since(loadStart).Round(time.Millisecond),
+			strings.Join(names, ", "))
 		c.round(faults)
 		c.d.waitReady()
 		n := l.rightNow()
 		waitFor(t, "right answers after "+strings.Join(names, ", "), func() bool { return l.rightNow() > n })
 		if rounds%4 == 3 {
-			task := c.host.RunTask(t, testdocker.Task{ID: fmt.Sprint("late-", rounds), Containers: []testdocker.Container{{Name: "app"}}})
+			task := c.host.RunTask(t, testdocker.Task{ID: fmt.Sprint("late-", rounds),
+				Containers: []testdocker.Container{{Name: "app"}}})
 			known = append(known, task.ARN)
 			saved()
 		}
@@ -257,8 +266,10 @@ func TestRootChaos(t *testing.T) {
 	<-watched
 	l.end()
 	hung, slow := l.hung(), c.unexcused(l.slow)
-	t.Logf("%d rounds: %d requests, %d right, %d by the agent, %d wrong, %d refused or reset, %d hung; "+
-		"%d slower than a second, %d of them while metad was not stopped: %v; ready %d times",
+	t.Logf("%d rounds: %d requests, %d right, %d by the agent, %d wrong, %d refused or "+
+		"reset, %d hung; "+
+		"%d slower than a second, %d of them while metad was not stopped: %v; ready %d "+
+		"times",
 		rounds, l.requests(), l.right, l.agent, len(l.wrong), len(l.failed), len(hung),
 		len(l.slow), len(slow), first(slow), c.seen.Load())
 	if len(l.wrong) > 0 || len(hung) > 0 || c.seen.Load() == 0 {

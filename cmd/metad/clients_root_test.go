@@ -20,7 +20,8 @@ const nodeImage = "metad-test-node:latest"
 func importNode(t *testing.T, h *testdocker.Host) {
 	t.Helper()
 	if os.Getenv("METAD_TEST_BIN") == "" {
-		if out, err := exec.Command("../../scripts/clients/fetch").CombinedOutput(); err != nil {
+		if out, err := exec.Command(
+			"../../scripts/clients/fetch").CombinedOutput(); err != nil {
 			t.Fatalf("scripts/clients/fetch: %v: %s", err, out)
 		}
 	}
@@ -60,8 +61,9 @@ func TestRootClientGo(t *testing.T) {
 			Labels     map[string]string
 		}
 		Task struct {
-			Cluster, TaskARN, Family, Revision, LaunchType, AvailabilityZone string
-			Containers                                                       []struct{ DockerId string }
+			Cluster, TaskARN, Family, Revision string
+			LaunchType, AvailabilityZone       string
+			Containers                         []struct{ DockerId string }
 		}
 	}
 	if err := json.Unmarshal([]byte(out), &got); err != nil {
@@ -71,7 +73,8 @@ func TestRootClientGo(t *testing.T) {
 		t.Errorf("got containers %+v and %+v, want %s", got.V4, got.V3, id)
 	}
 	want := "arn:aws:ecs:eu-central-1:111122223333:task/default/" + id[:32]
-	if got.Task.TaskARN != want || len(got.Task.Containers) != 1 || got.Task.Containers[0].DockerId != id {
+	if got.Task.TaskARN != want || len(got.Task.Containers) != 1 ||
+		got.Task.Containers[0].DockerId != id {
 		t.Errorf("got task %+v, want %s", got.Task, want)
 	}
 	if got.V4.Labels["EcsTaskArn"] != want {
@@ -106,7 +109,8 @@ func TestRootClientOpenTelemetry(t *testing.T) {
 		}
 	}
 	container, _ := got["aws.ecs.container.arn"].(string)
-	if !strings.HasPrefix(container, "arn:aws:ecs:eu-central-1:111122223333:container/default/"+id[:32]+"/") {
+	if !strings.HasPrefix(container, "arn:aws:ecs:eu-central-1:111122223333:container/default/"+
+		id[:32]+"/") {
 		t.Errorf("aws.ecs.container.arn: got %v", got)
 	}
 }
@@ -129,7 +133,8 @@ echo "v3 $(wget -qO- "$ECS_CONTAINER_METADATA_URI" | field DockerId)"
 until wget -qO- "$URI/stats" | grep -q '"usage":[1-9]'; do sleep 0.1; done
 echo "statistics of $(wget -qO- "$URI/stats" | field id)"`
 	id, out := run("--name", "shell", testdocker.BusyboxImage, "sh", "-c", script)
-	want := "task " + id[:32] + "\nregion eu-central-1\ncontainer " + id + "\nv3 " + id + "\nstatistics of " + id
+	want := "task " + id[:32] + "\nregion eu-central-1\ncontainer " + id + "\nv3 " + id +
+		"\nstatistics of " + id
 	if out != want {
 		t.Errorf("got %s\nwant %s", out, want)
 	}
@@ -152,7 +157,8 @@ func TestRootComposeV4(t *testing.T) {
 		for _, s := range services {
 			self := ids[s]
 			waitFor(t, "the whole project in "+s, func() bool {
-				return len(taskOf(t, ask(t, h, self, "/v4/task")).Containers) == len(services)
+				return len(taskOf(t,
+					ask(t, h, self, "/v4/task")).Containers) == len(services)
 			})
 			task := taskOf(t, ask(t, h, self, "/v4/task"))
 			if !strings.HasSuffix(task.TaskARN, "/"+p.name) {
@@ -160,12 +166,16 @@ func TestRootComposeV4(t *testing.T) {
 			}
 			for _, path := range []string{"/v4", "/v4/self", "/v3", "/v3/self"} {
 				if got := containerOf(t, ask(t, h, self, path)); got != self {
-					t.Errorf("%s of %s asks %s: got %s, want itself", s, p.name, path, got)
+					t.Errorf("%s of %s asks %s: got %s, want itself", s, p.name,
+						path, got)
 				}
 			}
 			for _, sibling := range services {
-				if got := containerOf(t, ask(t, h, self, "/v4/containers/"+sibling)); got != ids[sibling] {
-					t.Errorf("%s of %s asks for its sibling %s: got %s", s, p.name, sibling, got)
+				if got := containerOf(t,
+					ask(t, h, self,
+						"/v4/containers/"+sibling)); got != ids[sibling] {
+					t.Errorf("%s of %s asks for its sibling %s: got %s", s,
+						p.name, sibling, got)
 				}
 			}
 		}
@@ -176,7 +186,8 @@ func TestRootComposeV4(t *testing.T) {
 	if got := containerOf(t, ask(t, h, mine, "/v4/"+endpoint)); got != other {
 		t.Errorf("by its endpoint id: got %s, want %s", got, other)
 	}
-	for _, path := range []string{"/v4/" + other, "/v4/" + other[:12], "/v3/" + other, "/v4/containers/" + other,
+	for _, path := range []string{"/v4/" + other, "/v4/" + other[:12], "/v3/" + other,
+		"/v4/containers/" + other,
 		"/v4/containers/blog4-db-1", "/v4/containers/blog4_db_1", "/v2/metadata/" + other, "/v2/stats/" + other,
 		"/v4/blog4", "/v4/self/containers/db/../../" + endpoint + "x"} {
 		out, _, err := h.TryExec(mine, "wget", "-qO-", "http://169.254.170.2"+path)

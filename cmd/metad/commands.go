@@ -18,9 +18,11 @@ import (
 func doctorCommand(stdout io.Writer) *cli.Command {
 	var c config
 	return &cli.Command{
-		Name:  "doctor",
-		Usage: "look for what could keep metad from working here; exit code 0: nothing, 1: warnings, 2: it will not work",
-		Flags: c.flagsNamed("config", "bridges", "attach", "pin-dir", "docker-host", "nri-socket",
+		Name: "doctor",
+		Usage: "look for what could keep metad from working here; exit code 0: nothing, " +
+			"1: warnings, 2: it will not work",
+		Flags: c.flagsNamed("config", "bridges", "attach", "pin-dir", "docker-host",
+			"nri-socket",
 			"agent-url", "agent-introspection-url", "run-dir"),
 		Action: func(ctx context.Context, _ *cli.Command) error {
 			if c.file.err != nil {
@@ -69,18 +71,22 @@ func waitFileCommand() *cli.Command {
 		Usage:     "wait until the container metadata file says READY; for entrypoints",
 		ArgsUsage: "[file]   default: $" + mdfile.EnvVar,
 		Flags: []cli.Flag{
-			&cli.DurationFlag{Name: "timeout", Value: 30 * time.Second, Usage: "give up after this, with exit code 1", Destination: &timeout},
+			&cli.DurationFlag{Name: "timeout", Value: 30 * time.Second,
+				Usage:       "give up after this, with exit code 1",
+				Destination: &timeout},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if cmd.Args().Len() > 1 {
-				return fmt.Errorf("wait-file: unexpected argument %q", cmd.Args().Get(1))
+				return fmt.Errorf("wait-file: unexpected argument %q",
+					cmd.Args().Get(1))
 			}
 			path := cmd.Args().First()
 			if path == "" {
 				path = os.Getenv(mdfile.EnvVar)
 			}
 			if path == "" {
-				return fmt.Errorf("wait-file: no file named, and %s is not set", mdfile.EnvVar)
+				return fmt.Errorf("wait-file: no file named, and %s is not set",
+					mdfile.EnvVar)
 			}
 			ctx, cancel := context.WithTimeout(ctx, timeout)
 			defer cancel()

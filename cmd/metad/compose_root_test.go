@@ -37,7 +37,8 @@ type project struct {
 func newProject(t *testing.T, h *testdocker.Host, name, socket string) *project {
 	t.Helper()
 	p := &project{t: t, host: h, name: name, dir: t.TempDir(), socket: socket}
-	if err := os.WriteFile(filepath.Join(p.dir, "docker-compose.yml"), fmt.Appendf(nil, composeFile, testdocker.BusyboxImage), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(p.dir, "docker-compose.yml"),
+		fmt.Appendf(nil, composeFile, testdocker.BusyboxImage), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.compose("down", "-t", "1") })
@@ -53,7 +54,8 @@ func (p *project) compose(args ...string) {
 // containers returns the ids of the project's containers, or of one service's.
 func (p *project) containers(service string) []string {
 	p.t.Helper()
-	args := []string{"ps", "-q", "--no-trunc", "--filter", "label=com.docker.compose.project=" + p.name}
+	args := []string{"ps", "-q", "--no-trunc", "--filter", "label=com.docker.compose.project=" +
+		p.name}
 	if service != "" {
 		args = append(args, "--filter", "label=com.docker.compose.service="+service)
 	}
@@ -82,17 +84,21 @@ func (p *project) check(want int, others ...string) {
 			return slices.Equal(listed, ids)
 		})
 		if !strings.HasSuffix(got.TaskARN, "/"+p.name) {
-			p.t.Errorf("container %.12s: got task %s, want project %s", id, got.TaskARN, p.name)
+			p.t.Errorf("container %.12s: got task %s, want project %s", id, got.TaskARN,
+				p.name)
 		}
 		if code := status(p.t, p.host, id, "/v2/metadata/"+id); code != "200" {
 			p.t.Errorf("container %.12s asks for itself: got %s, want 200", id, code)
 		}
 		for _, other := range others {
 			if code := status(p.t, p.host, id, "/v2/metadata/"+other); code != "400" {
-				p.t.Errorf("container %.12s asks for another project's: got %s, want 400", id, code)
+				p.t.Errorf("container %.12s asks for another project's: got %s, "+
+					"want 400", id, code)
 			}
-			if stats := ask(p.t, p.host, id, "/v2/stats"); !strings.Contains(stats, id) || strings.Contains(stats, other) {
-				p.t.Errorf("container %.12s asks for statistics: got %.300s", id, stats)
+			if stats := ask(p.t, p.host, id, "/v2/stats"); !strings.Contains(stats,
+				id) || strings.Contains(stats, other) {
+				p.t.Errorf("container %.12s asks for statistics: got %.300s", id,
+					stats)
 			}
 		}
 	}

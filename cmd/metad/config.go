@@ -4,8 +4,8 @@ import (
 	"time"
 )
 
-// config is everything that `metad serve` can be told, as the flags give it. Flags win over the
-// environment (METAD_*, then the ECS_* name that means the same), the environment over the file.
+// config holds the values of all flags of `metad serve`. A flag wins over the environment
+// (METAD_*, then the ECS_* name with the same meaning), and the environment over the file.
 type config struct {
 	file configFile
 
@@ -28,8 +28,8 @@ type config struct {
 	disableAZ  bool
 
 	agentURL      string
-	introspection string // the agent's, which metad asks
-	introspect    string // metad's own, at which it answers
+	introspection string // the agent's, which metad reads
+	introspect    string // metad's own address
 
 	unknownWait time.Duration
 	rpsLimit    string

@@ -30,7 +30,8 @@ func parse(t *testing.T, args ...string) (*config, error) {
 
 func TestConfigPrecedence(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "metad.yaml")
-	yaml := "cluster: from-file\nregion: eu-west-1\nbridges: [br0, \"x-*\"]\nunknown-wait: 100ms\ntrust-bridge: true\n"
+	yaml := "cluster: from-file\nregion: eu-west-1\nbridges: [br0, \"x-*\"]\nunknown-wait: " +
+		"100ms\ntrust-bridge: true\n"
 	if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +41,8 @@ func TestConfigPrecedence(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.cluster != "from-file" || !slices.Equal(c.bridges, []string{"br0", "x-*"}) || c.unknownWait != 100*time.Millisecond || !c.trustBridge {
+	if c.cluster != "from-file" || !slices.Equal(c.bridges, []string{"br0", "x-*"}) ||
+		c.unknownWait != 100*time.Millisecond || !c.trustBridge {
 		t.Errorf("file: got %+v", c)
 	}
 	t.Setenv("ECS_CLUSTER", "from-ecs")
@@ -66,8 +68,10 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 		if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := parse(t, append(args, "--config", file)...); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("yaml %q, args %q: got %v, want an error with %q", yaml, args, err, want)
+		if _, err := parse(t, append(args, "--config", file)...); err == nil ||
+			!strings.Contains(err.Error(), want) {
+			t.Errorf("yaml %q, args %q: got %v, want an error with %q", yaml, args, err,
+				want)
 		}
 	}
 	f("clutser: x", nil, `unknown key "clutser"`)
@@ -95,11 +99,13 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 		f("", []string{"--rps-limit", rate}, `rps-limit "`+rate+`"`)
 		f(`rps-limit: "`+rate+`"`, nil, `rps-limit "`+rate+`"`)
 	}
-	for _, url := range []string{"localhost:51679", "https://127.0.0.1:51679", "http://:51679", "http://127.0.0.1:51679/v2", "http://u@127.0.0.1"} {
+	for _, url := range []string{"localhost:51679", "https://127.0.0.1:51679", "http://:51679",
+		"http://127.0.0.1:51679/v2", "http://u@127.0.0.1"} {
 		f("", []string{"--agent-url", url}, `agent-url "`+url+`"`)
 		f("", []string{"--agent-introspection-url", url}, `agent-introspection-url "`+url+`"`)
 	}
-	if _, err := parse(t, "--docker-host", "tcp://127.0.0.1:2375", "--docker-proxy", ""); err != nil {
+	if _, err := parse(t, "--docker-host", "tcp://127.0.0.1:2375", "--docker-proxy",
+		""); err != nil {
 		t.Errorf("without a proxy: got %v", err)
 	}
 	dir, link := t.TempDir(), filepath.Join(t.TempDir(), "run")
@@ -143,15 +149,18 @@ func TestConfigFileScalarsAreText(t *testing.T) {
 	f("", account, "000000000000")
 }
 
-// An empty value, a list for a key that has none, and a key given twice are errors that name the key.
+// An empty value, a list for a key that has none, and a key given twice are errors that name the
+// key.
 func TestConfigFileNamesTheKey(t *testing.T) {
 	f := func(yaml, want string) {
 		t.Helper()
-		if _, err := parseConfig([]byte(yaml)); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := parseConfig([]byte(yaml)); err == nil || !strings.Contains(err.Error(),
+			want) {
 			t.Errorf("%q: got %v, want %q", yaml, err, want)
 		}
 	}
-	for _, empty := range []string{"docker-proxy:", `docker-proxy: ""`, "docker-proxy: ~", "docker-proxy: null", "docker-proxy: []", "docker-proxy: [a, ]\ncluster: [~]"} {
+	for _, empty := range []string{"docker-proxy:", `docker-proxy: ""`, "docker-proxy: ~",
+		"docker-proxy: null", "docker-proxy: []", "docker-proxy: [a, ]\ncluster: [~]"} {
 		f(empty, ": empty")
 	}
 	f("agent-url:", "agent-url: empty")
@@ -171,7 +180,8 @@ func TestConfigOfTheAgent(t *testing.T) {
 			defer os.Unsetenv(flag)
 		}
 		if c, err := parse(t); err != nil || get(c) != want {
-			t.Errorf("%s=%q %s=%q: got %q, %v, want %q", flag, metad, ecs, value, get(c), err, want)
+			t.Errorf("%s=%q %s=%q: got %q, %v, want %q", flag, metad, ecs, value,
+				get(c), err, want)
 		}
 	}
 	rate := func(metad, value, want string) {
@@ -204,10 +214,12 @@ func TestConfigOfTheAgent(t *testing.T) {
 
 func TestHelpNamesTheVariables(t *testing.T) {
 	var out, errs bytes.Buffer
-	if code := run(context.Background(), []string{"metad", "serve", "--help"}, &out, &errs); code != 0 {
+	if code := run(context.Background(), []string{"metad", "serve", "--help"}, &out,
+		&errs); code != 0 {
 		t.Fatalf("got %d %s", code, errs.String())
 	}
-	for _, name := range []string{"METAD_RPS_LIMIT", "ECS_TASK_METADATA_RPS_LIMIT", "ECS_LOGLEVEL", "ECS_DISABLE_METRICS", "ECS_CLUSTER", "DOCKER_HOST"} {
+	for _, name := range []string{"METAD_RPS_LIMIT", "ECS_TASK_METADATA_RPS_LIMIT",
+		"ECS_LOGLEVEL", "ECS_DISABLE_METRICS", "ECS_CLUSTER", "DOCKER_HOST"} {
 		if !strings.Contains(out.String(), "$"+name) {
 			t.Errorf("the help lacks %s", name)
 		}
@@ -216,15 +228,18 @@ func TestHelpNamesTheVariables(t *testing.T) {
 
 func TestRunExitCodes(t *testing.T) {
 	var out, errs bytes.Buffer
-	if code := run(context.Background(), []string{"metad", "version"}, &out, &errs); code != 0 || !strings.HasPrefix(out.String(), "metad ") {
+	if code := run(context.Background(), []string{"metad", "version"}, &out,
+		&errs); code != 0 || !strings.HasPrefix(out.String(), "metad ") {
 		t.Errorf("version: got %d %q", code, out.String())
 	}
 	f := func(want string, args ...string) {
 		t.Helper()
 		out.Reset()
 		errs.Reset()
-		if code := run(context.Background(), append([]string{"metad"}, args...), &out, &errs); code != 1 || out.Len() > 0 || errs.String() != want+"\n" {
-			t.Errorf("%q: got %d, stdout %q, stderr %q, want 1 and the line %q", args, code, out.String(), errs.String(), want)
+		if code := run(context.Background(), append([]string{"metad"}, args...), &out,
+			&errs); code != 1 || out.Len() > 0 || errs.String() != want+"\n" {
+			t.Errorf("%q: got %d, stdout %q, stderr %q, want 1 and the line %q", args,
+				code, out.String(), errs.String(), want)
 		}
 	}
 	f(`metad: attach "xdp": want one of auto, tcx, clsact`, "serve", "--attach", "xdp")
@@ -245,9 +260,12 @@ func TestWaitFileExitCodes(t *testing.T) {
 			t.Fatal(err)
 		}
 		var errs bytes.Buffer
-		code := run(context.Background(), append([]string{"metad", "wait-file", "--timeout", "50ms"}, args...), &bytes.Buffer{}, &errs)
-		if code != want || !strings.Contains(errs.String(), message) || (message == "") != (errs.Len() == 0) {
-			t.Errorf("%q, variable %q, args %q: got %d %q, want %d %q", content, variable, args, code, errs.String(), want, message)
+		code := run(context.Background(), append([]string{"metad", "wait-file", "--timeout",
+			"50ms"}, args...), &bytes.Buffer{}, &errs)
+		if code != want || !strings.Contains(errs.String(), message) ||
+			(message == "") != (errs.Len() == 0) {
+			t.Errorf("%q, variable %q, args %q: got %d %q, want %d %q", content,
+				variable, args, code, errs.String(), want, message)
 		}
 	}
 	ready := `{"MetadataFileStatus": "READY"}`

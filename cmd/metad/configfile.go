@@ -39,7 +39,8 @@ func (f *configFile) load() {
 }
 
 // parseConfig returns the text of each key: a scalar's as it stands in the file, so that an account
-// keeps its zeros and "off" is no boolean, and a list's with commas between. An error names the key.
+// keeps its zeros and "off" is no boolean, and a list's with commas between. An error names the
+// key.
 func parseConfig(b []byte) (map[string]string, error) {
 	var doc yaml.Node
 	if err := yaml.Unmarshal(b, &doc); err != nil {

@@ -15,7 +15,8 @@ import (
 	"metad/internal/testdocker"
 )
 
-// scraped are one container's numbers of /metrics/containers, by name and by interface if there is one.
+// scraped are one container's numbers of /metrics/containers, by name and by interface if there is
+// one.
 func scraped(page, id string) (map[string]float64, error) {
 	p := expfmt.NewTextParser(model.LegacyValidation)
 	families, err := p.TextToMetricFamilies(strings.NewReader(page))
@@ -30,7 +31,8 @@ func scraped(page, id string) (map[string]float64, error) {
 				key += "," + i
 			}
 			if label(m, "id") == id {
-				all[key] += m.GetCounter().GetValue() + m.GetGauge().GetValue() // of all devices
+				// of all devices
+				all[key] += m.GetCounter().GetValue() + m.GetGauge().GetValue()
 			}
 		}
 	}
@@ -76,16 +78,18 @@ func v2Only(s container.StatsResponse, key string) uint64 {
 	return s.MemoryStats.Stats[key]
 }
 
-// Each counter of the page lies between what the Engine says before and after; limits are the Engine's;
-// and by TCP the page is there only if it was asked for.
+// Each counter of the page lies between what the Engine says before and after; limits are the
+// Engine's; and by TCP the page is there only if it was asked for.
 func TestRootContainerMetrics(t *testing.T) {
 	h := testdocker.Shared(t)
 	d := startMetad(t, h, "--container-metrics")
 	limits := func(_ *container.Config, host *container.HostConfig) {
-		host.Resources = container.Resources{Memory: 64 << 20, NanoCPUs: 2e8, CPUShares: 512}
+		host.Resources = container.Resources{Memory: 64 << 20, NanoCPUs: 2e8,
+			CPUShares: 512}
 	}
-	id := h.Run(t, testdocker.Container{Name: "busy", Configure: limits, Cmd: []string{"sh", "-c",
-		"while :; do wget -qO /dev/null http://169.254.170.2/v2/metadata; done"}})
+	id := h.Run(t, testdocker.Container{Name: "busy", Configure: limits,
+		Cmd: []string{"sh", "-c",
+			"while :; do wget -qO /dev/null http://169.254.170.2/v2/metadata; done"}})
 	const path = "/metrics/containers"
 	var first, got, before map[string]float64
 	read := func() map[string]float64 {
@@ -101,7 +105,8 @@ func TestRootContainerMetrics(t *testing.T) {
 	}
 	waitFor(t, "throttling and traffic of the container", func() bool {
 		first = read()
-		return first["container_cpu_cfs_throttled_periods_total"] > 0 && first["container_network_transmit_bytes_total,eth0"] > 0
+		return first["container_cpu_cfs_throttled_periods_total"] > 0 &&
+			first["container_network_transmit_bytes_total,eth0"] > 0
 	})
 	before = engineNumbers(t, h, id)
 	waitFor(t, "a sample after the Engine's word", func() bool {
@@ -116,20 +121,25 @@ func TestRootContainerMetrics(t *testing.T) {
 	after := engineNumbers(t, h, id)
 	for key := range before {
 		if got[key] > after[key] || got[key] < first[key] {
-			t.Errorf("%s: got %v after %v, want between the Engine's %v and %v", key, got[key], first[key], before[key], after[key])
+			t.Errorf("%s: got %v after %v, want between the Engine's %v and %v", key,
+				got[key], first[key], before[key], after[key])
 		}
 	}
-	for key, want := range map[string]float64{"container_spec_memory_limit_bytes": 64 << 20, "container_spec_cpu_shares": 512} {
+	for key, want := range map[string]float64{"container_spec_memory_limit_bytes": 64 << 20,
+		"container_spec_cpu_shares": 512} {
 		if got[key] != want {
 			t.Errorf("%s: got %v, want %v", key, got[key], want)
 		}
 	}
 	in := h.Inspect(t, id)
-	if want := fmt.Sprint(in.State.StartedAt[:19]); got["container_start_time_seconds"] == 0 || got["container_last_seen"] < got["container_start_time_seconds"] {
-		t.Errorf("started at %v, last seen %v, want after %s", got["container_start_time_seconds"], got["container_last_seen"], want)
+	if want := fmt.Sprint(in.State.StartedAt[:19]); got["container_start_time_seconds"] == 0 ||
+		got["container_last_seen"] < got["container_start_time_seconds"] {
+		t.Errorf("started at %v, last seen %v, want after %s",
+			got["container_start_time_seconds"], got["container_last_seen"], want)
 	}
 	used := got["container_memory_working_set_bytes"]
-	if usage := got["container_memory_usage_bytes"]; used <= 0 || used > usage || usage > 64<<20 {
+	if usage := got["container_memory_usage_bytes"]; used <= 0 || used > usage ||
+		usage > 64<<20 {
 		t.Errorf("memory: working set %v of %v", used, usage)
 	}
 	h.Remove(t, id)

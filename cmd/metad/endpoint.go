@@ -16,8 +16,8 @@ import (
 // drainTime bounds the answering of what was asked before the end.
 const drainTime = 6 * time.Second
 
-// endpoint answers containers on one listener, by one server after the other: a server that was shut
-// down cannot be started again.
+// endpoint answers containers on one listener. It uses one server after the other, because a
+// server that was shut down cannot be started again.
 //
 // The methods are for one goroutine, but for counters.
 type endpoint struct {
@@ -31,14 +31,14 @@ type endpoint struct {
 	drained   chan struct{} // closed when the current server is drained; nil: not asked to
 }
 
-// start has a new server accept. It is called again only after the one before was drained.
+// start makes a new server accept. It is called again only after the last server was drained.
 func (e *endpoint) start() error {
 	srv, err := e.make()
 	if err != nil {
 		return err
 	}
 	e.current.Store(srv)
-	// The shutdown of the server before leaves its deadline behind.
+	// The shutdown of the last server left its deadline on the listener.
 	if l, ok := e.ln.(interface{ SetDeadline(time.Time) error }); ok {
 		if err := l.SetDeadline(time.Time{}); err != nil {
 			return err
@@ -56,8 +56,8 @@ func (e *endpoint) start() error {
 	return nil
 }
 
-// drain has the current server accept no more and answer what it was asked, within drainTime. The
-// channel is closed when it has.
+// drain makes the current server accept no more connections and answer its requests, within
+// drainTime. The channel is closed after that.
 func (e *endpoint) drain() <-chan struct{} {
 	if e.drained != nil {
 		return e.drained
@@ -76,8 +76,8 @@ func (e *endpoint) drain() <-chan struct{} {
 	return drained
 }
 
-// restart has a new server accept as soon as the one that is drained accepts no more: at once, not
-// after its last open connection.
+// restart makes a new server accept as soon as the drained one accepts no more. It does not wait
+// for the last open connection.
 func (e *endpoint) restart() error {
 	<-e.accepting
 	return e.start()

@@ -68,11 +68,12 @@ func (s *flagSet) integer(dst *int, name string, def int, usage string) {
 		Destination: dst, Category: s.category, Sources: s.sources(name)})
 }
 
-// off is the value that switches off what a flag names; the empty text does too.
+// off is the value that switches a function off; so does the empty text.
 const off = "off"
 
-// switchable is a flag that off empties.
-func (s *flagSet) switchable(dst *string, name, def, usage string, sources ...cli.ValueSourceChain) {
+// switchable is a text flag that off sets to the empty text.
+func (s *flagSet) switchable(dst *string, name, def, usage string,
+	sources ...cli.ValueSourceChain) {
 	s.text(dst, name, def, usage, sources...)
 	f := s.flags[len(s.flags)-1].(*cli.StringFlag)
 	f.Action = func(_ context.Context, _ *cli.Command, v string) error {
@@ -101,18 +102,20 @@ func (c *config) dataPathFlags(s *flagSet) {
 	s.category = "data path"
 	s.list(&c.bridges, "bridges", loader.DefaultBridges, "patterns of the bridges to watch")
 	s.text(&c.pinDir, "pin-dir", loader.DefaultPinDir, "where the maps are pinned")
-	s.text(&c.attach, "attach", string(loader.AttachAuto), "auto (tcx links, filters for more than 64 devices), tcx or clsact")
+	s.text(&c.attach, "attach", string(loader.AttachAuto),
+		"auto (tcx links, filters for more than 64 devices), tcx or clsact")
 	s.bool(&c.trustBridge, "trust-bridge",
 		"let address and MAC prove a task on a port that has no program yet")
 	s.text(&c.onExit, "on-exit", string(loader.OnExitOpen),
-		"what becomes of packets for the endpoint without metad: open (as before metad) or drop")
+		"packets for the endpoint while metad is away: open (they go where they went before) "+
+			"or drop")
 	s.text(&c.hostRoute, "host-route", "on",
-		"route for host processes and host-network containers to the endpoint: "+
-			"on (the agent's OUTPUT rule, where there is one, still comes first) or off")
+		"route from the host's processes and host-network containers to the endpoint: on or "+
+			"off (the agent's OUTPUT rule, if any, comes first)")
 	s.integer(&c.maxAddresses, "max-addresses", defaultMaxAddresses, "size of the address map")
 }
 
-// defaultMaxAddresses is the size that the C gives the address map.
+// defaultMaxAddresses is the size of the address map in the C code.
 const defaultMaxAddresses = 16384
 
 func (c *config) taskFlags(s *flagSet) {
@@ -120,18 +123,19 @@ func (c *config) taskFlags(s *flagSet) {
 	s.text(&c.dockerHost, "docker-host", "unix://"+dockerproxy.DefaultEngine,
 		"the Docker Engine", s.sources("docker-host", "DOCKER_HOST"))
 	s.list(&c.bundleDirs, "bundle-dirs", nil,
-		"where containerd keeps the bundles of Docker's containers: tells of a container before "+
-			"its program runs (default: containerd's and dockerd's usual places)")
+		"containerd's bundle directories, where metad sees a container before its program "+
+			"runs (default: containerd's and dockerd's usual places)")
 	s.duration(&c.reconcile, "reconcile", 30*time.Second,
-		"how often the whole container list is compared, because events get lost")
-	s.text(&c.cluster, "cluster", "default", "cluster of tasks that name none",
+		"time between two lists of all containers, in case events were lost")
+	s.text(&c.cluster, "cluster", "default", "cluster of tasks without one",
 		s.sources("cluster", "ECS_CLUSTER"))
 	s.text(&c.region, "region", "us-east-1", "region in made-up ARNs",
 		s.sources("region", "AWS_REGION", "AWS_DEFAULT_REGION"))
 	s.text(&c.account, "account", "000000000000", "account in made-up ARNs")
 	s.text(&c.az, "availability-zone", "", "availability zone to show; "+
-		"empty: the agent's, and of tasks that ECS does not know the region and the letter a")
-	s.text(&c.launchType, "launch-type", "EXTERNAL", "launch type to show where the agent tells none")
+		"empty: the agent's, and for tasks that ECS does not know the region with an a")
+	s.text(&c.launchType, "launch-type", "EXTERNAL",
+		"launch type to show if the agent has none")
 	s.bool(&c.disableAZ, "disable-availability-zone", "leave the availability zone out",
 		"ECS_DISABLE_TASK_METADATA_AZ")
 }
@@ -144,17 +148,17 @@ func (c *config) requestFlags(s *flagSet) {
 	s.switchable(&c.introspection, "agent-introspection-url", agent.DefaultConfig().URL,
 		"the ECS agent's introspection API, or off")
 	s.switchable(&c.introspect, "introspection", "",
-		"address at which metad serves the ECS agent's introspection API, for a host without an agent "+
-			"(127.0.0.1:51678 is where clients look), or off")
+		"address of the ECS agent's introspection API on a host without an agent "+
+			"(clients use 127.0.0.1:51678), or off")
 	s.duration(&c.unknownWait, "unknown-wait", def.UnknownWait,
 		"how long a request from an unknown address waits for its task, at most 400ms")
 	s.switchable(&c.rpsLimit, "rps-limit", "",
 		`requests per second and burst of one task, "rate,burst", or off`,
 		withAgents(s.sources("rps-limit"), "ECS_TASK_METADATA_RPS_LIMIT", agentsRate))
 	s.integer(&c.maxConns, "max-conns-per-task", def.MaxConnsPerTask,
-		"connections one task may hold")
+		"connections that one task may hold")
 	s.bool(&c.ownIDsOnly, "own-ids-only",
-		"answer v3 and v4 paths with an endpoint id to the id's own task alone")
+		"answer v3 and v4 paths with an endpoint id only to the id's own task")
 	s.text(&c.statsSource, "stats-source", "auto", "auto, cgroup or docker")
 	s.bool(&c.disableMetrics, "disable-metrics", "collect no statistics", "ECS_DISABLE_METRICS")
 }
@@ -162,7 +166,7 @@ func (c *config) requestFlags(s *flagSet) {
 func (c *config) fileFlags(s *flagSet) {
 	s.category = "metadata file"
 	s.text(&c.dataDir, "data-dir", mdfile.DefaultDataDir(mdfile.Linux, ""),
-		"where the metadata files live on the host")
+		"directory of the metadata files on the host")
 	s.switchable(&c.proxySocket, "docker-proxy", dockerproxy.DefaultSocket,
 		"socket of the Docker API proxy, or off")
 	s.bool(&c.fileEnabled, "container-metadata",
@@ -171,11 +175,11 @@ func (c *config) fileFlags(s *flagSet) {
 	s.bool(&c.fileAgentPath, "agent-paths",
 		"mount at /opt/ecs/metadata/<uuid>, as the ECS agent does")
 	s.bool(&c.metadataURIs, "metadata-uris",
-		"tell new containers where the endpoint is, by the proxy or NRI: "+
-			"ECS_CONTAINER_METADATA_URI and ECS_CONTAINER_METADATA_URI_V4")
+		"set ECS_CONTAINER_METADATA_URI and ECS_CONTAINER_METADATA_URI_V4 in new containers, "+
+			"by the proxy or NRI")
 	s.text(&c.nri, "nri", "auto",
-		"be a plugin of the Docker Engine (29.2 or later), which then asks metad what to put into "+
-			"every new container: auto (where the socket is), on or off")
+		"act as an NRI plugin of the Docker Engine (29.2 or later), for every new container: "+
+			"auto (if the socket exists), on or off")
 	s.text(&c.nriSocket, "nri-socket", nri.DefaultSocket,
 		"the Docker Engine's NRI socket (socket-path of its nri-opts)")
 	s.bool(&c.selinux, "selinux", "relabel the mount even if the engine reports no SELinux",
@@ -189,11 +193,11 @@ func (c *config) daemonFlags(s *flagSet) {
 	s.text(&c.adminGroup, "admin-group", "",
 		"group that may use the admin socket (tasks, statistics, profiles) beside root")
 	s.bool(&c.containerMetrics, "container-metrics",
-		"serve every container's statistics, under cAdvisor's names, at /metrics/containers of the "+
-			"admin address: every process of the host can read them")
+		"serve the statistics of all containers, under cAdvisor's names, at "+
+			"/metrics/containers of the admin address, to every process of the host")
 	s.bool(&c.pprof, "pprof", "serve /debug/pprof on the admin socket")
 	s.text(&c.runDir, "run-dir", defaultRunDir,
-		"where the admin socket, the takeover socket and the snapshot are")
+		"directory of the admin socket, the takeover socket and the snapshot")
 	s.text(&c.logLevel, "log-level", "info", "debug, info, warn or error",
 		withAgents(s.sources("log-level"), "ECS_LOGLEVEL", agentsLevel))
 	s.text(&c.logFormat, "log-format", "console", "console or json")
@@ -215,9 +219,9 @@ func (c *config) flagsNamed(names ...string) []cli.Flag {
 	return out
 }
 
-// agents is a variable of the ECS agent's whose values metad's own flag does not all allow. For the
-// agent a value that makes no sense stands for the default: metad must start on every host that the
-// agent starts on.
+// agents is a variable of the ECS agent with values that metad's own flag does not allow. To the
+// agent an invalid value means the default. metad must start on every host that the agent starts
+// on.
 type agents struct {
 	cli.ValueSource // of the environment
 	name            string
@@ -238,8 +242,10 @@ func (a agents) Lookup() (string, bool) {
 }
 
 // withAgents puts the agent's variable after metad's own and before the file.
-func withAgents(own cli.ValueSourceChain, name string, read func(string) string) cli.ValueSourceChain {
-	own.Chain = slices.Insert(own.Chain, 1, cli.ValueSource(agents{cli.EnvVar(name), name, read}))
+func withAgents(own cli.ValueSourceChain, name string,
+	read func(string) string) cli.ValueSourceChain {
+	own.Chain = slices.Insert(own.Chain, 1,
+		cli.ValueSource(agents{cli.EnvVar(name), name, read}))
 	return own
 }
 
@@ -253,7 +259,7 @@ func agentsBool(v string) string {
 	return strconv.FormatBool(on)
 }
 
-// agentsLevel reads a level of the agent's, which has crit beside metad's own.
+// agentsLevel converts a log level of the agent, which has crit in addition to metad's own.
 func agentsLevel(v string) string {
 	if v = strings.ToLower(v); v == "crit" || v == "critical" {
 		return "error"

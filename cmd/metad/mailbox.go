@@ -2,8 +2,8 @@ package main
 
 import "context"
 
-// mailbox holds the latest value for one reader. The sender never waits for the reader: a value that
-// was not read yet is replaced. One sender at a time.
+// mailbox holds the latest value for one reader. The sender never waits for the reader: a value
+// that was not read yet is replaced. One sender at a time.
 type mailbox[T any] struct{ latest chan T } // of one
 
 func newMailbox[T any]() mailbox[T] { return mailbox[T]{make(chan T, 1)} }

@@ -18,14 +18,15 @@ import (
 // version is set by the linker; see the Makefile.
 var version = "unknown"
 
-// The process's first thread must never enter another network namespace: it could not be ended afterwards like
-// the others that do, and /proc/self would show the wrong namespace from then on. Locked to main, it is
-// not lent to any other goroutine.
+// The process's first thread must never enter another network namespace: it cannot end afterwards
+// as other threads do, and /proc/self would show the wrong namespace. Locked to main, it runs no
+// other goroutine.
 func init() { runtime.LockOSThread() }
 
 func main() {
-	// Nearly all that is allocated are samples, each thrown away after a second. Collecting them
-	// earlier than usual costs little and saves a quarter of the memory on a host of 1,000 containers.
+	// Nearly all allocations are samples, each discarded after a second. Collecting them
+	// earlier than usual costs little, and saves a quarter of the memory on a host of 1,000
+	// containers.
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)
 	}
@@ -67,14 +68,16 @@ func (e exitError) Error() string {
 
 func app(stdout, stderr io.Writer) *cli.Command {
 	root := &cli.Command{
-		Name:           "metad",
-		Usage:          "the ECS task metadata endpoint for every container on this host",
-		Writer:         stdout,
-		ErrWriter:      stderr,
-		ExitErrHandler: func(context.Context, *cli.Command, error) {}, // run prints, main exits
+		Name:      "metad",
+		Usage:     "the ECS task metadata endpoint for every container on this host",
+		Writer:    stdout,
+		ErrWriter: stderr,
+		// run prints, main exits
+		ExitErrHandler: func(context.Context, *cli.Command, error) {},
 		Action: func(_ context.Context, cmd *cli.Command) error {
 			if cmd.Args().Present() {
-				return fmt.Errorf("no command %q; metad --help lists them", cmd.Args().First())
+				return fmt.Errorf("no command %q; metad --help lists them",
+					cmd.Args().First())
 			}
 			return cli.ShowRootCommandHelp(cmd)
 		},
@@ -102,9 +105,11 @@ func app(stdout, stderr io.Writer) *cli.Command {
 	}
 	for _, cmd := range root.Commands {
 		if cmd.ArgsUsage == "" {
-			cmd.Before = func(ctx context.Context, cmd *cli.Command) (context.Context, error) {
+			cmd.Before = func(ctx context.Context, cmd *cli.Command) (context.Context,
+				error) {
 				if cmd.Args().Present() {
-					return ctx, fmt.Errorf("%s: unexpected argument %q", cmd.Name, cmd.Args().First())
+					return ctx, fmt.Errorf("%s: unexpected argument %q",
+						cmd.Name, cmd.Args().First())
 				}
 				return ctx, nil
 			}
@@ -112,7 +117,10 @@ func app(stdout, stderr io.Writer) *cli.Command {
 	}
 	for _, cmd := range append(root.Commands, root) {
 		// One line, and not the help on top of it.
-		cmd.OnUsageError = func(_ context.Context, _ *cli.Command, err error, _ bool) error { return err }
+		cmd.OnUsageError = func(_ context.Context, _ *cli.Command, err error,
+			_ bool) error {
+			return err
+		}
 	}
 	return root
 }

@@ -93,10 +93,12 @@ func TestLimits(t *testing.T) {
 		return all
 	}
 	used, limits := values("metad_limit_used"), values("metad_limit_max")
-	if len(used) != len(limits) || used["addresses"] != 3 || limits["addresses"] != 4 || used["descriptors"] != 5 {
+	if len(used) != len(limits) || used["addresses"] != 3 || limits["addresses"] != 4 ||
+		used["descriptors"] != 5 {
 		t.Errorf("got %v of %v", used, limits)
 	}
-	for _, name := range []string{"addresses", "agent_exchanges", "connections", "connections_of_one_task", "descriptors", "streams", "waiting_requests"} {
+	for _, name := range []string{"addresses", "agent_exchanges", "connections",
+		"connections_of_one_task", "descriptors", "streams", "waiting_requests"} {
 		if limits[name] <= 0 {
 			t.Errorf("%s: got limit %v, want a positive one", name, limits[name])
 		}
@@ -121,7 +123,8 @@ metad_takeovers_total{outcome="abandoned"} 2
 metad_takeovers_total{outcome="completed"} 1
 `
 	reg := everyMetric(t)
-	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "metad_takeovers_total"); err != nil {
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(want),
+		"metad_takeovers_total"); err != nil {
 		t.Error(err)
 	}
 	families, err := reg.Gather()
@@ -132,7 +135,8 @@ metad_takeovers_total{outcome="completed"} 1
 		if f.GetName() != "metad_request_duration_seconds" {
 			continue
 		}
-		if h := f.Metric[0].GetHistogram(); len(f.Metric) != 1 || h.GetSampleCount() != 1 || len(h.Bucket) == 0 || len(h.PositiveSpan) == 0 {
+		if h := f.Metric[0].GetHistogram(); len(f.Metric) != 1 || h.GetSampleCount() != 1 ||
+			len(h.Bucket) == 0 || len(h.PositiveSpan) == 0 {
 			t.Errorf("got %v, want one histogram of both forms", f)
 		}
 		return
@@ -149,7 +153,8 @@ func TestFirstAnswers(t *testing.T) {
 		c := &task.Container{ID: "c", StartedAt: started, Stats: new(task.StatsCell)}
 		c.Stats.Answered(started.Add(answered).UnixNano())
 		c.Stats.Answered(started.Add(time.Hour).UnixNano())
-		set := []*task.Task{{Containers: []*task.Container{c, {ID: "new", Stats: new(task.StatsCell)}, {Name: "creating"}}}}
+		set := []*task.Task{{Containers: []*task.Container{c,
+			{ID: "new", Stats: new(task.StatsCell)}, {Name: "creating"}}}}
 		before := f.took.Count()
 		f.note(set)
 		f.note(set)

@@ -16,7 +16,7 @@ import (
 	"metad/pkg/nri"
 )
 
-// guardCommand is what this program is as the guard of a running metad's NRI connection.
+// guardCommand runs this program as the guard of a running metad's NRI connection.
 const guardCommand = "nri-guard"
 
 func nriGuardCommand() *cli.Command {
@@ -28,24 +28,26 @@ func nriGuardCommand() *cli.Command {
 	}
 }
 
-// plugin is metad as a plugin of the Docker Engine.
+// plugin is metad's NRI plugin of the Docker Engine.
 type plugin struct {
 	*nri.Plugin
 	engine *docker.Client
 	files  *mdfile.Writer
 	sweeps bool // no proxy does
-	forced bool // containers cannot read a file that is not relabelled, whatever the Engine says
+	// containers cannot read a file that is not relabelled, whatever the Engine says
+	forced bool
 
 	selinux atomic.Bool // the Engine says so
 }
 
-// newPlugin returns nil if there is to be none.
+// newPlugin returns nil if NRI is off.
 func (d *daemon) newPlugin() *plugin {
 	c := d.cfg
 	if c.nri == "off" {
 		return nil
 	}
-	p := &plugin{engine: d.engine, files: d.files, sweeps: c.proxySocket == "", forced: c.selinux}
+	p := &plugin{engine: d.engine, files: d.files, sweeps: c.proxySocket == "",
+		forced: c.selinux}
 	p.Plugin = nri.New(nri.Config{
 		Socket:   c.nriSocket,
 		Guard:    []string{"/proc/self/exe", guardCommand},
@@ -110,7 +112,8 @@ func (p *plugin) askSELinux(ctx context.Context) error {
 		return err
 	}
 	p.selinux.Store(slices.ContainsFunc(info.SecurityOptions, func(o string) bool {
-		return o == "selinux" || o == "name=selinux" || strings.HasPrefix(o, "name=selinux,")
+		return o == "selinux" || o == "name=selinux" ||
+			strings.HasPrefix(o, "name=selinux,")
 	}))
 	return nil
 }

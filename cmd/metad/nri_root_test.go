@@ -83,24 +83,33 @@ func TestRootNRI(t *testing.T) {
 			return
 		}
 		waitFor(t, what+"'s file to be READY", func() bool {
-			return strings.Contains(h.Exec(t, id, "sh", "-c", "cat $ECS_CONTAINER_METADATA_FILE"), `"MetadataFileStatus": "READY"`)
+			return strings.Contains(h.Exec(t, id, "sh", "-c",
+				"cat $ECS_CONTAINER_METADATA_FILE"),
+				`"MetadataFileStatus": "READY"`)
 		})
-		if out := h.Exec(t, id, "sh", "-c", "grep ContainerID $ECS_CONTAINER_METADATA_FILE; echo $ECS_CONTAINER_METADATA_URI"); !strings.Contains(out, id) || !strings.Contains(out, endpoint) {
+		if out := h.Exec(t, id, "sh", "-c",
+			"grep ContainerID $ECS_CONTAINER_METADATA_FILE; echo "+
+				"$ECS_CONTAINER_METADATA_URI"); !strings.Contains(out, id) ||
+			!strings.Contains(out, endpoint) {
 			t.Errorf("%s sees %s", what, out)
 		}
-		if got := containerOf(t, h.Exec(t, id, "sh", "-c", "wget -qO- $ECS_CONTAINER_METADATA_URI_V4")); got != id {
+		if got := containerOf(t, h.Exec(t, id, "sh", "-c",
+			"wget -qO- $ECS_CONTAINER_METADATA_URI_V4")); got != id {
 			t.Errorf("%s asks the address that it has: got %s, want itself", what, got)
 		}
 		waitFor(t, what+"'s statistics", func() bool {
-			return strings.Contains(h.Exec(t, id, "sh", "-c", "wget -qO- $ECS_CONTAINER_METADATA_URI_V4/stats"), `"id":"`+id)
+			return strings.Contains(h.Exec(t, id, "sh", "-c",
+				"wget -qO- $ECS_CONTAINER_METADATA_URI_V4/stats"), `"id":"`+id)
 		})
-		if _, code, err := h.TryExec(id, "sh", "-c", "echo x > $ECS_CONTAINER_METADATA_FILE"); err != nil || code == 0 {
+		if _, code, err := h.TryExec(id, "sh", "-c",
+			"echo x > $ECS_CONTAINER_METADATA_FILE"); err != nil || code == 0 {
 			t.Errorf("%s could write its file: exit code %d, %v", what, code, err)
 		}
 	}
 	run := func(args ...string) string {
 		t.Helper()
-		return docker(slices.Concat([]string{"run", "-d", "--stop-signal", "KILL"}, args, []string{testdocker.BusyboxImage})...)
+		return docker(slices.Concat([]string{"run", "-d", "--stop-signal", "KILL"}, args,
+			[]string{testdocker.BusyboxImage})...)
 	}
 
 	plain := run("--name", "plain")
@@ -114,9 +123,11 @@ func TestRootNRI(t *testing.T) {
 	whole("a read-only container", run("--read-only"))
 	whole("--volumes-from", run("--volumes-from", "plain"))
 
-	mine := run("-e", "ECS_CONTAINER_METADATA_URI_V4=http://169.254.170.2/v4/self", "-e", "ECS_CONTAINER_METADATA_FILE=/mine")
+	mine := run("-e", "ECS_CONTAINER_METADATA_URI_V4=http://169.254.170.2/v4/self", "-e",
+		"ECS_CONTAINER_METADATA_FILE=/mine")
 	env := strings.Join(h.Inspect(t, mine).Config.Env, " ")
-	if !strings.Contains(env, "/v4/self") || strings.Contains(env, "/v3/") || !strings.Contains(env, "FILE=/mine") || len(h.Inspect(t, mine).Mounts) > 0 {
+	if !strings.Contains(env, "/v4/self") || strings.Contains(env, "/v3/") ||
+		!strings.Contains(env, "FILE=/mine") || len(h.Inspect(t, mine).Mounts) > 0 {
 		t.Errorf("a container with its own variables: got %s", env)
 	}
 	off := run("--label", inject.LabelFile+"=false", "--label", inject.LabelURIs+"=false")
@@ -150,10 +161,16 @@ func TestRootNRILabels(t *testing.T) {
 	if endpoint, file := given(t, h, h.Create(t, testdocker.Container{})); endpoint+file != "" {
 		t.Errorf("no label: got %q, %q", endpoint, file)
 	}
-	if endpoint, file := given(t, h, h.Create(t, testdocker.Container{Labels: map[string]string{inject.LabelURIs: "true"}})); endpoint == "" || file != "" {
+	if endpoint,
+		file := given(t, h,
+		h.Create(t, testdocker.Container{Labels: map[string]string{
+			inject.LabelURIs: "true"}})); endpoint == "" || file != "" {
 		t.Errorf("label for the address: got %q, %q", endpoint, file)
 	}
-	if endpoint, file := given(t, h, h.Create(t, testdocker.Container{Labels: map[string]string{inject.LabelFile: "true"}})); endpoint != "" || file == "" {
+	if endpoint,
+		file := given(t, h,
+		h.Create(t, testdocker.Container{Labels: map[string]string{
+			inject.LabelFile: "true"}})); endpoint != "" || file == "" {
 		t.Errorf("label for the file: got %q, %q", endpoint, file)
 	}
 }
@@ -174,7 +191,9 @@ func createCrowd(t *testing.T, h *testdocker.Host, n, width int) []creation {
 		wg.Go(func() {
 			for i := range next {
 				c := creation{begin: time.Now()}
-				created, err := h.Client.ContainerCreate(context.Background(), &container.Config{Image: testdocker.BusyboxImage}, &container.HostConfig{NetworkMode: "none"}, nil, nil, "")
+				created, err := h.Client.ContainerCreate(context.Background(),
+					&container.Config{Image: testdocker.BusyboxImage},
+					&container.HostConfig{NetworkMode: "none"}, nil, nil, "")
 				if err != nil {
 					t.Errorf("create container %d: %v", i, err)
 					continue
@@ -206,7 +225,8 @@ func times(all []creation) string {
 		took[i] = c.end.Sub(c.begin)
 	}
 	slices.Sort(took)
-	return fmt.Sprintf("median %v, the longest %v", took[len(took)/2].Round(time.Millisecond), took[len(took)-1].Round(time.Millisecond))
+	return fmt.Sprintf("median %v, the longest %v", took[len(took)/2].Round(time.Millisecond),
+		took[len(took)-1].Round(time.Millisecond))
 }
 
 // span is a time in which something was so.
@@ -301,10 +321,15 @@ func TestRootNRIWithoutMetad(t *testing.T) {
 				before := old.asked(time.Now())
 				asked = append(asked, before...)
 				takeovers++
-				if now := d.asked(time.Now()); strings.Contains(d.out.String(), "taking over all the same") || len(now) == 0 || len(before) == 0 {
-					late++ // the machine was too busy for the Engine to ask in time
-				} else if last := before[len(before)-1].end; now[0].begin.After(last) {
-					t.Errorf("a takeover left the Engine alone for %v", now[0].begin.Sub(last))
+				if now := d.asked(time.Now()); strings.Contains(d.out.String(),
+					"taking over all the same") || len(now) == 0 ||
+					len(before) == 0 {
+					// the machine was too busy for the Engine to ask in time
+					late++
+				} else if last := before[len(before)-1].end; now[0].begin.After(
+					last) {
+					t.Errorf("a takeover left the Engine alone for %v",
+						now[0].begin.Sub(last))
 				}
 			}
 			d.waitReady()
@@ -316,10 +341,14 @@ func TestRootNRIWithoutMetad(t *testing.T) {
 	}
 	asked = joined(append(asked, d.asked(time.Now())...))
 	within := func(c creation, spans []span) bool {
-		return slices.ContainsFunc(spans, func(s span) bool { return c.begin.After(s.begin) && c.end.Before(s.end) })
+		return slices.ContainsFunc(spans, func(s span) bool {
+			return c.begin.After(s.begin) && c.end.Before(s.end)
+		})
 	}
 	touches := func(c creation, spans []span) bool {
-		return slices.ContainsFunc(spans, func(s span) bool { return c.begin.Before(s.end) && c.end.After(s.begin) })
+		return slices.ContainsFunc(spans, func(s span) bool {
+			return c.begin.Before(s.end) && c.end.After(s.begin)
+		})
 	}
 	for kind, spans := range troubles {
 		var met []creation
@@ -344,9 +373,12 @@ func TestRootNRIWithoutMetad(t *testing.T) {
 			excused++
 		}
 	}
-	t.Logf("%d creations during %d kills, %d stops and %d takeovers (%d of them late): %s; %d with the address, %d without while the Engine did not ask metad, %d others without",
+	t.Logf("%d creations during %d kills, %d stops and %d takeovers (%d of them late): %s; "+
+		"%d with the address, %d without while the Engine did not ask metad, %d others "+
+		"without",
 		n, kills, len(stopped), takeovers, late, times(all), with, excused, missing)
 	if missing > 0 || with == 0 {
-		t.Errorf("%d containers are without the address although metad answered, %d with it", missing, with)
+		t.Errorf("%d containers are without the address although metad answered, %d "+
+			"with it", missing, with)
 	}
 }

@@ -32,11 +32,13 @@ func TestReady(t *testing.T) {
 	p := &publisher{log: zap.NewNop(), table: lookup.New(&fullMap{room: true}, zap.NewNop())}
 	f := func(what, want string) {
 		t.Helper()
-		if err := p.ready(); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+		if err := p.ready(); (err == nil) != (want == "") || err != nil &&
+			!strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %q", what, err, want)
 		}
 	}
-	const noList, notHere = "the Docker Engine has not answered yet", "packets are not redirected"
+	const noList, notHere = "the Docker Engine has not answered yet",
+		"packets are not redirected"
 	f("at the start", noList)
 	p.to(filling)
 	if err := p.serve(func() error { return nil }); err != nil {
@@ -62,16 +64,20 @@ func TestTasksOfTheTable(t *testing.T) {
 	cell := new(task.StatsCell)
 	cell.Store(&task.Sample{JSON: []byte(`{"read":"x"}`), V2: len(`{"read":"x"`)})
 	table := lookup.New(&fullMap{room: true}, zap.NewNop())
-	err := table.Apply([]*task.Task{{ID: "t1", ARN: "arn:t1", Family: "web", Revision: "3", KnownStatus: task.StatusRunning,
-		Endpoints:  []task.Endpoint{{Addr: netip.MustParseAddr("172.17.0.2"), Ifindex: 12, MAC: [6]byte{2, 0x42, 0xac, 0x11, 0, 2}}},
-		Containers: []*task.Container{{ID: "c1", Name: "app", Type: task.TypeNormal, KnownStatus: task.StatusRunning, Stats: cell}, {ID: "c2", Name: "new"}}}})
+	err := table.Apply([]*task.Task{{ID: "t1", ARN: "arn:t1", Family: "web", Revision: "3",
+		KnownStatus: task.StatusRunning,
+		Endpoints: []task.Endpoint{{Addr: netip.MustParseAddr("172.17.0.2"), Ifindex: 12,
+			MAC: [6]byte{2, 0x42, 0xac, 0x11, 0, 2}}},
+		Containers: []*task.Container{{ID: "c1", Name: "app", Type: task.TypeNormal,
+			KnownStatus: task.StatusRunning, Stats: cell}, {ID: "c2", Name: "new"}}}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	d := &daemon{tasks: &publisher{table: table}}
 	f := func(stats bool, want string) {
 		t.Helper()
-		if got, err := json.Marshal(d.shown(stats).Tasks); err != nil || string(got) != want {
+		if got, err := json.Marshal(d.shown(stats).Tasks); err != nil ||
+			string(got) != want {
 			t.Errorf("stats %v: got %s, %v\nwant %s", stats, got, err, want)
 		}
 	}
@@ -87,7 +93,8 @@ func TestUnservedIsToldOnce(t *testing.T) {
 	core, logs := observer.New(zap.InfoLevel)
 	kernel := &fullMap{}
 	p := &publisher{log: zap.New(core), table: lookup.New(kernel, zap.NewNop()), state: filling}
-	tasks := []*task.Task{{ID: "t1", ARN: "arn:t1", Endpoints: []task.Endpoint{{Addr: netip.MustParseAddr("172.17.0.2"), Ifindex: 12}}}}
+	tasks := []*task.Task{{ID: "t1", ARN: "arn:t1",
+		Endpoints: []task.Endpoint{{Addr: netip.MustParseAddr("172.17.0.2"), Ifindex: 12}}}}
 	for range 3 {
 		p.apply(tasks)
 		p.retry()

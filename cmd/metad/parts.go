@@ -20,7 +20,7 @@ type parts struct {
 	stopped bool
 }
 
-// loosePart is a part that a disk may hold up for as long as it likes.
+// loosePart is a part that a frozen disk may hold up.
 type loosePart struct {
 	name string
 	done chan struct{}
@@ -82,7 +82,8 @@ func (p *parts) stop() error {
 		select {
 		case <-l.done:
 		case <-patience:
-			p.log.Warn("part does not end, leaving it behind", zap.String("part", l.name))
+			p.log.Warn("part does not end, leaving it behind",
+				zap.String("part", l.name))
 			patience = time.After(0)
 		}
 	}
@@ -97,10 +98,11 @@ const (
 	lastDelay  = 5 * time.Second
 )
 
-// keepTrying runs f, which is for the operator and not for containers: it never ends metad. If f
-// fails, it is tried again until ctx ends. f calls up once it works. The log has a line when the
-// error changes, and one when f works again; kind and name say what f is.
-func keepTrying(ctx context.Context, log *zap.Logger, kind, name string, f func(ctx context.Context, up func()) error) {
+// keepTrying runs f, which serves the operator and not containers: its failure never ends metad.
+// If f fails, keepTrying calls it again until ctx ends. f calls up once it works. The log has a
+// line when the error changes, and one when f works again; kind and name identify f.
+func keepTrying(ctx context.Context, log *zap.Logger, kind, name string,
+	f func(ctx context.Context, up func()) error) {
 	log = log.With(zap.String(kind, name))
 	delay, failure := firstDelay, ""
 	for {

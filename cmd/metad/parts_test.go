@@ -83,14 +83,15 @@ func TestKeepTrying(t *testing.T) {
 	defer cancel()
 	tries := 0
 	taken := errors.New("address in use")
-	keepTrying(ctx, zap.New(core), "listener", "admin", func(_ context.Context, up func()) error {
-		if tries++; tries <= 5 {
-			return taken
-		}
-		up()
-		cancel()
-		return nil
-	})
+	keepTrying(ctx, zap.New(core), "listener", "admin",
+		func(_ context.Context, up func()) error {
+			if tries++; tries <= 5 {
+				return taken
+			}
+			up()
+			cancel()
+			return nil
+		})
 	if tries != 6 {
 		t.Errorf("got %d tries, want 6", tries)
 	}
@@ -105,13 +106,14 @@ func TestKeepTrying(t *testing.T) {
 func TestKeepTryingIsQuietAtFirst(t *testing.T) {
 	core, logs := observer.New(zap.InfoLevel)
 	tries := 0
-	keepTrying(t.Context(), zap.New(core), "listener", "admin", func(_ context.Context, up func()) error {
-		if tries++; tries <= 2 {
-			return errors.New("address in use")
-		}
-		up()
-		return nil
-	})
+	keepTrying(t.Context(), zap.New(core), "listener", "admin",
+		func(_ context.Context, up func()) error {
+			if tries++; tries <= 2 {
+				return errors.New("address in use")
+			}
+			up()
+			return nil
+		})
 	if logs.Len() != 0 {
 		t.Errorf("got %v, want no line", logs.All())
 	}
@@ -121,11 +123,13 @@ func TestKeepTryingIsQuietAtFirst(t *testing.T) {
 func TestCloseWithin(t *testing.T) {
 	disk := make(chan struct{})
 	defer close(disk)
-	if err := closeWithin(time.Millisecond, closer(func() error { <-disk; return nil })); err != nil {
+	if err := closeWithin(time.Millisecond,
+		closer(func() error { <-disk; return nil })); err != nil {
 		t.Error(err)
 	}
 	failure := errors.New("failure")
-	if err := closeWithin(time.Minute, closer(func() error { return failure })); !errors.Is(err, failure) {
+	if err := closeWithin(time.Minute, closer(func() error { return failure })); !errors.Is(err,
+		failure) {
 		t.Errorf("got %v, want %v", err, failure)
 	}
 }

@@ -39,7 +39,8 @@ func (p *ports) came(ifindex int) {
 	select {
 	case <-p.connected:
 		if err := p.table.PortCame(ifindex); err != nil {
-			p.log.Error("addresses of a port that came back", zap.Int("ifindex", ifindex), zap.Error(err))
+			p.log.Error("addresses of a port that came back",
+				zap.Int("ifindex", ifindex), zap.Error(err))
 		}
 		p.follower.PortChanged(ifindex)
 	default: // the first list is still to come
@@ -54,7 +55,8 @@ func (p *ports) gone(ifindex int) {
 		return
 	}
 	if err := p.table.PortGone(ifindex); err != nil {
-		p.log.Error("addresses of a port that is gone", zap.Int("ifindex", ifindex), zap.Error(err))
+		p.log.Error("addresses of a port that is gone", zap.Int("ifindex", ifindex),
+			zap.Error(err))
 	}
 	p.follower.PortChanged(ifindex)
 }

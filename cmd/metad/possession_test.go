@@ -12,10 +12,12 @@ import (
 )
 
 func TestRunDirError(t *testing.T) {
-	if err := runDirError("/r", takeover.ErrRefused); !errors.Is(err, takeover.ErrRefused) || strings.Contains(err.Error(), "run-dir") {
+	if err := runDirError("/r", takeover.ErrRefused); !errors.Is(err, takeover.ErrRefused) ||
+		strings.Contains(err.Error(), "run-dir") {
 		t.Errorf("refused: got %v", err)
 	}
-	if err := runDirError("/r", fmt.Errorf("mkdir: %w", fs.ErrPermission)); !errors.Is(err, fs.ErrPermission) || !strings.HasPrefix(err.Error(), `run-dir "/r": mkdir`) {
+	if err := runDirError("/r", fmt.Errorf("mkdir: %w", fs.ErrPermission)); !errors.Is(err,
+		fs.ErrPermission) || !strings.HasPrefix(err.Error(), `run-dir "/r": mkdir`) {
 		t.Errorf("not writable: got %v", err)
 	}
 }

@@ -7,9 +7,9 @@ import (
 	"unicode"
 )
 
-// printable passes text on to a terminal without what a terminal would obey: names come from labels,
-// which anybody may set, and answers from whatever has a port. A control character is shown by its
-// number, as in JSON; line ends and tabs stay. Each Write must hold whole characters.
+// printable passes text on to a terminal without what a terminal would obey: names come from
+// labels, which anybody may set, and answers from whatever has a port. A control character is shown
+// by its number, as in JSON; line ends and tabs stay. Each Write must hold whole characters.
 type printable struct{ w io.Writer }
 
 // Write implements io.Writer.
@@ -23,7 +23,8 @@ func (p printable) Write(b []byte) (int, error) {
 // oneLine returns s as it is shown in a table.
 func oneLine(s string) string { return shown(s, "") }
 
-// shown returns s with the number in place of every character that is neither printable nor in keep.
+// shown returns s with the number in place of every character that is neither printable nor in
+// keep.
 func shown(s, keep string) string {
 	bad := func(r rune) bool { return !unicode.IsPrint(r) && !strings.ContainsRune(keep, r) }
 	if strings.IndexFunc(s, bad) < 0 {

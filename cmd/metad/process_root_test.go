@@ -164,7 +164,8 @@ func get(h *testdocker.Host, addr, path string) (code int, body string, err erro
 		if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
 			return err
 		}
-		fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", path, addr)
+		fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", path,
+			addr)
 		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 		if err != nil {
 			return err
@@ -197,7 +198,10 @@ func ask(t testing.TB, h *testdocker.Host, container, path string) string {
 // status asks the endpoint from inside a container and returns the status line's code as text.
 func status(t testing.TB, h *testdocker.Host, container, path string) string {
 	t.Helper()
-	out, _, err := h.TryExec(container, "sh", "-c", "printf 'GET "+path+" HTTP/1.1\\r\\nHost: 169.254.170.2\\r\\nConnection: close\\r\\n\\r\\n' | nc 169.254.170.2 80")
+	out, _, err := h.TryExec(container, "sh", "-c",
+		"printf 'GET "+path+
+			" HTTP/1.1\\r\\nHost: 169.254.170.2\\r\\nConnection: close\\r\\n\\r\\n' "+
+			"| nc 169.254.170.2 80")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,13 +210,14 @@ func status(t testing.TB, h *testdocker.Host, container, path string) string {
 	return code
 }
 
-// startAgent starts a stand-in for the ECS agent at 127.0.0.1:51679 of the host. kill ends it and cuts
-// its connections.
+// startAgent starts a stand-in for the ECS agent at 127.0.0.1:51679 of the host. kill ends it and
+// cuts its connections.
 func startAgent(t testing.TB, h *testdocker.Host, handler http.Handler) (kill func()) {
 	t.Helper()
 	var ln net.Listener
 	if err := h.Do(func() (err error) {
-		ln, err = (&net.ListenConfig{}).Listen(context.Background(), "tcp4", "127.0.0.1:51679")
+		ln, err = (&net.ListenConfig{}).Listen(context.Background(), "tcp4",
+			"127.0.0.1:51679")
 		return err
 	}); err != nil {
 		t.Fatal(err)

@@ -25,22 +25,28 @@ import (
 // after a restart.
 func TestRootSelf(t *testing.T) {
 	h := testdocker.Shared(t)
-	vpc := h.RunTask(t, testdocker.Task{ID: "before", ENI: []netip.Prefix{netip.MustParsePrefix("10.0.0.7/24")},
+	vpc := h.RunTask(t, testdocker.Task{ID: "before",
+		ENI:        []netip.Prefix{netip.MustParsePrefix("10.0.0.7/24")},
 		Containers: []testdocker.Container{{Name: "app"}, {Name: "log"}, {Name: "proxy"}}})
 	d := startMetad(t, h)
-	after := h.RunTask(t, testdocker.Task{ID: "after", ENI: []netip.Prefix{netip.MustParsePrefix("10.0.0.8/24")},
+	after := h.RunTask(t, testdocker.Task{ID: "after",
+		ENI:        []netip.Prefix{netip.MustParsePrefix("10.0.0.8/24")},
 		Containers: []testdocker.Container{{Name: "app"}, {Name: "log"}, {Name: "proxy"}}})
 	plain := h.Run(t, testdocker.Container{})
 	guest := h.Run(t, testdocker.Container{Network: "container:" + plain})
-	host, hostToo := h.Run(t, testdocker.Container{Network: "host"}), h.Run(t, testdocker.Container{Network: "host"})
+	host, hostToo := h.Run(t, testdocker.Container{Network: "host"}),
+		h.Run(t, testdocker.Container{Network: "host"})
 
-	all := append(append([]string{plain, guest, host, hostToo}, vpc.Containers...), after.Containers...)
+	all := append(append([]string{plain, guest, host, hostToo}, vpc.Containers...),
+		after.Containers...)
 	check := func() {
 		t.Helper()
 		for _, id := range all {
-			for _, path := range []string{"/v4", "/v4/self", "/v3/self", "/v2/metadata/self"} {
+			for _, path := range []string{"/v4", "/v4/self", "/v3/self",
+				"/v2/metadata/self"} {
 				if got := containerOf(t, ask(t, h, id, path)); got != id {
-					t.Errorf("%.12s asks %s: got %.12s, want itself", id, path, got)
+					t.Errorf("%.12s asks %s: got %.12s, want itself", id, path,
+						got)
 				}
 			}
 			stats := ""
@@ -55,7 +61,8 @@ func TestRootSelf(t *testing.T) {
 	}
 	check()
 	for _, id := range []string{host, hostToo} {
-		if got := taskOf(t, ask(t, h, id, "/v2/metadata")); len(got.Containers) != 1 || got.Containers[0].DockerId != id {
+		if got := taskOf(t, ask(t, h, id, "/v2/metadata")); len(got.Containers) != 1 ||
+			got.Containers[0].DockerId != id {
 			t.Errorf("host-network container: got %+v, want a task of its own", got)
 		}
 	}
@@ -64,7 +71,8 @@ func TestRootSelf(t *testing.T) {
 	d.waitReady()
 	check()
 
-	if err := h.Client.ContainerRestart(t.Context(), vpc.Containers[1], container.StopOptions{}); err != nil {
+	if err := h.Client.ContainerRestart(t.Context(), vpc.Containers[1],
+		container.StopOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	check()
@@ -81,7 +89,8 @@ func TestRootSelfFirstInstruction(t *testing.T) {
 	}
 	h := testdocker.Shared(t)
 	startMetad(t, h)
-	task := h.RunTask(t, testdocker.Task{ID: "busy", Containers: []testdocker.Container{{Name: "app"}}})
+	task := h.RunTask(t,
+		testdocker.Task{ID: "busy", Containers: []testdocker.Container{{Name: "app"}}})
 	labels := map[string]string{
 		"com.amazonaws.ecs.task-arn": task.ARN, "com.amazonaws.ecs.container-name": "first"}
 	var right, unnamed atomic.Int64
@@ -90,8 +99,10 @@ func TestRootSelfFirstInstruction(t *testing.T) {
 		wg.Go(func() {
 			for i := worker; i < starts; i += atOnce {
 				id := h.Run(t, testdocker.Container{
-					Name: fmt.Sprintf("first-%d", i), Network: "container:" + task.Pause, Labels: labels,
-					Cmd: []string{"wget", "-qO-", "http://169.254.170.2/v4/self"}})
+					Name:    fmt.Sprintf("first-%d", i),
+					Network: "container:" + task.Pause, Labels: labels,
+					Cmd: []string{"wget", "-qO-",
+						"http://169.254.170.2/v4/self"}})
 				got := h.Output(t, id)
 				switch {
 				case strings.HasSuffix(got, "404 Not Found\n"):
@@ -113,8 +124,8 @@ func TestRootSelfFirstInstruction(t *testing.T) {
 	}
 }
 
-// A container with NET_RAW, NET_ADMIN and SYS_PTRACE of its own is told itself, whatever mark it puts
-// on its packets. It cannot get into the other container's cgroup nor at its processes.
+// A container with NET_RAW, NET_ADMIN and SYS_PTRACE of its own is told itself, whatever mark it
+// puts on its packets. It cannot get into the other container's cgroup nor at its processes.
 func TestRootSelfPoser(t *testing.T) {
 	h := testdocker.Shared(t)
 	importProbe(t, h)
@@ -142,7 +153,8 @@ func TestRootSelfPoser(t *testing.T) {
 	})
 	pid := h.Inspect(t, app).State.Pid
 	told := map[string]int{}
-	for line := range strings.Lines(h.Exec(t, poser, "/app", "pose", strconv.Itoa(tag), strconv.Itoa(pid))) {
+	for line := range strings.Lines(h.Exec(t, poser, "/app", "pose", strconv.Itoa(tag),
+		strconv.Itoa(pid))) {
 		if code, body, _ := strings.Cut(line, " "); code == "200" {
 			line = containerOf(t, body)
 		}

@@ -24,15 +24,17 @@ func (m kernelMap) Entries() (map[netip.Addr]bpf.TaskValue, error) {
 	return map[netip.Addr]bpf.TaskValue(m), nil
 }
 
-// Samples of an earlier process live on in the containers that still run, and in no container that was
-// started again.
+// Samples of an earlier process live on in the containers that still run, and in no container that
+// was started again.
 func TestCarryOver(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	sample := &task.Sample{JSON: []byte(`{}`), V2: 1}
 	made := func(started ...time.Time) *task.Task {
 		tk := &task.Task{ARN: "arn"}
 		for i, s := range started {
-			tk.Containers = append(tk.Containers, &task.Container{ID: string(rune('a' + i)), StartedAt: s, PID: 1, Stats: &task.StatsCell{}})
+			tk.Containers = append(tk.Containers,
+				&task.Container{ID: string(rune('a' + i)), StartedAt: s, PID: 1,
+					Stats: &task.StatsCell{}})
 		}
 		return tk
 	}
@@ -96,7 +98,8 @@ func TestStuckConsumerHoldsUpNothing(t *testing.T) {
 	var tasks []*task.Task
 	for i := range 10 {
 		addr := netip.AddrFrom4([4]byte{172, 17, 0, byte(i + 2)})
-		tasks = append(tasks, &task.Task{ARN: fmt.Sprint("arn", i), Endpoints: []task.Endpoint{{Addr: addr, Ifindex: 10 + i}}})
+		tasks = append(tasks, &task.Task{ARN: fmt.Sprint("arn", i),
+			Endpoints: []task.Endpoint{{Addr: addr, Ifindex: 10 + i}}})
 		p.apply(tasks[:len(tasks):len(tasks)])
 		if len(kernel) != i+1 {
 			t.Fatalf("after task %d: the kernel's map has %d addresses", i, len(kernel))
@@ -114,7 +117,8 @@ func TestStuckConsumerHoldsUpNothing(t *testing.T) {
 	p.to(stopping)
 	close(frozen)
 	if n := <-reached; n != len(tasks) {
-		t.Errorf("the consumer goes on with a set of %d, want the latest, of %d", n, len(tasks))
+		t.Errorf("the consumer goes on with a set of %d, want the latest, of %d", n,
+			len(tasks))
 	}
 	cancel()
 	<-done
@@ -125,8 +129,11 @@ func TestStatesThatPublish(t *testing.T) {
 	f := func(s state, want bool) {
 		t.Helper()
 		kernel := kernelMap{}
-		p := &publisher{log: zap.NewNop(), table: lookup.New(kernel, zap.NewNop()), state: s}
-		p.apply([]*task.Task{{ARN: "arn", Endpoints: []task.Endpoint{{Addr: netip.MustParseAddr("172.17.0.2"), Ifindex: 9}}}})
+		p := &publisher{log: zap.NewNop(), table: lookup.New(kernel, zap.NewNop()),
+			state: s}
+		p.apply([]*task.Task{{ARN: "arn",
+			Endpoints: []task.Endpoint{{Addr: netip.MustParseAddr("172.17.0.2"),
+				Ifindex: 9}}}})
 		if got := len(kernel) == 1; got != want {
 			t.Errorf("state %d: published %v, want %v", s, got, want)
 		}
@@ -150,7 +157,10 @@ func TestNoOfferBeforeServing(t *testing.T) {
 	if err := p.offer(); err == nil {
 		t.Error("offer while filling: got no error")
 	}
-	if err := p.resume(func() error { t.Error("there was no takeover to go on after"); return nil }); err != nil {
+	if err := p.resume(func() error {
+		t.Error("there was no takeover to go on after")
+		return nil
+	}); err != nil {
 		t.Error(err)
 	}
 	armed := 0

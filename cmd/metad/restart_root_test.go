@@ -25,8 +25,8 @@ import (
 	"metad/internal/testnet"
 )
 
-// load asks for metadata from several tasks without a pause, half of the connections kept alive, and
-// keeps account of the answers.
+// load asks for metadata from several tasks without a pause, half of the connections kept alive,
+// and keeps account of the answers.
 type load struct {
 	tasks []loadTask
 	stop  atomic.Bool
@@ -47,7 +47,8 @@ type failure struct {
 }
 
 func (f failure) String() string {
-	return fmt.Sprintf("%v+%v %s %v", f.at.Round(time.Millisecond), f.took.Round(time.Millisecond), f.conn, f.err)
+	return fmt.Sprintf("%v+%v %s %v", f.at.Round(time.Millisecond),
+		f.took.Round(time.Millisecond), f.conn, f.err)
 }
 
 type loadTask struct {
@@ -64,7 +65,8 @@ func startLoad(t *testing.T, h *testdocker.Host, n, conns int) *load {
 	t.Helper()
 	l := &load{}
 	for i := range n {
-		task := h.RunTask(t, testdocker.Task{ID: fmt.Sprintf("load-%d", i), Containers: []testdocker.Container{{Name: "app"}}})
+		task := h.RunTask(t, testdocker.Task{ID: fmt.Sprintf("load-%d", i),
+			Containers: []testdocker.Container{{Name: "app"}}})
 		ns, err := netns.GetFromPid(h.Inspect(t, task.Pause).State.Pid)
 		if err != nil {
 			t.Fatal(err)
@@ -75,7 +77,8 @@ func startLoad(t *testing.T, h *testdocker.Host, n, conns int) *load {
 	waitFor(t, "every task to be known", func() bool {
 		for _, k := range l.tasks {
 			var c loadConn
-			if body, err := c.ask(k, false); err != nil || !strings.Contains(body, k.arn) {
+			if body, err := c.ask(k, false); err != nil ||
+				!strings.Contains(body, k.arn) {
 				return false
 			}
 		}
@@ -103,16 +106,19 @@ func (l *load) run(k loadTask, keepAlive bool) {
 		l.mu.Lock()
 		switch {
 		case err != nil:
-			l.failed = append(l.failed, failure{begin.Sub(loadStart), took, c.what(took), err})
+			l.failed = append(l.failed, failure{begin.Sub(loadStart), took,
+				c.what(took), err})
 		case body == agentAnswer:
 			l.agent++
 		case strings.Contains(body, `"TaskARN":"`+k.arn+`"`):
 			l.right++
 		default:
-			l.wrong = append(l.wrong, fmt.Sprintf("%v+%v %s", begin.Sub(loadStart), took, body))
+			l.wrong = append(l.wrong, fmt.Sprintf("%v+%v %s", begin.Sub(loadStart),
+				took, body))
 		}
 		if took > time.Second {
-			l.slow = append(l.slow, failure{begin.Sub(loadStart), took, c.what(took), err})
+			l.slow = append(l.slow, failure{begin.Sub(loadStart), took, c.what(took),
+				err})
 		}
 		l.mu.Unlock()
 		if err != nil {
@@ -173,7 +179,8 @@ func (c *loadConn) ask(k loadTask, keepAlive bool) (body string, err error) {
 			c.c, c.local = nil, nil
 			return "", err
 		}
-		c.br, c.local, c.opened, c.dialed = bufio.NewReader(c.c), c.c.LocalAddr(), time.Now(), time.Since(begin)
+		c.br, c.local, c.opened, c.dialed = bufio.NewReader(c.c), c.c.LocalAddr(),
+			time.Now(), time.Since(begin)
 	}
 	if err := c.c.SetDeadline(time.Now().Add(timeout)); err != nil {
 		return "", err
@@ -182,7 +189,8 @@ func (c *loadConn) ask(k loadTask, keepAlive bool) (body string, err error) {
 	if keepAlive {
 		header = ""
 	}
-	if _, err := fmt.Fprintf(c.c, "GET /v2/metadata HTTP/1.1\r\nHost: 169.254.170.2\r\n%s\r\n", header); err != nil {
+	if _, err := fmt.Fprintf(c.c, "GET /v2/metadata HTTP/1.1\r\nHost: 169.254.170.2\r\n%s\r\n",
+		header); err != nil {
 		return "", err
 	}
 	resp, err := http.ReadResponse(c.br, nil)
@@ -197,7 +205,8 @@ func (c *loadConn) ask(k loadTask, keepAlive bool) (body string, err error) {
 	return string(b), err
 }
 
-// putAgentBehind has a stand-in agent answer where requests go without metad, by the agent's own rule.
+// putAgentBehind has a stand-in agent answer where requests go without metad, by the agent's own
+// rule.
 func putAgentBehind(t *testing.T, h *testdocker.Host) {
 	t.Helper()
 	startAgent(t, h, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, agentAnswer) }))
@@ -228,16 +237,19 @@ func TestRootTakeover(t *testing.T) {
 		case <-d.done:
 			t.Fatalf("takeover %d: the new metad ended:\n%s", i, d.out)
 		case <-time.After(30 * time.Second):
-			t.Fatalf("takeover %d: the old metad is still there:\n%s\nthe new one:\n%s", i, oldOut, d.out)
+			t.Fatalf("takeover %d: the old metad is still there:\n%s\nthe new one:\n%s",
+				i, oldOut, d.out)
 		}
 		d.waitReady()
 	}
 	waitFor(t, "requests", func() bool { return l.requests() >= requests })
 	l.end()
-	t.Logf("%d takeovers: %d requests, %d right, %d wrong, %d by the agent, %d failed, %d slower than a second", takeovers,
+	t.Logf("%d takeovers: %d requests, %d right, %d wrong, %d by the agent, %d failed, %d "+
+		"slower than a second", takeovers,
 		l.requests(), l.right, len(l.wrong), l.agent, len(l.failed), len(l.slow))
 	if l.right != l.requests() {
-		t.Errorf("first of the wrong: %v, of the failed: %v", first(l.wrong), first(l.failed))
+		t.Errorf("first of the wrong: %v, of the failed: %v", first(l.wrong),
+			first(l.failed))
 	}
 }
 
@@ -250,10 +262,13 @@ func TestRootKill(t *testing.T) {
 	putAgentBehind(t, h)
 	d := startMetad(t, h)
 	l := startLoad(t, h, 4, 64)
-	// A task of the last second may be in no snapshot yet: metad would take packets without knowing it.
+	// A task of the last second may be in no snapshot yet: metad would take packets without
+	// knowing it.
 	waitFor(t, "every task to be in the snapshot", func() bool {
 		file := readFile(filepath.Join(d.runDir(), "snapshot.json"))
-		return !slices.ContainsFunc(l.tasks, func(k loadTask) bool { return !strings.Contains(file, k.arn) })
+		return !slices.ContainsFunc(l.tasks, func(k loadTask) bool {
+			return !strings.Contains(file, k.arn)
+		})
 	})
 	var killed, over []time.Duration // a kill, and the next metad ready
 	kill := func() {
@@ -276,7 +291,8 @@ func TestRootKill(t *testing.T) {
 	waitFor(t, "requests", func() bool { return l.requests() > n+100 })
 	l.end()
 
-	// A connection or a request is cut off by the kill that comes while it lasts, and by nothing else.
+	// A connection or a request is cut off by the kill that comes while it lasts, and by
+	// nothing else.
 	var unasked []failure
 	var latest time.Duration
 	for _, f := range l.failed {
@@ -288,16 +304,21 @@ func TestRootKill(t *testing.T) {
 		latest = max(latest, f.at+f.took-killed[i-1])
 	}
 	hung := l.hung()
-	t.Logf("%d kills: %d requests, %d right, %d by the agent, %d wrong, %d refused or reset (the latest %v after its kill), %d of them without a kill, %d slower than a second, %d hung",
-		len(killed), l.requests(), l.right, l.agent, len(l.wrong), len(l.failed), latest.Round(time.Millisecond), len(unasked), len(l.slow), len(hung))
+	t.Logf("%d kills: %d requests, %d right, %d by the agent, %d wrong, %d refused or reset "+
+		"(the latest %v after its kill), %d of them without a kill, %d slower than a "+
+		"second, %d hung",
+		len(killed), l.requests(), l.right, l.agent, len(l.wrong), len(l.failed),
+		latest.Round(time.Millisecond), len(unasked), len(l.slow), len(hung))
 	if len(l.wrong) > 0 || len(unasked) > 0 || len(hung) > 0 || l.agent == 0 || l.right == 0 {
-		t.Errorf("wrong: %v, without a kill: %v, hung: %v", first(l.wrong), first(unasked), first(hung))
+		t.Errorf("wrong: %v, without a kill: %v, hung: %v", first(l.wrong), first(unasked),
+			first(hung))
 	}
 	waitFor(t, "metad0 to go", func() bool {
 		return h.Command("ip", "link", "show", "metad0").Run() != nil
 	})
 	var e *exec.ExitError
-	if out, err := h.Command("ip", "-o", "link", "show", "type", "veth").CombinedOutput(); err != nil && !errors.As(err, &e) {
+	if out, err := h.Command("ip", "-o", "link", "show", "type",
+		"veth").CombinedOutput(); err != nil && !errors.As(err, &e) {
 		t.Errorf("links: %v %s", err, out)
 	} else if n := strings.Count(string(out), "\n"); n != len(l.tasks) {
 		t.Errorf("got %d veths, want the %d tasks':\n%s", n, len(l.tasks), out)

@@ -53,9 +53,12 @@ func taskOf(t testing.TB, body string) doc {
 // M01, M12, C01, C09, S01, S09: two tasks on one bridge see themselves and nobody else.
 func TestRootTwoTasksOnOneBridge(t *testing.T) {
 	h := testdocker.Shared(t)
-	one := h.RunTask(t, testdocker.Task{ID: "one", Containers: []testdocker.Container{{Name: "app"}, {Name: "sidecar"}}})
+	one := h.RunTask(t, testdocker.Task{ID: "one",
+		Containers: []testdocker.Container{{Name: "app"}, {Name: "sidecar"}}})
 	startMetad(t, h)
-	two := h.RunTask(t, testdocker.Task{ID: "two", Containers: []testdocker.Container{{Name: "app"}}}) // after metad
+	// after metad
+	two := h.RunTask(t,
+		testdocker.Task{ID: "two", Containers: []testdocker.Container{{Name: "app"}}})
 
 	for _, tt := range []struct{ self, other testdocker.RunningTask }{{one, two}, {two, one}} {
 		self, other := tt.self.Containers[0], tt.other.Containers[0]
@@ -83,19 +86,26 @@ func TestRootTwoTasksOnOneBridge(t *testing.T) {
 func TestRootAWSVPC(t *testing.T) {
 	h := testdocker.Shared(t)
 	startMetad(t, h)
-	task := h.RunTask(t, testdocker.Task{ID: "vpc", ENI: []netip.Prefix{netip.MustParsePrefix("10.0.0.7/24")}, Containers: []testdocker.Container{{Name: "app"}}})
+	task := h.RunTask(t,
+		testdocker.Task{ID: "vpc",
+			ENI:        []netip.Prefix{netip.MustParsePrefix("10.0.0.7/24")},
+			Containers: []testdocker.Container{{Name: "app"}}})
 	got := taskOf(t, ask(t, h, task.Containers[0], "/v2/metadata"))
 	types := map[string]string{}
 	for _, c := range got.Containers {
 		types[c.Type] = c.DockerId
 	}
-	if got.TaskARN != task.ARN || len(got.Containers) != 2 || types["CNI_PAUSE"] != task.Pause || types["NORMAL"] != task.Containers[0] {
-		t.Errorf("got %+v, want pause %s and app %s of %s", got, task.Pause, task.Containers[0], task.ARN)
+	if got.TaskARN != task.ARN || len(got.Containers) != 2 ||
+		types["CNI_PAUSE"] != task.Pause || types["NORMAL"] != task.Containers[0] {
+		t.Errorf("got %+v, want pause %s and app %s of %s", got, task.Pause,
+			task.Containers[0], task.ARN)
 	}
-	if body := ask(t, h, task.Containers[0], "/v2/metadata/"+task.Pause); !strings.Contains(body, `"KnownStatus":"RESOURCES_PROVISIONED"`) {
+	if body := ask(t, h, task.Containers[0], "/v2/metadata/"+task.Pause); !strings.Contains(
+		body, `"KnownStatus":"RESOURCES_PROVISIONED"`) {
 		t.Errorf("pause: got %s", body)
 	}
-	if body := ask(t, h, task.Containers[0], "/v2/metadata"); !strings.Contains(body, `"Networks":[{"NetworkMode":"awsvpc","IPv4Addresses":["10.0.0.7"]}]`) {
+	if body := ask(t, h, task.Containers[0], "/v2/metadata"); !strings.Contains(body,
+		`"Networks":[{"NetworkMode":"awsvpc","IPv4Addresses":["10.0.0.7"]}]`) {
 		t.Errorf("networks: got %s", body)
 	}
 }
@@ -105,7 +115,8 @@ func TestRootDockerNetworks(t *testing.T) {
 	h := testdocker.Shared(t)
 	startMetad(t, h)
 	h.CreateBridge(t, "br-user", netip.MustParsePrefix("10.77.0.0/24"))
-	compose := map[string]string{"com.docker.compose.project": "shop", "com.docker.compose.service": "web"}
+	compose := map[string]string{"com.docker.compose.project": "shop",
+		"com.docker.compose.service": "web"}
 	plain := h.Run(t, testdocker.Container{})
 	user := h.Run(t, testdocker.Container{Network: "br-user"})
 	web := h.Run(t, testdocker.Container{Network: "br-user", Labels: compose})
@@ -114,7 +125,8 @@ func TestRootDockerNetworks(t *testing.T) {
 
 	for _, id := range []string{plain, user} {
 		got := taskOf(t, ask(t, h, id, "/v2/metadata"))
-		if len(got.Containers) != 1 || got.Containers[0].DockerId != id || strings.Count(got.TaskARN, ":") != 5 {
+		if len(got.Containers) != 1 || got.Containers[0].DockerId != id ||
+			strings.Count(got.TaskARN, ":") != 5 {
 			t.Errorf("container %.12s: got %+v", id, got)
 		}
 		if route := h.Exec(t, id, "ip", "route"); strings.Contains(route, "169.254") {
@@ -144,7 +156,9 @@ func TestRootX01Validator(t *testing.T) {
 	importProbe(t, h)
 	startMetad(t, h)
 	for i := range 5 {
-		task := h.RunTask(t, testdocker.Task{ID: fmt.Sprintf("x01-%d", i), Containers: []testdocker.Container{{Name: "validator", Image: probeImage, Cmd: []string{"validate"}}}})
+		task := h.RunTask(t, testdocker.Task{ID: fmt.Sprintf("x01-%d", i),
+			Containers: []testdocker.Container{{Name: "validator", Image: probeImage,
+				Cmd: []string{"validate"}}}})
 		if code, out := exitOf(t, h, task.Containers[0]); code != 42 {
 			t.Errorf("validator: got exit code %d, want 42: %s", code, out)
 		}
@@ -172,12 +186,17 @@ func TestRootK03SDKCredentials(t *testing.T) {
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
-		fmt.Fprint(w, `{"RoleArn":"arn:aws:iam::111122223333:role/r","AccessKeyId":"AKIDEXAMPLE","SecretAccessKey":"s","Token":"t","Expiration":"2099-01-01T00:00:00Z"}`)
+		fmt.Fprint(w,
+			`{"RoleArn":"arn:aws:iam::111122223333:role/r","AccessKeyId":"AKIDEXAMPLE","SecretAccessKey":"s","Token":"t","Expiration":"2099-01-01T00:00:00Z"}`)
 	}))
 	startMetad(t, h)
-	task := h.RunTask(t, testdocker.Task{ID: "k03", Containers: []testdocker.Container{{Name: "sdk", Image: probeImage, Cmd: []string{"credentials"},
-		Env: []string{"AWS_CONTAINER_CREDENTIALS_RELATIVE_URI=/v2/credentials/c0ffee"}}}})
-	if code, out := exitOf(t, h, task.Containers[0]); code != 0 || !strings.Contains(out, "AKIDEXAMPLE") {
+	task := h.RunTask(t,
+		testdocker.Task{ID: "k03", Containers: []testdocker.Container{{Name: "sdk",
+			Image: probeImage, Cmd: []string{"credentials"},
+			Env: []string{
+				"AWS_CONTAINER_CREDENTIALS_RELATIVE_URI=/v2/credentials/c0ffee"}}}})
+	if code, out := exitOf(t, h, task.Containers[0]); code != 0 ||
+		!strings.Contains(out, "AKIDEXAMPLE") {
 		t.Errorf("SDK: got exit code %d, %s", code, out)
 	}
 }
@@ -200,8 +219,10 @@ func TestRootFirstInstruction(t *testing.T) {
 	}
 	ids := make([]string, n)
 	for i := range ids {
-		ids[i] = h.Create(t, testdocker.Container{Image: probeImage, Cmd: []string{"first"}, Network: h.ECSNetwork(t),
-			Labels: map[string]string{"com.amazonaws.ecs.task-arn": fmt.Sprintf("arn:aws:ecs:us-west-2:111122223333:task/default/first-%d", i),
+		ids[i] = h.Create(t, testdocker.Container{Image: probeImage, Cmd: []string{"first"},
+			Network: h.ECSNetwork(t),
+			Labels: map[string]string{"com.amazonaws.ecs.task-arn": fmt.Sprintf(
+				"arn:aws:ecs:us-west-2:111122223333:task/default/first-%d", i),
 				"com.amazonaws.ecs.container-name": "first", "com.amazonaws.ecs.task-definition-version": "1"}})
 	}
 	var wg sync.WaitGroup
@@ -209,7 +230,8 @@ func TestRootFirstInstruction(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for id := range next {
-				if err := h.Client.ContainerStart(t.Context(), id, container.StartOptions{}); err != nil {
+				if err := h.Client.ContainerStart(t.Context(), id,
+					container.StartOptions{}); err != nil {
 					t.Error(err)
 				}
 			}
@@ -224,7 +246,8 @@ func TestRootFirstInstruction(t *testing.T) {
 	for i, id := range ids {
 		_, out := exitOf(t, h, id)
 		switch {
-		case strings.HasPrefix(out, "200 ") && strings.Contains(out, fmt.Sprintf("/first-%d\"", i)):
+		case strings.HasPrefix(out, "200 ") &&
+			strings.Contains(out, fmt.Sprintf("/first-%d\"", i)):
 			right++
 		case strings.HasPrefix(out, "200 "):
 			wrong++
@@ -237,7 +260,8 @@ func TestRootFirstInstruction(t *testing.T) {
 			t.Logf("container %d: %s", i, out)
 		}
 	}
-	t.Logf("first instruction: %d containers, %d right, %d wrong, %d times 400, %d failed", n, right, wrong, refused, failed)
+	t.Logf("first instruction: %d containers, %d right, %d wrong, %d times 400, %d failed", n,
+		right, wrong, refused, failed)
 	if right != n {
 		t.Errorf("got %d right answers of %d", right, n)
 	}
@@ -247,24 +271,28 @@ func TestRootFirstInstruction(t *testing.T) {
 func TestRootE08RestartWithoutDocker(t *testing.T) {
 	h := testdocker.Start(t) // its Engine is stopped: not the shared one
 	d := startMetad(t, h)
-	task := h.RunTask(t, testdocker.Task{ID: "e08", Containers: []testdocker.Container{{Name: "app"}}})
+	task := h.RunTask(t,
+		testdocker.Task{ID: "e08", Containers: []testdocker.Container{{Name: "app"}}})
 	ask(t, h, task.Containers[0], "/v2/metadata")
 	waitFor(t, "snapshot with a sample of each container", func() bool {
 		file := readFile(filepath.Join(d.dir, "run", "snapshot.json"))
 		const perSample = 2 // it is in cpu_stats and in precpu_stats
-		return strings.Contains(file, "e08") && strings.Count(file, "total_usage") == perSample*2
+		return strings.Contains(file, "e08") &&
+			strings.Count(file, "total_usage") == perSample*2
 	})
 	d.kill()
 	pid := h.Inspect(t, task.Containers[0]).State.Pid
 	h.StopDocker(t)
 	d.start()
 	waitFor(t, "answer while Docker is away", func() bool {
-		out, err := exec.Command("nsenter", "-n", "-t", fmt.Sprint(pid), "busybox", "wget", "-qO-", "http://169.254.170.2/v2/metadata").Output()
+		out, err := exec.Command("nsenter", "-n", "-t", fmt.Sprint(pid), "busybox", "wget",
+			"-qO-", "http://169.254.170.2/v2/metadata").Output()
 		return err == nil && strings.Contains(string(out), task.ARN)
 	})
 	h.StartDocker(t)
 	d.waitReady()
-	if got := taskOf(t, ask(t, h, task.Containers[0], "/v2/metadata")); got.TaskARN != task.ARN {
+	if got := taskOf(t, ask(t, h, task.Containers[0],
+		"/v2/metadata")); got.TaskARN != task.ARN {
 		t.Errorf("after Docker came back: got %+v", got)
 	}
 	if stats := ask(t, h, task.Containers[0], "/v2/stats"); strings.Contains(stats, "null") {
@@ -281,22 +309,27 @@ func readFile(name string) string {
 func TestRootCommands(t *testing.T) {
 	h := testdocker.Shared(t)
 	d := startMetad(t, h)
-	task := h.RunTask(t, testdocker.Task{ID: "cmds", Containers: []testdocker.Container{{Name: "app"}}})
+	task := h.RunTask(t,
+		testdocker.Task{ID: "cmds", Containers: []testdocker.Container{{Name: "app"}}})
 	ask(t, h, task.Containers[0], "/v2/stats")
-	if out, code := d.run("tasks", "--run-dir", d.runDir()); code != 0 || !strings.Contains(out, "cmds") || !strings.Contains(out, task.Port.Addr.String()) {
+	if out, code := d.run("tasks", "--run-dir", d.runDir()); code != 0 ||
+		!strings.Contains(out, "cmds") || !strings.Contains(out, task.Port.Addr.String()) {
 		t.Errorf("tasks: got %d\n%s", code, out)
 	}
 	waitFor(t, "a sample in top", func() bool {
 		out, code := d.run("top", "--once", "--run-dir", d.runDir())
 		return code == 0 && strings.Contains(out, "cmds/app")
 	})
-	if code, body, err := d.get("127.0.0.1:51683", "/metrics"); err != nil || code != 200 || !strings.Contains(body, `metad_verdicts_total{verdict="port_task"}`) {
+	if code, body, err := d.get("127.0.0.1:51683", "/metrics"); err != nil || code != 200 ||
+		!strings.Contains(body, `metad_verdicts_total{verdict="port_task"}`) {
 		t.Errorf("metrics: got %d %v %.2000s", code, err, body)
 	}
 	waitFor(t, "the answer in the metrics, and the container's first", func() bool {
 		_, body, err := d.get("127.0.0.1:51683", "/metrics")
-		return err == nil && strings.Contains(body, "\nmetad_first_answer_seconds_count 1\n") &&
-			strings.Contains(body, "\nmetad_requests_total{route=\"/v2/stats\",status=\"2xx\"} 1\n")
+		return err == nil &&
+			strings.Contains(body, "\nmetad_first_answer_seconds_count 1\n") &&
+			strings.Contains(body,
+				"\nmetad_requests_total{route=\"/v2/stats\",status=\"2xx\"} 1\n")
 	})
 	if code, body, err := d.get("127.0.0.1:51683", "/tasks"); err != nil || code != 404 {
 		t.Errorf("tasks by TCP: got %d %v %.200s, want 404", code, err, body)
@@ -327,9 +360,11 @@ func TestRootStatisticsSources(t *testing.T) {
 		t.Run(source, func(t *testing.T) {
 			startMetad(t, h, "--stats-source", source)
 			waitFor(t, "a sample", func() bool {
-				return strings.Contains(ask(t, h, id, "/v2/stats/"+id), `"cpu_stats":{"cpu_usage":{"total_usage":`)
+				return strings.Contains(ask(t, h, id, "/v2/stats/"+id),
+					`"cpu_stats":{"cpu_usage":{"total_usage":`)
 			})
-			out, _, err := h.TryExec(id, "timeout", "4", "wget", "-qO-", "http://169.254.170.2/v2/stats/"+id+"?stream=true")
+			out, _, err := h.TryExec(id, "timeout", "4", "wget", "-qO-",
+				"http://169.254.170.2/v2/stats/"+id+"?stream=true")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -337,13 +372,15 @@ func TestRootStatisticsSources(t *testing.T) {
 			reads := map[string]bool{}
 			for _, line := range lines {
 				var sample struct{ Read, ID string }
-				if err := json.Unmarshal([]byte(line), &sample); err != nil || sample.ID != id {
+				if err := json.Unmarshal([]byte(line), &sample); err != nil ||
+					sample.ID != id {
 					t.Fatalf("line of the stream: %v: %.200s", err, line)
 				}
 				reads[sample.Read] = true
 			}
 			if len(reads) < 2 || len(reads) != len(lines) {
-				t.Errorf("4 seconds of the stream: got %d lines, %d different samples", len(lines), len(reads))
+				t.Errorf("4 seconds of the stream: got %d lines, %d different "+
+					"samples", len(lines), len(reads))
 			}
 		})
 	}
@@ -354,11 +391,13 @@ func TestRootSystemCallsPerRequest(t *testing.T) {
 	const requests = 200
 	h := testdocker.Shared(t)
 	d := startMetad(t, h)
-	task := h.RunTask(t, testdocker.Task{ID: "calls", Containers: []testdocker.Container{{Name: "app"}}})
+	task := h.RunTask(t, testdocker.Task{ID: "calls",
+		Containers: []testdocker.Container{{Name: "app"}}})
 	ask(t, h, task.Containers[0], "/v2/metadata")
 
 	trace := filepath.Join(t.TempDir(), "trace")
-	strace := exec.Command("strace", "-f", "-q", "-e", "trace=getsockopt,bpf,read,write", "-o", trace, "-p", fmt.Sprint(d.cmd.Process.Pid))
+	strace := exec.Command("strace", "-f", "-q", "-e", "trace=getsockopt,bpf,read,write", "-o",
+		trace, "-p", fmt.Sprint(d.cmd.Process.Pid))
 	if err := strace.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -378,7 +417,8 @@ func TestRootSystemCallsPerRequest(t *testing.T) {
 	}
 	defer c.Close()
 	for i := range requests {
-		if code, body, err := testnet.GetOn(c, "/v2/metadata", 5*time.Second); err != nil || code != 200 || !strings.Contains(body, task.ARN) {
+		if code, body, err := testnet.GetOn(c, "/v2/metadata", 5*time.Second); err != nil ||
+			code != 200 || !strings.Contains(body, task.ARN) {
 			t.Fatalf("request %d: got %d %v %s", i, code, err, body)
 		}
 	}
@@ -387,13 +427,17 @@ func TestRootSystemCallsPerRequest(t *testing.T) {
 	}
 	_ = strace.Wait() // ends by the signal
 	calls := strings.TrimPrefix(readFile(trace), before)
-	marks, bpfs, asked := strings.Count(calls, "SO_MARK"), strings.Count(calls, "bpf("), strings.Count(calls, `"GET /v2/metadata`)
+	marks, bpfs, asked := strings.Count(calls, "SO_MARK"), strings.Count(calls, "bpf("),
+		strings.Count(calls, `"GET /v2/metadata`)
 	if marks != 1 || bpfs != 0 || asked != requests {
-		t.Errorf("%d requests on one connection: got %d reads of a request, %d getsockopt(SO_MARK), want 1, and %d bpf(), want 0", requests, asked, marks, bpfs)
+		t.Errorf("%d requests on one connection: got %d reads of a request, %d "+
+			"getsockopt(SO_MARK), want 1, and %d bpf(), want 0", requests, asked, marks,
+			bpfs)
 	}
 }
 
-// dockerAt returns a function that runs the docker command against socket and returns what it prints.
+// dockerAt returns a function that runs the docker command against socket and returns what it
+// prints.
 func dockerAt(t *testing.T, h *testdocker.Host, socket string) func(args ...string) string {
 	return func(args ...string) string {
 		t.Helper()
@@ -407,13 +451,15 @@ func dockerAt(t *testing.T, h *testdocker.Host, socket string) func(args ...stri
 	}
 }
 
-// The metadata file, end to end: created by the docker command through the proxy, READY once it runs.
+// The metadata file, end to end: created by the docker command through the proxy, READY once it
+// runs.
 func TestRootMetadataFile(t *testing.T) {
 	h := testdocker.Shared(t)
 	socket := filepath.Join(t.TempDir(), "docker.sock")
 	startMetad(t, h, "--docker-proxy", socket, "--container-metadata")
 	docker := dockerAt(t, h, socket)
-	id := docker("run", "-d", "--name", "with-file", "--network", h.ECSNetwork(t), testdocker.BusyboxImage)
+	id := docker("run", "-d", "--name", "with-file", "--network", h.ECSNetwork(t),
+		testdocker.BusyboxImage)
 	t.Cleanup(func() { h.Remove(t, id) })
 	var file string
 	waitFor(t, "file to be READY", func() bool {
@@ -424,13 +470,15 @@ func TestRootMetadataFile(t *testing.T) {
 	if !strings.Contains(file, id) || !strings.Contains(file, addr) {
 		t.Errorf("file lacks the id or the address %s:\n%s", addr, file)
 	}
-	if _, code, err := h.TryExec(id, "sh", "-c", "echo x > $ECS_CONTAINER_METADATA_FILE"); err != nil || code == 0 {
+	if _, code, err := h.TryExec(id, "sh", "-c",
+		"echo x > $ECS_CONTAINER_METADATA_FILE"); err != nil || code == 0 {
 		t.Errorf("the container could write its file: exit code %d, %v", code, err)
 	}
 }
 
-// F01, proposal 001: off by default, on for the host by the agent's variable, the label wins over either, a bind at /ecs
-// over all. An entrypoint waits with `metad wait-file`. What happens while metad is away is in the file afterwards.
+// F01, proposal 001: off by default, on for the host by the agent's variable, the label wins over
+// either, a bind at /ecs over all. An entrypoint waits with `metad wait-file`. What happens while
+// metad is away is in the file afterwards.
 func TestRootMetadataFileSwitches(t *testing.T) {
 	h := testdocker.Shared(t)
 	socket := filepath.Join(t.TempDir(), "docker.sock")
@@ -438,17 +486,20 @@ func TestRootMetadataFileSwitches(t *testing.T) {
 	docker := dockerAt(t, h, socket)
 	variable := func(want string, args ...string) {
 		t.Helper()
-		args = append(append([]string{"run", "--rm", "--name", "switch", "--network", "none"}, args...), testdocker.BusyboxImage, "sh", "-c", "echo $ECS_CONTAINER_METADATA_FILE")
+		args = append(append([]string{"run", "--rm", "--name", "switch", "--network",
+			"none"}, args...), testdocker.BusyboxImage, "sh", "-c", "echo $ECS_CONTAINER_METADATA_FILE")
 		if got := docker(args...); got != want {
 			t.Errorf("docker %q: got %q, want %q", args, got, want)
 		}
 	}
-	const on, off, file = "metad.container-metadata=true", "metad.container-metadata=false", "/ecs/metadata/switch/metadata.json"
+	const on, off, file = "metad.container-metadata=true", "metad.container-metadata=false",
+		"/ecs/metadata/switch/metadata.json"
 
 	d := startMetad(t, h, "--docker-proxy", socket)
 	variable("")
 	variable(file, "--label", on)
-	kept := docker("run", "-d", "--name", "before", "--label", on, "--network", "none", testdocker.BusyboxImage)
+	kept := docker("run", "-d", "--name", "before", "--label", on, "--network", "none",
+		testdocker.BusyboxImage)
 	t.Cleanup(func() { h.Remove(t, kept) })
 	d.stop()
 	h.CLI(t, "rename", "before", "after")
@@ -460,17 +511,20 @@ func TestRootMetadataFileSwitches(t *testing.T) {
 	variable("", "--label", off)
 	variable("", "-v", t.TempDir()+":/ecs")
 	waitFor(t, "the new name in the file", func() bool {
-		return strings.Contains(h.Exec(t, kept, "sh", "-c", "cat $ECS_CONTAINER_METADATA_FILE"), `"DockerContainerName": "/after"`)
+		return strings.Contains(h.Exec(t, kept, "sh", "-c",
+			"cat $ECS_CONTAINER_METADATA_FILE"), `"DockerContainerName": "/after"`)
 	})
-	out := docker("run", "--rm", "-v", metad+":/metad:ro", "--network", h.ECSNetwork(t), "--entrypoint", "sh", testdocker.BusyboxImage, "-c",
-		`/metad wait-file --timeout 10s && exec "$@"`, "--", "sh", "-c", "cat $ECS_CONTAINER_METADATA_FILE")
+	out := docker("run", "--rm", "-v", metad+":/metad:ro", "--network", h.ECSNetwork(t),
+		"--entrypoint", "sh", testdocker.BusyboxImage, "-c",
+		`/metad wait-file --timeout 10s && exec "$@"`, "--", "sh", "-c",
+		"cat $ECS_CONTAINER_METADATA_FILE")
 	if !strings.Contains(out, `"MetadataFileStatus": "READY"`) {
 		t.Errorf("after wait-file: got %s", out)
 	}
 }
 
-// One metad takes over from the other while the docker command creates containers and others ask the Engine:
-// nobody fails, and every container gets its file.
+// One metad takes over from the other while the docker command creates containers and others ask
+// the Engine: nobody fails, and every container gets its file.
 func TestRootProxyTakeover(t *testing.T) {
 	const takeovers = 4
 	h := testdocker.Shared(t)
@@ -514,7 +568,8 @@ func TestRootProxyTakeover(t *testing.T) {
 	})
 	for range 2 {
 		loop(func() error {
-			engine, err := client.NewClientWithOpts(client.WithHost("unix://"+socket), client.WithVersion("1.41"))
+			engine, err := client.NewClientWithOpts(client.WithHost("unix://"+socket),
+				client.WithVersion("1.41"))
 			if err != nil {
 				return err
 			}
@@ -523,7 +578,8 @@ func TestRootProxyTakeover(t *testing.T) {
 				return fmt.Errorf("ping after %d: %w", pings.Load(), err)
 			}
 			pings.Add(1)
-			_, err = engine.ContainerCreate(t.Context(), &container.Config{Image: "not-there"}, nil, nil, nil, "")
+			_, err = engine.ContainerCreate(t.Context(),
+				&container.Config{Image: "not-there"}, nil, nil, nil, "")
 			if !errdefs.IsNotFound(err) {
 				return fmt.Errorf("create on the same connection: %w", err)
 			}
@@ -538,11 +594,14 @@ func TestRootProxyTakeover(t *testing.T) {
 	}
 	close(end)
 	clients.Wait()
-	t.Logf("during %d takeovers: %d containers created, %d pings", takeovers, len(ids), pings.Load())
+	t.Logf("during %d takeovers: %d containers created, %d pings", takeovers, len(ids),
+		pings.Load())
 	for _, id := range ids {
 		var doc mdfile.Document
 		for _, m := range h.Inspect(t, id).Mounts {
-			if err := json.Unmarshal([]byte(readFile(filepath.Join(m.Source, mdfile.FileName))), &doc); err != nil {
+			if err := json.Unmarshal(
+				[]byte(readFile(filepath.Join(m.Source, mdfile.FileName))),
+				&doc); err != nil {
 				t.Errorf("container %.12s: %v", id, err)
 			}
 		}

@@ -11,8 +11,8 @@ import (
 	"metad/internal/testdocker"
 )
 
-// One of two is killed at one moment after the other of a takeover: the one that is left answers, and knows
-// tasks that come afterwards.
+// One of two is killed at one moment after the other of a takeover: the one that is left answers,
+// and knows tasks that come afterwards.
 func TestRootTakeoverKilled(t *testing.T) {
 	const rounds, step = 16, 40 * time.Millisecond // a takeover takes some 300 ms
 	h := testdocker.Start(t)
@@ -32,7 +32,8 @@ func TestRootTakeoverKilled(t *testing.T) {
 		victim.kill()
 		survivor := other
 		if victim == next {
-			// The old one serves, unless it had left all to the other already and is about to end.
+			// The old one serves, unless it had left all to the other already and is
+			// about to end.
 			select {
 			case <-d.done:
 				what += "it was over"
@@ -50,9 +51,11 @@ func TestRootTakeoverKilled(t *testing.T) {
 		n := l.rightNow()
 		waitFor(t, "right answers after round "+fmt.Sprint(i), func() bool { return l.rightNow() > n+100 })
 		if i%4 > 1 {
-			task := h.RunTask(t, testdocker.Task{ID: fmt.Sprint("late-", i), Containers: []testdocker.Container{{Name: "app"}}})
+			task := h.RunTask(t, testdocker.Task{ID: fmt.Sprint("late-", i),
+				Containers: []testdocker.Container{{Name: "app"}}})
 			waitFor(t, "a task that came later", func() bool {
-				out, _, err := h.TryExec(task.Containers[0], "wget", "-qO-", "http://169.254.170.2/v2/metadata")
+				out, _, err := h.TryExec(task.Containers[0], "wget", "-qO-",
+					"http://169.254.170.2/v2/metadata")
 				return err == nil && strings.Contains(out, task.ARN)
 			})
 		}
@@ -60,10 +63,12 @@ func TestRootTakeoverKilled(t *testing.T) {
 	}
 	l.end()
 	hung := l.hung()
-	t.Logf("%v: %d requests, %d right, %d by the agent, %d wrong, %d refused or reset, %d slower than a second, %d hung",
-		outcome, l.requests(), l.right, l.agent, len(l.wrong), len(l.failed), len(l.slow), len(hung))
-	// Connections that a killed process had are reset, not left hanging; were its links to go first, every
-	// round would leave many.
+	t.Logf("%v: %d requests, %d right, %d by the agent, %d wrong, %d refused or reset, %d "+
+		"slower than a second, %d hung",
+		outcome, l.requests(), l.right, l.agent, len(l.wrong), len(l.failed), len(l.slow),
+		len(hung))
+	// Connections that a killed process had are reset, not left hanging; were its links to go
+	// first, every round would leave many.
 	if len(l.wrong) > 0 || len(hung) > 0 {
 		t.Errorf("wrong: %v, hung: %v", first(l.wrong), first(hung))
 	}

@@ -22,7 +22,8 @@ import (
 )
 
 func runDirFlag(dst *string) cli.Flag {
-	return &cli.StringFlag{Name: "run-dir", Value: defaultRunDir, Usage: "run directory of the running metad",
+	return &cli.StringFlag{Name: "run-dir", Value: defaultRunDir,
+		Usage:       "run directory of the running metad",
 		Destination: dst, Sources: cli.EnvVars("METAD_RUN_DIR")}
 }
 
@@ -115,7 +116,8 @@ func printTasks(w io.Writer, t *admin.Tasks) error {
 			eps = []admin.Endpoint{{Address: "-", MAC: "-"}}
 		}
 		for _, ep := range eps {
-			fmt.Fprintf(tw, "%s\t%s:%s\t%s\t%d\t%s\t%d\t%s\t%s\n", oneLine(tk.ID), oneLine(tk.Family),
+			fmt.Fprintf(tw, "%s\t%s:%s\t%s\t%d\t%s\t%d\t%s\t%s\n", oneLine(tk.ID),
+				oneLine(tk.Family),
 				oneLine(tk.Revision), oneLine(tk.Status), tk.Tag,
 				ep.Address, ep.Ifindex, ep.MAC, strings.Join(names, ","))
 		}
@@ -149,8 +151,10 @@ func topCommand(stdout io.Writer) *cli.Command {
 		Usage: "show the busiest containers, refreshed",
 		Flags: []cli.Flag{
 			runDirFlag(&runDir),
-			&cli.DurationFlag{Name: "every", Value: 2 * time.Second, Usage: "time between refreshes", Destination: &every},
-			&cli.BoolFlag{Name: "once", Usage: "print once and end", Destination: &once},
+			&cli.DurationFlag{Name: "every", Value: 2 * time.Second,
+				Usage: "time between refreshes", Destination: &every},
+			&cli.BoolFlag{Name: "once", Usage: "print once and end",
+				Destination: &once},
 		},
 		Action: func(ctx context.Context, _ *cli.Command) error {
 			if every <= 0 {
@@ -204,7 +208,8 @@ type cpu struct {
 
 // cpuPercent is the share of one core between the two samples, as `docker stats` shows it.
 func (u *usage) cpuPercent() float64 {
-	used, system := float64(u.CPU.Usage.Total)-float64(u.PreCPU.Usage.Total), float64(u.CPU.System)-float64(u.PreCPU.System)
+	used, system := float64(u.CPU.Usage.Total)-float64(u.PreCPU.Usage.Total),
+		float64(u.CPU.System)-float64(u.PreCPU.System)
 	if used <= 0 || system <= 0 {
 		return 0
 	}
@@ -227,7 +232,8 @@ func printTop(w io.Writer, t *admin.Tasks) error {
 		}
 	}
 	slices.SortStableFunc(rows, func(a, b row) int {
-		return cmp.Or(cmp.Compare(b.u.cpuPercent(), a.u.cpuPercent()), cmp.Compare(b.u.Memory.Usage, a.u.Memory.Usage))
+		return cmp.Or(cmp.Compare(b.u.cpuPercent(), a.u.cpuPercent()),
+			cmp.Compare(b.u.Memory.Usage, a.u.Memory.Usage))
 	})
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(tw, "CPU %\tMEM MIB\tLIMIT MIB\tRX MIB\tTX MIB\t  CONTAINER\t")
@@ -237,7 +243,8 @@ func printTop(w io.Writer, t *admin.Tasks) error {
 			rx, tx = rx+n.RxBytes, tx+n.TxBytes
 		}
 		const mib = 1 << 20
-		fmt.Fprintf(tw, "%.1f\t%.1f\t%d\t%.1f\t%.1f\t  %s/%s\t\n", r.u.cpuPercent(), float64(r.u.Memory.Usage)/mib,
+		fmt.Fprintf(tw, "%.1f\t%.1f\t%d\t%.1f\t%.1f\t  %s/%s\t\n", r.u.cpuPercent(),
+			float64(r.u.Memory.Usage)/mib,
 			r.u.Memory.Limit/mib, float64(rx)/mib, float64(tx)/mib, r.task, r.name)
 	}
 	return tw.Flush()

@@ -35,7 +35,8 @@ func unit(t *testing.T) map[string][]string {
 	defer f.Close()
 	settings := map[string][]string{}
 	for lines := bufio.NewScanner(f); lines.Scan(); {
-		if key, value, ok := strings.Cut(lines.Text(), "="); ok && !strings.HasPrefix(key, "#") {
+		if key, value, ok := strings.Cut(lines.Text(), "="); ok &&
+			!strings.HasPrefix(key, "#") {
 			settings[key] = append(settings[key], strings.Fields(value)...)
 		}
 	}
@@ -55,11 +56,12 @@ func systemdAnalyze(t *testing.T, args ...string) string {
 	return string(out)
 }
 
-// The unit gives metad little beyond what it needs: systemd's own measure of exposure, from 0 (none) to
-// 10, is 4 at most.
+// The unit gives metad little beyond what it needs: systemd's own measure of exposure, from 0
+// (none) to 10, is 4 at most.
 func TestRootUnitExposure(t *testing.T) {
 	out := systemdAnalyze(t, "security", "--offline=true", "--no-pager", unitFile)
-	m := regexp.MustCompile(`Overall exposure level for metad.service: ([0-9.]+)`).FindStringSubmatch(out)
+	m := regexp.MustCompile(
+		`Overall exposure level for metad.service: ([0-9.]+)`).FindStringSubmatch(out)
 	if m == nil {
 		t.Fatalf("no level in:\n%s", out)
 	}
@@ -75,7 +77,8 @@ type filters struct {
 	Families []uint64
 }
 
-var families = map[string]uint64{"AF_UNIX": unix.AF_UNIX, "AF_INET": unix.AF_INET, "AF_INET6": unix.AF_INET6, "AF_NETLINK": unix.AF_NETLINK}
+var families = map[string]uint64{"AF_UNIX": unix.AF_UNIX, "AF_INET": unix.AF_INET,
+	"AF_INET6": unix.AF_INET6, "AF_NETLINK": unix.AF_NETLINK}
 
 // asFiltered in the environment has the filters of a process that is metad.
 const asFiltered = "METAD_TEST_FILTERS"
@@ -97,20 +100,23 @@ func (f filters) apply() error {
 	}
 	var names []string
 	for _, name := range f.Syscalls {
-		if _, known := info.SyscallNames[name]; known && name != "unshare" && name != "setns" && name != "socket" {
+		if _, known := info.SyscallNames[name]; known && name != "unshare" &&
+			name != "setns" && name != "socket" {
 			names = append(names, name)
 		}
 	}
-	err = seccomp.LoadFilter(seccomp.Filter{NoNewPrivs: true, Flag: seccomp.FilterFlagTSync, Policy: seccomp.Policy{
-		DefaultAction: seccomp.ActionErrno,
-		Syscalls: []seccomp.SyscallGroup{
-			{Action: seccomp.ActionAllow, Names: names},
-			{Action: seccomp.ActionAllow, NamesWithCondtions: conditional},
-		},
-	}})
+	err = seccomp.LoadFilter(seccomp.Filter{NoNewPrivs: true, Flag: seccomp.FilterFlagTSync,
+		Policy: seccomp.Policy{
+			DefaultAction: seccomp.ActionErrno,
+			Syscalls: []seccomp.SyscallGroup{
+				{Action: seccomp.ActionAllow, Names: names},
+				{Action: seccomp.ActionAllow, NamesWithCondtions: conditional},
+			},
+		}})
 	// MemoryDenyWriteExecute; Linux 6.3.
 	const setMDWE, refuseExecGain = 65, 1
-	if merr := unix.Prctl(setMDWE, refuseExecGain, 0, 0, 0); merr != nil && !errors.Is(merr, unix.EINVAL) {
+	if merr := unix.Prctl(setMDWE, refuseExecGain, 0, 0, 0); merr != nil &&
+		!errors.Is(merr, unix.EINVAL) {
 		err = errors.Join(err, merr)
 	}
 	return err
@@ -141,8 +147,10 @@ func expand(t *testing.T, words []string) (calls []string) {
 			calls = append(calls, w)
 			continue
 		}
-		for _, line := range strings.Split(systemdAnalyze(t, "syscall-filter", w), "\n")[1:] {
-			if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+		for _, line := range strings.Split(systemdAnalyze(t, "syscall-filter", w),
+			"\n")[1:] {
+			if line = strings.TrimSpace(line); line != "" &&
+				!strings.HasPrefix(line, "#") {
 				calls = append(calls, expand(t, []string{line})...)
 			}
 		}
@@ -164,8 +172,9 @@ caps=$1
 shift
 exec setpriv --no-new-privs --bounding-set "$caps" --inh-caps -all -- "$@"`
 
-// metad does all that it does with the capabilities of the unit and behind its filters: it starts, answers
-// tasks with documents and statistics, writes a metadata file, is taken over from, and stops.
+// metad does all that it does with the capabilities of the unit and behind its filters: it starts,
+// answers tasks with documents and statistics, writes a metadata file, is taken over from, and
+// stops.
 func TestRootUnitIsEnough(t *testing.T) {
 	settings := unit(t)
 	caps := "-all"
@@ -189,7 +198,8 @@ func TestRootUnitIsEnough(t *testing.T) {
 	}
 
 	h := testdocker.Shared(t)
-	task := h.RunTask(t, testdocker.Task{ID: "unit", Containers: []testdocker.Container{{Name: "app"}}})
+	task := h.RunTask(t,
+		testdocker.Task{ID: "unit", Containers: []testdocker.Container{{Name: "app"}}})
 	socket := filepath.Join(t.TempDir(), "docker.sock")
 	d := newProcess(t, h)
 	d.env = []string{asFiltered + "=" + string(text)}
@@ -204,17 +214,21 @@ func TestRootUnitIsEnough(t *testing.T) {
 		}
 	}
 	for range 2 { // the second has taken over from the first
-		if got := taskOf(t, ask(t, h, task.Containers[0], "/v2/metadata")); got.TaskARN != task.ARN {
+		if got := taskOf(t, ask(t, h, task.Containers[0],
+			"/v2/metadata")); got.TaskARN != task.ARN {
 			t.Errorf("got %+v, want %s", got, task.ARN)
 		}
 		waitFor(t, "a sample", func() bool {
-			return strings.Contains(ask(t, h, task.Containers[0], "/v2/stats"), `"cpu_stats":{"cpu_usage":{"total_usage":`)
+			return strings.Contains(ask(t, h, task.Containers[0], "/v2/stats"),
+				`"cpu_stats":{"cpu_usage":{"total_usage":`)
 		})
 		docker := dockerAt(t, h, socket)
 		id := docker("run", "-d", "--network", h.ECSNetwork(t), testdocker.BusyboxImage)
 		t.Cleanup(func() { h.Remove(t, id) })
 		waitFor(t, "the file to be READY", func() bool {
-			return strings.Contains(h.Exec(t, id, "sh", "-c", "cat $ECS_CONTAINER_METADATA_FILE"), `"MetadataFileStatus": "READY"`)
+			return strings.Contains(h.Exec(t, id, "sh", "-c",
+				"cat $ECS_CONTAINER_METADATA_FILE"),
+				`"MetadataFileStatus": "READY"`)
 		})
 		if out, code := d.run("tasks", "--run-dir", d.runDir()); code != 0 {
 			t.Errorf("metad tasks: got %d %s", code, out)
@@ -227,7 +241,8 @@ func TestRootUnitIsEnough(t *testing.T) {
 	if code := d.stop(); code != 0 {
 		t.Errorf("got exit code %d, want 0", code)
 	}
-	for _, word := range []string{"operation not permitted", "permission denied", "read-only file system"} {
+	for _, word := range []string{"operation not permitted", "permission denied",
+		"read-only file system"} {
 		for _, line := range strings.Split(d.out.String(), "\n") {
 			if strings.Contains(line, word) {
 				t.Errorf("the unit is in the way: %s", line)

@@ -65,7 +65,8 @@ func followTask(t *testing.T, h *testdocker.Host, id string) <-chan streamLine {
 		lines.Buffer(nil, 1<<20)
 		for lines.Scan() {
 			line := streamLine{at: time.Now()}
-			if json.Unmarshal(lines.Bytes(), &line.task) == nil { // else it is of the answer's head
+			// else it is of the answer's head
+			if json.Unmarshal(lines.Bytes(), &line.task) == nil {
 				found <- line
 			}
 		}
@@ -73,32 +74,38 @@ func followTask(t *testing.T, h *testdocker.Host, id string) <-chan streamLine {
 	return found
 }
 
-// A container that streams its task's document sees its sibling start, turn healthy and stop, in this
-// order, without asking again.
+// A container that streams its task's document sees its sibling start, turn healthy and stop, in
+// this order, without asking again.
 func TestRootStreamTask(t *testing.T) {
 	h := testdocker.Shared(t)
 	startMetad(t, h)
-	labels := map[string]string{"com.docker.compose.project": "stream", "com.docker.compose.service": "web"}
+	labels := map[string]string{"com.docker.compose.project": "stream",
+		"com.docker.compose.service": "web"}
 	web := h.Run(t, testdocker.Container{Labels: labels})
 	waitFor(t, "its own document", func() bool {
 		out, code, err := h.TryExec(web, "wget", "-qO-", "http://169.254.170.2/v4/task")
 		return err == nil && code == 0 && strings.Contains(out, web)
 	})
 	lines := followTask(t, h, web)
-	if first := <-lines; len(first.task.Containers) != 1 || first.task.Containers[0].DockerId != web {
+	if first := <-lines; len(first.task.Containers) != 1 ||
+		first.task.Containers[0].DockerId != web {
 		t.Fatalf("first line: got %+v", first)
 	}
-	db := h.Create(t, testdocker.Container{Labels: map[string]string{"com.docker.compose.project": "stream", "com.docker.compose.service": "db"},
-		Configure: func(c *container.Config, _ *container.HostConfig) {
-			c.Healthcheck = &container.HealthConfig{Test: []string{"CMD", "test", "-e", "/tmp/healthy"}, Interval: 100 * time.Millisecond, Retries: 1 << 20}
-		}})
+	db := h.Create(t,
+		testdocker.Container{Labels: map[string]string{
+			"com.docker.compose.project": "stream", "com.docker.compose.service": "db"},
+			Configure: func(c *container.Config, _ *container.HostConfig) {
+				c.Healthcheck = &container.HealthConfig{Test: []string{"CMD",
+					"test", "-e", "/tmp/healthy"}, Interval: 100 * time.Millisecond, Retries: 1 << 20}
+			}})
 	told, _ := h.Client.Events(t.Context(), events.ListOptions{})
 	until := func(phase string, action events.Action) {
 		t.Helper()
 		seen := awaitPhase(t, lines, web, db, phase)
 		for e := range told {
 			if e.Actor.ID == db && e.Action == action {
-				t.Logf("%s is seen %v after Docker's event", phase, seen.Sub(time.Unix(0, e.TimeNano)).Round(time.Microsecond))
+				t.Logf("%s is seen %v after Docker's event", phase,
+					seen.Sub(time.Unix(0, e.TimeNano)).Round(time.Microsecond))
 				return
 			}
 		}
@@ -114,8 +121,8 @@ func TestRootStreamTask(t *testing.T) {
 	until("STOPPED", events.ActionDie)
 }
 
-// awaitPhase reads lines until the sibling db is in the phase, and returns when that line came. No line
-// is without web, or has db in a phase that comes later.
+// awaitPhase reads lines until the sibling db is in the phase, and returns when that line came. No
+// line is without web, or has db in a phase that comes later.
 func awaitPhase(t *testing.T, lines <-chan streamLine, web, db, phase string) time.Time {
 	t.Helper()
 	order := map[string]int{"": 0, "CREATED": 1, "RUNNING": 2, "HEALTHY": 3, "STOPPED": 4}
@@ -141,21 +148,26 @@ func awaitPhase(t *testing.T, lines <-chan streamLine, web, db, phase string) ti
 	}
 }
 
-// The host's view is for a container that was given the label at its creation. One that has the label
-// from its image does not see it.
+// The host's view is for a container that was given the label at its creation. One that has the
+// label from its image does not see it.
 func TestRootHostTasksByImage(t *testing.T) {
 	h := testdocker.Shared(t)
 	startMetad(t, h)
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM "+testdocker.BusyboxImage+"\nLABEL metad.host-tasks=true\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"),
+		[]byte("FROM "+testdocker.BusyboxImage+"\nLABEL metad.host-tasks=true\n"),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	h.CLI(t, "build", "-t", "nosy:latest", dir)
 	nosy := h.Run(t, testdocker.Container{Image: "nosy:latest"})
-	trusted := h.Run(t, testdocker.Container{Labels: map[string]string{"metad.host-tasks": "true"}})
+	trusted := h.Run(t,
+		testdocker.Container{Labels: map[string]string{"metad.host-tasks": "true"}})
 	waitFor(t, "the host's view", func() bool {
-		out, code, err := h.TryExec(trusted, "wget", "-qO-", "http://169.254.170.2/v4/tasks")
-		return err == nil && code == 0 && strings.Contains(out, nosy) && strings.Contains(out, trusted)
+		out, code, err := h.TryExec(trusted, "wget", "-qO-",
+			"http://169.254.170.2/v4/tasks")
+		return err == nil && code == 0 && strings.Contains(out, nosy) &&
+			strings.Contains(out, trusted)
 	})
 	for _, path := range []string{"/v4/tasks", "/v4/self/tasks", "/v4/tasks/stats"} {
 		if code := status(t, h, nosy, path); code != "404" {
@@ -167,23 +179,28 @@ func TestRootHostTasksByImage(t *testing.T) {
 	}
 }
 
-// What a v4 document says of containers with a restart policy, a log driver of AWS, the host's network
-// and none is what the Engine does with them.
+// What a v4 document says of containers with a restart policy, a log driver of AWS, the host's
+// network and none is what the Engine does with them.
 func TestRootV4Documents(t *testing.T) {
 	h := testdocker.Shared(t)
 	startMetad(t, h)
-	view := h.Run(t, testdocker.Container{Labels: map[string]string{"metad.host-tasks": "true"}})
-	restarted := h.Run(t, testdocker.Container{Cmd: []string{"false"}, Configure: func(_ *container.Config, host *container.HostConfig) {
-		host.RestartPolicy = container.RestartPolicy{Name: container.RestartPolicyOnFailure, MaximumRetryCount: 2}
-	}})
+	view := h.Run(t,
+		testdocker.Container{Labels: map[string]string{"metad.host-tasks": "true"}})
+	restarted := h.Run(t, testdocker.Container{Cmd: []string{"false"},
+		Configure: func(_ *container.Config, host *container.HostConfig) {
+			host.RestartPolicy = container.RestartPolicy{
+				Name: container.RestartPolicyOnFailure, MaximumRetryCount: 2}
+		}})
 	logs := func(options map[string]string) string {
-		return h.Create(t, testdocker.Container{Configure: func(_ *container.Config, host *container.HostConfig) {
+		return h.Create(t, testdocker.Container{Configure: func(_ *container.Config,
+			host *container.HostConfig) {
 			host.LogConfig = container.LogConfig{Type: "awslogs", Config: options}
 		}})
 	}
 	group := map[string]string{"awslogs-group": "g", "awslogs-region": "eu-central-1"}
 	byID := logs(group)
-	byTag := logs(map[string]string{"awslogs-group": "g", "awslogs-region": "eu-central-1", "tag": "{{.Name}}"})
+	byTag := logs(map[string]string{"awslogs-group": "g", "awslogs-region": "eu-central-1",
+		"tag": "{{.Name}}"})
 	onHost := h.Run(t, testdocker.Container{Network: "host"})
 	alone := h.Run(t, testdocker.Container{Network: "none"})
 
@@ -213,14 +230,17 @@ func TestRootV4Documents(t *testing.T) {
 	}
 	until("two restarts", restarted, func(c v4Doc) bool { return c.RestartCount != nil && *c.RestartCount == 2 && c.KnownStatus == "STOPPED" })
 	until("awslogs, whose stream is the container's id", byID, func(c v4Doc) bool {
-		return c.LogDriver == "awslogs" && c.LogOptions["awslogs-group"] == "g" && c.LogOptions["awslogs-stream"] == byID
+		return c.LogDriver == "awslogs" && c.LogOptions["awslogs-group"] == "g" &&
+			c.LogOptions["awslogs-stream"] == byID
 	})
 	until("awslogs, whose stream nobody knows", byTag, func(c v4Doc) bool { return c.DockerId == byTag && c.LogDriver == "" && c.LogOptions == nil })
 	until("the host's network", onHost, func(c v4Doc) bool {
-		return string(c.Networks) == `[{"NetworkMode":"host","IPv4Addresses":[""]}]` && c.RestartCount == nil && c.LogDriver == "json-file"
+		return string(c.Networks) == `[{"NetworkMode":"host","IPv4Addresses":[""]}]` &&
+			c.RestartCount == nil && c.LogDriver == "json-file"
 	})
 	until("no network", alone, func(c v4Doc) bool {
-		return c.KnownStatus == "RUNNING" && string(c.Networks) == `[{"NetworkMode":"none","IPv4Addresses":[""]}]`
+		return c.KnownStatus == "RUNNING" &&
+			string(c.Networks) == `[{"NetworkMode":"none","IPv4Addresses":[""]}]`
 	})
 }
 
@@ -229,8 +249,10 @@ func TestRootV4FirstInstruction(t *testing.T) {
 	h := testdocker.Shared(t)
 	startMetad(t, h)
 	for _, path := range []string{"/v4", "/v4/task", "/v3", "/v3/task", "/v4/self"} {
-		id := h.Run(t, testdocker.Container{Cmd: []string{"wget", "-qO-", "http://169.254.170.2" + path}})
-		if code, out := exitOf(t, h, id); code != 0 || !strings.Contains(out, `"DockerId":"`+id+`"`) {
+		id := h.Run(t, testdocker.Container{Cmd: []string{"wget", "-qO-",
+			"http://169.254.170.2" + path}})
+		if code, out := exitOf(t, h, id); code != 0 ||
+			!strings.Contains(out, `"DockerId":"`+id+`"`) {
 			t.Errorf("%s: got exit code %d, %s", path, code, out)
 		}
 	}
@@ -250,7 +272,8 @@ func TestRootIntrospection(t *testing.T) {
 		return body
 	}
 	waitFor(t, "the container", func() bool { return strings.Contains(got("/v1/tasks?dockerid="+id), `"DockerId":"`+id+`"`) })
-	if body := got("/v1/metadata"); !strings.Contains(body, `"Cluster":"shop"`) || !strings.Contains(body, `"Version":"metad`) {
+	if body := got("/v1/metadata"); !strings.Contains(body, `"Cluster":"shop"`) ||
+		!strings.Contains(body, `"Version":"metad`) {
 		t.Errorf("metadata: got %s", body)
 	}
 	one := got("/v1/tasks?dockerid=" + id[:12])
@@ -262,7 +285,8 @@ func TestRootIntrospection(t *testing.T) {
 		t.Errorf("by ARN: got %s, want %s", body, one)
 	}
 	var all struct{ Tasks []struct{ Arn string } }
-	if err := json.Unmarshal([]byte(got("/v1/tasks")), &all); err != nil || len(all.Tasks) != 1 {
+	if err := json.Unmarshal([]byte(got("/v1/tasks")), &all); err != nil ||
+		len(all.Tasks) != 1 {
 		t.Errorf("all: got %+v", all)
 	}
 	if code, body, err := d.get(at, "/v1/tasks?dockerid=nobody"); err != nil || code == 200 {

@@ -14,7 +14,7 @@ import (
 	"metad/pkg/server"
 )
 
-// validate names every field whose value makes no sense. The packages check what is theirs.
+// validate names every field with an invalid value. The packages check their own.
 func (c *config) validate() error {
 	if err := c.file.err; err != nil {
 		return err
@@ -60,10 +60,12 @@ func (c *config) validateDataPath() error {
 func (c *config) validateTasks() error {
 	var errs []error
 	if c.reconcile <= 0 {
-		errs = append(errs, fmt.Errorf("reconcile %s: want a positive duration", c.reconcile))
+		errs = append(errs, fmt.Errorf("reconcile %s: want a positive duration",
+			c.reconcile))
 	}
 	if c.region == "" || strings.ContainsAny(c.region, ":/ ") {
-		errs = append(errs, fmt.Errorf("region %q: want a name without ':', '/' and spaces", c.region))
+		errs = append(errs, fmt.Errorf("region %q: want a name without ':', '/' and spaces",
+			c.region))
 	}
 	if len(c.account) != 12 || strings.Trim(c.account, "0123456789") != "" {
 		errs = append(errs, fmt.Errorf("account %q: want 12 digits", c.account))
@@ -74,10 +76,13 @@ func (c *config) validateTasks() error {
 func (c *config) validateRequests() error {
 	var errs []error
 	if c.unknownWait < 0 || c.unknownWait > server.MaxUnknownWait {
-		errs = append(errs, fmt.Errorf("unknown-wait %s: want 0 to %s", c.unknownWait, server.MaxUnknownWait))
+		errs = append(errs, fmt.Errorf("unknown-wait %s: want 0 to %s", c.unknownWait,
+			server.MaxUnknownWait))
 	}
 	if _, ok := server.ParseRateLimit(c.rpsLimit); !ok {
-		errs = append(errs, fmt.Errorf("rps-limit %q: want two positive numbers, \"rate,burst\"", c.rpsLimit))
+		errs = append(errs,
+			fmt.Errorf("rps-limit %q: want two positive numbers, \"rate,burst\"",
+				c.rpsLimit))
 	}
 	if _, _, err := net.SplitHostPort(c.introspect); c.introspect != "" && err != nil {
 		errs = append(errs, fmt.Errorf("introspection %q: want host:port", c.introspect))
@@ -106,7 +111,7 @@ func atLeast(name string, v, least int) error {
 	return fmt.Errorf("%s %d: want at least %d", name, v, least)
 }
 
-// agentForm checks for the form that the packages want, and says it in terms of the flag.
+// agentForm checks the form that the packages require. Its error names the flag.
 func agentForm(name, v string) error {
 	u, err := url.Parse(v)
 	if v == "" || err == nil && u.Scheme == "http" && u.Hostname() != "" &&
@@ -116,8 +121,8 @@ func agentForm(name, v string) error {
 	return fmt.Errorf("%s %q: want http://host:port, or nothing", name, v)
 }
 
-// engineSocket returns the Docker Engine's socket, if there is to be a proxy in front of it. Clients
-// of the proxy are told to set DOCKER_HOST to it. If metad itself read that, it would ask itself
+// engineSocket returns the Docker Engine's socket, if there is a proxy in front of it. Clients of
+// the proxy set DOCKER_HOST to the proxy. If metad itself read that, it would connect to itself
 // without end.
 func (c *config) engineSocket() (string, error) {
 	if c.proxySocket == "" {
@@ -125,17 +130,21 @@ func (c *config) engineSocket() (string, error) {
 	}
 	socket, ok := strings.CutPrefix(c.dockerHost, "unix://")
 	if !ok {
-		return "", fmt.Errorf("docker-proxy %q: needs a unix socket to stand in front of; docker-host is %q",
+		return "", fmt.Errorf(
+			"docker-proxy %q: needs a unix socket to stand in front of; docker-host "+
+				"is %q",
 			c.proxySocket, c.dockerHost)
 	}
 	if resolved(socket) == resolved(c.proxySocket) {
-		return "", fmt.Errorf("docker-host %q is metad's own proxy: want the Docker Engine's socket (is DOCKER_HOST set?)",
+		return "", fmt.Errorf(
+			"docker-host %q is metad's own proxy: want the Docker Engine's socket "+
+				"(is DOCKER_HOST set?)",
 			c.dockerHost)
 	}
 	return socket, nil
 }
 
-// resolved returns p without symbolic links among its directories: /var/run is one to /run.
+// resolved returns p without symbolic links among its directories: /var/run is a link to /run.
 func resolved(p string) string {
 	if dir, err := filepath.EvalSymlinks(filepath.Dir(p)); err == nil {
 		return filepath.Join(dir, filepath.Base(p))

@@ -25,9 +25,9 @@ func notify(log *zap.Logger, state string) {
 	}
 }
 
-// watchdog proves to the service manager that containers are answered: whenever probe succeeds.
-// A metad that hangs while its sockets are open is worse than none, because its clients wait. The
-// service manager ends it, and starts it again, when it has not heard of the proof for too long.
+// watchdog reports to the service manager, after each successful probe, that containers get
+// answers. A metad that hangs while its sockets are open is worse than none, because its clients
+// wait. The service manager restarts it if a report is missing for too long.
 type watchdog struct {
 	log   *zap.Logger
 	every time.Duration
@@ -35,7 +35,7 @@ type watchdog struct {
 	proof func() // that the request path works
 }
 
-// newWatchdog returns the watchdog that the service manager wants, or nil if it wants none.
+// newWatchdog returns the watchdog, or nil if the service manager requests none.
 func newWatchdog(log *zap.Logger, probe func(context.Context) error) (*watchdog, error) {
 	within, err := sd.SdWatchdogEnabled(false)
 	if err != nil {
@@ -44,7 +44,7 @@ func newWatchdog(log *zap.Logger, probe func(context.Context) error) (*watchdog,
 	if within == 0 {
 		return nil, nil
 	}
-	// Three chances, of which a busy host may take two.
+	// Three probes in each interval, of which two may fail on a busy host.
 	return &watchdog{log: log, every: within / 4, probe: probe,
 		proof: func() { notify(log, sd.SdNotifyWatchdog) }}, nil
 }
@@ -78,9 +78,9 @@ func (w *watchdog) run(ctx context.Context) error {
 	}
 }
 
-// probeEndpoint asks for metadata in the way of a container: at the listener's address, in the
-// listener's namespace. Any answer is proof: that of a caller without a task, which this is, takes
-// the same way as the others.
+// probeEndpoint requests metadata as a container does: at the listener's address, in the
+// listener's namespace. Any answer is a proof: the probe is a caller without a task, and its
+// request takes the same path as the others.
 func probeEndpoint(ln net.Listener) func(context.Context) error {
 	return func(ctx context.Context) error {
 		c, err := dialInside(ctx, ln)
@@ -99,7 +99,8 @@ func askOnce(ctx context.Context, c net.Conn) error {
 			return err
 		}
 	}
-	if _, err := io.WriteString(c, "GET /v2/metadata HTTP/1.1\r\nHost: metad\r\nConnection: close\r\n\r\n"); err != nil {
+	const request = "GET /v2/metadata HTTP/1.1\r\nHost: metad\r\nConnection: close\r\n\r\n"
+	if _, err := io.WriteString(c, request); err != nil {
 		return err
 	}
 	if line, err := bufio.NewReader(c).ReadString('\n'); err != nil {
@@ -141,7 +142,10 @@ func enterNamespaceOf(ln net.Listener) error {
 	}
 	var ns int
 	var nsErr error
-	if err := raw.Control(func(fd uintptr) { ns, nsErr = unix.IoctlRetInt(int(fd), unix.SIOCGSKNS) }); err != nil {
+	if err := raw.Control(func(fd uintptr) {
+		ns, nsErr = unix.IoctlRetInt(int(fd),
+			unix.SIOCGSKNS)
+	}); err != nil {
 		return err
 	}
 	if nsErr != nil {

@@ -125,7 +125,8 @@ func TestWatchdogProvesTheRequestPath(t *testing.T) {
 	if n := logs.Len(); n != changes {
 		t.Errorf("got %d lines, want one for each of %d changes: %v", n, changes, logs.All())
 	}
-	// Proofs of the time before the hang may still be unread, but there are no more than good probes.
+	// Proofs of the time before the hang may still be unread, but there are no more than good
+	// probes.
 	proofs := 3
 	for manager.SetReadDeadline(time.Now().Add(time.Millisecond)) == nil {
 		if _, err := manager.Read(make([]byte, 64)); err != nil {
