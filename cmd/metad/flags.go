@@ -107,11 +107,11 @@ func (c *config) dataPathFlags(s *flagSet) {
 	s.bool(&c.trustBridge, "trust-bridge",
 		"let address and MAC prove a task on a port that has no program yet")
 	s.text(&c.onExit, "on-exit", string(loader.OnExitOpen),
-		"packets for the endpoint while metad is away: open (they go where they went before) "+
-			"or drop")
+		"packets for the endpoint while metad is away: open (they go where they went "+
+			"before) or drop")
 	s.text(&c.hostRoute, "host-route", "on",
-		"route from the host's processes and host-network containers to the endpoint: on or "+
-			"off (the agent's OUTPUT rule, if any, comes first)")
+		"route from the host's processes and host-network containers to the endpoint: "+
+			"on or off (the agent's OUTPUT rule, if any, comes first)")
 	s.integer(&c.maxAddresses, "max-addresses", defaultMaxAddresses, "size of the address map")
 }
 
@@ -175,11 +175,11 @@ func (c *config) fileFlags(s *flagSet) {
 	s.bool(&c.fileAgentPath, "agent-paths",
 		"mount at /opt/ecs/metadata/<uuid>, as the ECS agent does")
 	s.bool(&c.metadataURIs, "metadata-uris",
-		"set ECS_CONTAINER_METADATA_URI and ECS_CONTAINER_METADATA_URI_V4 in new containers, "+
-			"by the proxy or NRI")
+		"set ECS_CONTAINER_METADATA_URI and ECS_CONTAINER_METADATA_URI_V4 in new "+
+			"containers, by the proxy or NRI")
 	s.text(&c.nri, "nri", "auto",
-		"act as an NRI plugin of the Docker Engine (29.2 or later), for every new container: "+
-			"auto (if the socket exists), on or off")
+		"act as an NRI plugin of the Docker Engine (29.2 or later), for every new "+
+			"container: auto (if the socket exists), on or off")
 	s.text(&c.nriSocket, "nri-socket", nri.DefaultSocket,
 		"the Docker Engine's NRI socket (socket-path of its nri-opts)")
 	s.bool(&c.selinux, "selinux", "relabel the mount even if the engine reports no SELinux",
