@@ -25,8 +25,8 @@ struct event {
 };
 
 /* Each gate makes one event a second at most. The size is the smallest multiple of every
- * architecture's page, and holds minutes of the events that one port can cause. Full: the next event
- * counts what was lost. */
+ * architecture's page, and holds minutes of the events that one port can cause. Full: the next
+ * event counts what was lost. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__type(value, struct event);

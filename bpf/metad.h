@@ -192,9 +192,9 @@ struct {
 	__uint(max_entries, 4096);
 } host_cgroup SEC(".maps");
 
-/* The way back to senders without a task that only a bridge device has seen. Behind a port without a
- * hook a sender can fill the map with made-up addresses: the least recently used entry goes, and is
- * learned again from its next packet. Tasks do not need it. */
+/* The way back to senders without a task that only a bridge device has seen. Behind a port without
+ * a hook a sender can fill the map with made-up addresses: the least recently used entry goes, and
+ * is learned again from its next packet. Tasks do not need it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct addr);
@@ -203,8 +203,8 @@ struct {
 } neighbours SEC(".maps");
 
 /* The same for ports. Each port has places of its own, so no container can claim an address that
- * another one uses, or push another one's entry out. The size is that of 1,024 ports that ask at once
- * before their tasks are known. Full: the least recently used entry goes. */
+ * another one uses, or push another one's entry out. The size is that of 1,024 ports that ask at
+ * once before their tasks are known. Full: the least recently used entry goes. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct neighbour_place);
@@ -223,8 +223,8 @@ struct {
 } left_alone SEC(".maps");
 
 /* The last SYNs that went to the server: these connections may be half open when it goes.
- * Direct-mapped by device and hash; the newest entry wins. A hash map would cost as much as all other
- * work for a SYN. */
+ * Direct-mapped by device and hash; the newest entry wins. A hash map would cost as much as all
+ * other work for a SYN. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);

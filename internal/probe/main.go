@@ -3,7 +3,7 @@
 //	probe first        asks for its task's metadata at once, prints status and body
 //	probe validate     the six checks of the original sample application; exit code 42 if good
 //	probe ecsmetadata  what brunoscheufler/aws-ecs-metadata-go finds by the variables
-//	probe pose TAG PID tries to be told another container of its task, which has the tag and the process
+//	probe pose TAG PID  tries to pass for the container with the tag and the process
 //	probe credentials  the AWS SDK's way to credentials, prints the access key id
 package main
 

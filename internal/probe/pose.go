@@ -18,8 +18,8 @@ import (
 )
 
 // pose tries what a container that may administer its network and trace its processes can do to be
-// told another container of its task as self. It prints what it was told each time, and what it could
-// do that it must not be able to.
+// told another container of its task as self. It prints what it was told each time, and what it
+// could do that it must not be able to.
 func pose() error {
 	if len(os.Args) != 4 {
 		return errors.New("pose: want a tag and a process id")
@@ -32,7 +32,8 @@ func pose() error {
 	if err != nil {
 		return err
 	}
-	// The mark of its packets is what it likes: every container's tag of the task, and a port's.
+	// The mark of its packets is what it likes: every container's tag of the task, and a
+	// port's.
 	for n := range bpf.Containers + 1 {
 		if err := askMarked(bpf.ContainerTag(uint32(tag), n)); err != nil {
 			return err
@@ -77,7 +78,8 @@ func askMarked(mark uint32) error {
 		}
 		return err
 	}}
-	client := &http.Client{Transport: &http.Transport{DialContext: d.DialContext, DisableKeepAlives: true}}
+	client := &http.Client{Transport: &http.Transport{DialContext: d.DialContext,
+		DisableKeepAlives: true}}
 	resp, err := client.Get(endpoint + "/v4/self")
 	if err != nil {
 		return err

@@ -131,7 +131,8 @@ func (h *Host) TryExec(id string, cmd ...string) (out string, code int, err erro
 	return b.String(), state.ExitCode, err
 }
 
-// Output waits until a container has ended and returns what it has written, standard error included.
+// Output waits until a container has ended and returns what it has written, standard error
+// included.
 func (h *Host) Output(t testing.TB, id string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -142,7 +143,8 @@ func (h *Host) Output(t testing.TB, id string) string {
 	case err := <-errs:
 		t.Fatalf("wait for container: %v", err)
 	}
-	log, err := h.Client.ContainerLogs(ctx, id, container.LogsOptions{ShowStdout: true, ShowStderr: true})
+	log, err := h.Client.ContainerLogs(ctx, id, container.LogsOptions{ShowStdout: true,
+		ShowStderr: true})
 	if err != nil {
 		t.Fatalf("output of container: %v", err)
 	}

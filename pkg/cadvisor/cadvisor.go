@@ -55,7 +55,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	select {
 	case p := <-h.pages:
 		defer func() { h.pages <- p }()
-		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTime)) // or it has none
+		// or it has none
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTime))
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 		p.read(h.source, time.Now())
 		_ = p.writeTo(w) // the client is gone, or too slow
@@ -120,7 +121,8 @@ func (p *page) read(source Source, now time.Time) {
 		r := &p.rows[len(p.rows)-1]
 		r.labels = p.label(t, c)
 		start := len(p.text)
-		p.text = append(strconv.AppendInt(append(p.text, ' '), n.Read.UnixMilli(), 10), '\n')
+		p.text = append(strconv.AppendInt(append(p.text, ' '), n.Read.UnixMilli(), 10),
+			'\n')
 		r.stamp = span{start, len(p.text)}
 		r.take(c, n)
 	})
@@ -252,7 +254,8 @@ func (p *page) writeTo(w io.Writer) error {
 	out := p.out[:0]
 	for i := range families {
 		f := &families[i]
-		out = fmt.Appendf(out, "# HELP %s %s\n# TYPE %s %s\n", f.name, f.help, f.name, f.kind)
+		out = fmt.Appendf(out, "# HELP %s %s\n# TYPE %s %s\n", f.name, f.help, f.name,
+			f.kind)
 		for j := range p.rows {
 			out = f.lines(out, p, f, &p.rows[j])
 			if len(out) >= writeSize {

@@ -41,26 +41,36 @@ var read1 = time.UnixMilli(1_700_000_000_123)
 func made(n int, v1 bool) madeUp {
 	u := uint64(n)
 	c := &stats.Counters{Read: read1, Pids: stats.Pids{Current: 3, Limit: 64},
-		CPU:    stats.CPU{Total: 1_500_000_000 + u, User: 1_000_000_000, Kernel: 20_000_000, PerCPU: []uint64{1, 2}, Periods: 9, ThrottledPeriods: 4, ThrottledTime: 2_500_000_000},
+		CPU: stats.CPU{Total: 1_500_000_000 + u, User: 1_000_000_000, Kernel: 20_000_000,
+			PerCPU: []uint64{1, 2}, Periods: 9, ThrottledPeriods: 4,
+			ThrottledTime: 2_500_000_000},
 		Memory: stats.Memory{Usage: 1000, Limit: 4096, Failcnt: 5},
-		Networks: []stats.Network{{Name: "eth0", RxBytes: 1, RxPackets: 2, RxErrors: 3, RxDropped: 4,
-			TxBytes: 5, TxPackets: 6, TxErrors: 7, TxDropped: 8}},
-		Blkio: stats.Blkio{ServiceBytes: []stats.BlkioEntry{{Major: 8, Op: "Read", Value: 100}, {Major: 8, Op: "Write", Value: 200},
+		Networks: []stats.Network{{Name: "eth0", RxBytes: 1, RxPackets: 2, RxErrors: 3,
+			RxDropped: 4,
+			TxBytes:   5, TxPackets: 6, TxErrors: 7, TxDropped: 8}},
+		Blkio: stats.Blkio{ServiceBytes: []stats.BlkioEntry{{Major: 8, Op: "Read",
+			Value: 100}, {Major: 8, Op: "Write", Value: 200},
 			{Major: 8, Op: "Total", Value: 300}, {Major: 8, Minor: 16, Op: "Read", Value: 7}}},
 	}
 	if v1 {
 		c.Memory.MaxUsage = 2000
-		c.Memory.Stats = []stats.Stat{{Key: "inactive_file", Value: 1}, {Key: "pgfault", Value: 1}, {Key: "pgmajfault", Value: 1}, {Key: "rss", Value: 1},
+		c.Memory.Stats = []stats.Stat{{Key: "inactive_file", Value: 1},
+			{Key: "pgfault", Value: 1}, {Key: "pgmajfault", Value: 1}, {Key: "rss", Value: 1},
 			{Key: "total_cache", Value: 30}, {Key: "total_inactive_file", Value: 400}, {Key: "total_mapped_file", Value: 31}, {Key: "total_pgfault", Value: 32},
 			{Key: "total_pgmajfault", Value: 33}, {Key: "total_rss", Value: 34}, {Key: "total_swap", Value: 35}}
-		c.Blkio.Serviced = []stats.BlkioEntry{{Major: 8, Op: "Read", Value: 11}, {Major: 8, Op: "Write", Value: 12}}
+		c.Blkio.Serviced = []stats.BlkioEntry{{Major: 8, Op: "Read", Value: 11},
+			{Major: 8, Op: "Write", Value: 12}}
 	} else {
-		c.Memory.Stats = []stats.Stat{{Key: "anon", Value: 34}, {Key: "file", Value: 30}, {Key: "file_mapped", Value: 31}, {Key: "inactive_file", Value: 400},
+		c.Memory.Stats = []stats.Stat{{Key: "anon", Value: 34}, {Key: "file", Value: 30},
+			{Key: "file_mapped", Value: 31}, {Key: "inactive_file", Value: 400},
 			{Key: "pgfault", Value: 32}, {Key: "pgmajfault", Value: 33}}
 	}
 	return madeUp{&task.Task{ID: fmt.Sprintf("%032x", n), Family: "web"},
-		&task.Container{ID: fmt.Sprintf("%064x", n), Name: "app", DockerName: fmt.Sprintf("web-app-%d", n), Image: "nginx:1", Stats: new(task.StatsCell),
-			StartedAt: time.Unix(1_600_000_000, 5), Limits: task.ContainerLimits{CPU: 512, Memory: 1}}, c}
+		&task.Container{ID: fmt.Sprintf("%064x", n), Name: "app",
+			DockerName: fmt.Sprintf("web-app-%d", n), Image: "nginx:1",
+			Stats:     new(task.StatsCell),
+			StartedAt: time.Unix(1_600_000_000, 5),
+			Limits:    task.ContainerLimits{CPU: 512, Memory: 1}}, c}
 }
 
 // get asks h once.
@@ -91,7 +101,8 @@ func values(t *testing.T, page string) map[string]float64 {
 			}
 			all[key] = m.GetCounter().GetValue() + m.GetGauge().GetValue()
 			if m.GetTimestampMs() != read1.UnixMilli() {
-				t.Errorf("%s: got time %d, want that of the reading", key, m.GetTimestampMs())
+				t.Errorf("%s: got time %d, want that of the reading", key,
+					m.GetTimestampMs())
 			}
 		}
 	}
@@ -124,9 +135,12 @@ func TestNumbers(t *testing.T) {
 		"container_start_time_seconds": 1_600_000_000, "container_last_seen": 1_700_000_000,
 	}
 	only := map[bool]map[string]float64{
-		true: {"container_memory_swap": 35, "container_memory_max_usage_bytes": 2000, "container_memory_failcnt": 5,
-			"container_fs_reads_total,device=/dev/sda": 11, "container_fs_writes_total,device=/dev/sda": 12,
-			"container_fs_reads_total,device=8:16": 0, "container_fs_writes_total,device=8:16": 0},
+		true: {"container_memory_swap": 35, "container_memory_max_usage_bytes": 2000,
+			"container_memory_failcnt":                  5,
+			"container_fs_reads_total,device=/dev/sda":  11,
+			"container_fs_writes_total,device=/dev/sda": 12,
+			"container_fs_reads_total,device=8:16":      0,
+			"container_fs_writes_total,device=8:16":     0},
 		false: {"container_oom_events_total": 5},
 	}
 	block := t.TempDir()
@@ -161,7 +175,8 @@ func TestWithoutLimits(t *testing.T) {
 	o := made(1, false)
 	o.c.Limits, o.n.Pids.Limit, o.n.CPU.Periods = task.ContainerLimits{}, 1<<64-1, 0
 	got := values(t, get(New(host{o})).Body.String())
-	for _, name := range []string{"container_spec_memory_limit_bytes", "container_threads_max"} {
+	for _, name := range []string{"container_spec_memory_limit_bytes",
+		"container_threads_max"} {
 		if v, ok := got[name]; !ok || v != 0 {
 			t.Errorf("%s: got %v, %v, want 0", name, v, ok)
 		}
@@ -171,8 +186,8 @@ func TestWithoutLimits(t *testing.T) {
 	}
 }
 
-// Names come from labels that anybody may set: whatever is in them, the page has one series for each
-// container, and the name in it.
+// Names come from labels that anybody may set: whatever is in them, the page has one series for
+// each container, and the name in it.
 func TestHostileNames(t *testing.T) {
 	evil := "a\"} 1\ncontainer_evil{x=\"\\\xff"
 	o := made(1, true)
@@ -188,7 +203,8 @@ func TestHostileNames(t *testing.T) {
 		t.Errorf("got %.3000s", page)
 	}
 	for _, l := range families["container_last_seen"].Metric[0].Label {
-		if want := strings.ToValidUTF8(evil, "\ufffd"); l.GetName() != "id" && l.GetValue() != want {
+		if want := strings.ToValidUTF8(evil, "\ufffd"); l.GetName() != "id" &&
+			l.GetValue() != want {
 			t.Errorf("%s: got %q, want %q", l.GetName(), l.GetValue(), want)
 		}
 	}
@@ -236,8 +252,8 @@ func (s *slow) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// Clients that do not read take a bounded number of pages: one more is told so, and gets its page when
-// they have gone.
+// Clients that do not read take a bounded number of pages: one more is told so, and gets its page
+// when they have gone.
 func TestSlowClients(t *testing.T) {
 	h := New(host{made(1, true)})
 	s := &slow{httptest.NewRecorder(), make(chan struct{}), make(chan struct{})}

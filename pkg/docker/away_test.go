@@ -41,7 +41,9 @@ func TestFollowLostEvents(t *testing.T) {
 		gone, _ := find(tasks, goes)
 		_, r := find(tasks, renamed)
 		moved, _ := find(tasks, restarted)
-		return s.KnownStatus == task.StatusStopped && gone == nil && r.DockerName == "renamed" && up(starts)(tasks) && moved.Endpoints[0].Ifindex == 9999
+		return s.KnownStatus == task.StatusStopped && gone == nil &&
+			r.DockerName == "renamed" && up(starts)(tasks) &&
+			moved.Endpoints[0].Ifindex == 9999
 	})
 }
 
@@ -59,7 +61,8 @@ func TestFollowReconcileIsCheap(t *testing.T) {
 	inspects, lists := e.counts()
 	// Each container once for the first list, perhaps twice, and then a share of them for each.
 	if most := 2*n + lists*(n/recheckShare+1); inspects <= n || inspects > most {
-		t.Errorf("%d inspects for %d lists of %d containers, want more than %d and at most %d", inspects, lists, n, n, most)
+		t.Errorf("%d inspects for %d lists of %d containers, want more than %d and at "+
+			"most %d", inspects, lists, n, n, most)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -124,7 +127,8 @@ func TestFollowEngineAway(t *testing.T) {
 		told[line] = true
 	}
 	if len(told) < 2 {
-		t.Errorf("got %v, want a line for the Engine that is away and one for each answer that is no list", told)
+		t.Errorf("got %v, want a line for the Engine that is away and one for each "+
+			"answer that is no list", told)
 	}
 }
 

@@ -50,7 +50,8 @@ func (b *bridges) run(ctx context.Context) {
 			return
 		case err != nil:
 			if trouble.isNew(err) {
-				b.log.Warn("networks not listed: watching the bridges known so far", zap.Error(err))
+				b.log.Warn("networks not listed: watching the bridges known so far",
+					zap.Error(err))
 			}
 			continue
 		}
@@ -66,7 +67,8 @@ func (b *bridges) run(ctx context.Context) {
 func (b *bridges) list(ctx context.Context) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, networksTimeout)
 	defer cancel()
-	networks, err := b.engine.NetworkList(ctx, network.ListOptions{Filters: filters.NewArgs(filters.Arg("driver", "bridge"))})
+	networks, err := b.engine.NetworkList(ctx,
+		network.ListOptions{Filters: filters.NewArgs(filters.Arg("driver", "bridge"))})
 	if err != nil {
 		return nil, err
 	}

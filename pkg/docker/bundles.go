@@ -67,7 +67,8 @@ func openBundles(dirs []string) (*bundles, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start inotify: %w", err)
 	}
-	return &bundles{dirs: dirs, file: os.NewFile(uintptr(fd), "inotify"), found: make(chan newborn, 1024),
+	return &bundles{dirs: dirs, file: os.NewFile(uintptr(fd), "inotify"),
+		found: make(chan newborn, 1024),
 		paths: map[int32]watchedDir{}, roots: map[string]bool{}}, nil
 }
 
@@ -93,7 +94,8 @@ func (b *bundles) watchRoots() {
 // have bundles.
 func (b *bundles) watchRoot(root string, isNew bool) {
 	kindOf := map[bool]watchKind{true: watchRoot, false: watchAbove}
-	const most = 20 // tries: something that is there and cannot be watched is no reason to go on
+	// tries: something that is there and cannot be watched is no reason to go on
+	const most = 20
 	for range most {
 		dir, below := root, ""
 		for !b.watch(dir, kindOf[dir == root]) {
@@ -177,8 +179,8 @@ func (b *bundles) run() error {
 		if err != nil {
 			return fmt.Errorf("read inotify: %w", err)
 		}
-		// inotify(7): struct inotify_event is wd, mask, cookie and len, 4 bytes each, and len bytes
-		// of name.
+		// inotify(7): struct inotify_event is wd, mask, cookie and len, 4 bytes each, and
+		// len bytes of name.
 		for rest := buf[:n]; len(rest) >= unix.SizeofInotifyEvent; {
 			wd := int32(binary.NativeEndian.Uint32(rest))
 			mask := binary.NativeEndian.Uint32(rest[4:])
@@ -186,7 +188,9 @@ func (b *bundles) run() error {
 			if end > len(rest) {
 				break
 			}
-			b.event(wd, mask, strings.TrimRight(string(rest[unix.SizeofInotifyEvent:end]), "\x00"))
+			b.event(wd, mask,
+				strings.TrimRight(string(rest[unix.SizeofInotifyEvent:end]),
+					"\x00"))
 			rest = rest[end:]
 		}
 	}

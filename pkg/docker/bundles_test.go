@@ -37,7 +37,8 @@ func writePID(t testing.TB, dir string, pid int) {
 }
 
 func TestBundles(t *testing.T) {
-	there, later := t.TempDir(), filepath.Join(t.TempDir(), "io.containerd.runtime.v2.task", "moby")
+	there, later := t.TempDir(), filepath.Join(t.TempDir(), "io.containerd.runtime.v2.task",
+		"moby")
 	b, err := openBundles([]string{there, later})
 	if err != nil {
 		t.Fatal(err)
@@ -121,7 +122,8 @@ func TestFollowNewborn(t *testing.T) {
 	created := func(c *container.InspectResponse) {
 		*c.State = container.State{Status: "created"}
 	}
-	for _, name := range []string{"inspected before", "inspected after", "never runs", "was stopped"} {
+	for _, name := range []string{"inspected before", "inspected after", "never runs",
+		"was stopped"} {
 		t.Run(name, func(t *testing.T) {
 			e := startEngine(t)
 			dir := t.TempDir()
@@ -132,7 +134,10 @@ func TestFollowNewborn(t *testing.T) {
 				before = stopped
 			}
 			id := e.run(before)
-			known := func(tasks []*task.Task) bool { _, c := find(tasks, id); return c != nil }
+			known := func(tasks []*task.Task) bool {
+				_, c := find(tasks, id)
+				return c != nil
+			}
 			release := make(chan struct{})
 			if name == "inspected after" {
 				e.mu.Lock()
@@ -153,30 +158,41 @@ func TestFollowNewborn(t *testing.T) {
 			}
 			w.until(t, "an endpoint before it runs", func(tasks []*task.Task) bool {
 				tk, c := find(tasks, id)
-				return c != nil && len(tk.Endpoints) == 1 && tk.Endpoints[0].Ifindex == 4321 && c.KnownStatus == task.StatusRunning && c.PID == 0 && c.ExitCode == nil
+				return c != nil && len(tk.Endpoints) == 1 &&
+					tk.Endpoints[0].Ifindex == 4321 &&
+					c.KnownStatus == task.StatusRunning && c.PID == 0 &&
+					c.ExitCode == nil
 			})
 			if name == "never runs" {
 				w.mu.Lock()
-				w.readNS = func(*task.Container) (*namespace, error) { return nil, errNotIts }
+				w.readNS = func(*task.Container) (*namespace, error) {
+					return nil, errNotIts
+				}
 				w.mu.Unlock()
 				e.emit(events.ActionDie, id)
 				w.until(t, "no endpoint", func(tasks []*task.Task) bool {
 					tk, c := find(tasks, id)
-					return len(tk.Endpoints) == 0 && c.KnownStatus == task.StatusCreated
+					return len(tk.Endpoints) == 0 &&
+						c.KnownStatus == task.StatusCreated
 				})
 				return
 			}
 			e.change(id, func(c *container.InspectResponse) {
-				*c.State = container.State{Status: "running", Running: true, Pid: 4321, StartedAt: time.Now().UTC().Format(time.RFC3339Nano)}
+				*c.State = container.State{Status: "running", Running: true,
+					Pid: 4321, StartedAt: time.Now().UTC().Format(
+						time.RFC3339Nano)}
 			})
 			e.emit(events.ActionStart, id)
-			w.until(t, "started", func(tasks []*task.Task) bool { _, c := find(tasks, id); return up(id)(tasks) && c.PID == 4321 })
+			w.until(t, "started", func(tasks []*task.Task) bool {
+				_, c := find(tasks, id)
+				return up(id)(tasks) && c.PID == 4321
+			})
 		})
 	}
 }
 
-// TestFollowNewbornWaitsForNobody: the Engine answers for none of many containers that are ending, nor for one that is
-// about to run.
+// TestFollowNewbornWaitsForNobody: the Engine answers for none of many containers that are ending,
+// nor for one that is about to run.
 func TestFollowNewbornWaitsForNobody(t *testing.T) {
 	e := startEngine(t)
 	dir := t.TempDir()
@@ -184,7 +200,9 @@ func TestFollowNewbornWaitsForNobody(t *testing.T) {
 	for range 2 * places[priorityEvent] {
 		ending = append(ending, e.run())
 	}
-	id := e.run(func(c *container.InspectResponse) { *c.State = container.State{Status: "created"} })
+	id := e.run(func(c *container.InspectResponse) {
+		*c.State = container.State{Status: "created"}
+	})
 	w := newWatched(t, e)
 	w.startWithBirths(t, dir)
 	release := make(chan struct{})
@@ -195,7 +213,9 @@ func TestFollowNewbornWaitsForNobody(t *testing.T) {
 		e.emit(events.ActionDie, id)
 	}
 	w.until(t, "the others to have ended", func(tasks []*task.Task) bool {
-		return !slices.ContainsFunc(tasks, func(tk *task.Task) bool { return len(tk.Endpoints) > 0 })
+		return !slices.ContainsFunc(tasks, func(tk *task.Task) bool {
+			return len(tk.Endpoints) > 0
+		})
 	})
 	e.emit(events.ActionUpdate, id) // an inspect of it stands in line too
 	for w.Status().Events < uint64(len(ending)+1) {
@@ -207,7 +227,8 @@ func TestFollowNewbornWaitsForNobody(t *testing.T) {
 		return len(tk.Endpoints) == 1 && c.PID == 0
 	})
 	e.change(id, func(c *container.InspectResponse) {
-		*c.State = container.State{Status: "running", Running: true, Pid: 4321, StartedAt: time.Now().UTC().Format(time.RFC3339Nano)}
+		*c.State = container.State{Status: "running", Running: true, Pid: 4321,
+			StartedAt: time.Now().UTC().Format(time.RFC3339Nano)}
 	})
 	close(release)
 	w.until(t, "the inspect that stood in line", up(id))

@@ -20,8 +20,9 @@ type Cgroups struct {
 }
 
 // OpenCgroups looks for version 2 below mounted, where the host has its cgroups: there itself, or
-// beside the controllers of version 1. procRoot is where the host's processes are seen. A metad in a cgroup namespace of its own sees no other
-// process's cgroup as it is called outside: then none is found.
+// beside the controllers of version 1. procRoot is where the host's processes are seen. A metad in
+// a cgroup namespace of its own sees no other process's cgroup as it is called outside: then none
+// is found.
 func OpenCgroups(procRoot, mounted string) *Cgroups {
 	for _, root := range []string{mounted, filepath.Join(mounted, "unified")} {
 		var fs unix.Statfs_t
@@ -54,7 +55,8 @@ func (g *Cgroups) of(pid int, id string) task.Cgroup {
 // Container returns the full id of the container that the cgroup with the id, or one above it, was
 // made for: the one nearest to the root, whose packets they are. Nothing needs to be known of the
 // container for that. It returns "" if there is none, the cgroup is gone, or the kernel does not
-// show it: that takes CAP_DAC_READ_SEARCH, and a metad that sees the host's cgroups from their root.
+// show it: that takes CAP_DAC_READ_SEARCH, and a metad that sees the host's cgroups from their
+// root.
 func (g *Cgroups) Container(cgroup uint64) string {
 	if g.root == "" {
 		return ""
@@ -64,7 +66,8 @@ func (g *Cgroups) Container(cgroup uint64) string {
 		return ""
 	}
 	defer mount.Close()
-	// FILEID_KERNFS of linux/exportfs.h, since Linux 5.5: a directory's handle is the cgroup's id.
+	// FILEID_KERNFS of linux/exportfs.h, since Linux 5.5: a directory's handle is the cgroup's
+	// id.
 	const kernfs = 0xfe
 	handle := unix.NewFileHandle(kernfs, binary.NativeEndian.AppendUint64(nil, cgroup))
 	fd, err := unix.OpenByHandleAt(int(mount.Fd()), handle, unix.O_PATH|unix.O_CLOEXEC)

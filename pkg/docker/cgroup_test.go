@@ -62,7 +62,8 @@ func TestNoCgroup2(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(proc, "7"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(proc, "7/cgroup"), []byte("0::/docker/"+id+"\n"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(proc, "7/cgroup"), []byte("0::/docker/"+id+"\n"),
+		0o644); err != nil {
 		t.Fatal(err)
 	}
 	root := t.TempDir()

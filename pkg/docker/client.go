@@ -22,8 +22,10 @@ type Engine interface {
 	ContainerList(context.Context, container.ListOptions) ([]container.Summary, error)
 	ContainerInspect(ctx context.Context, id string) (container.InspectResponse, error)
 	Events(context.Context, events.ListOptions) (<-chan events.Message, <-chan error)
-	ImageInspect(ctx context.Context, id string, o ...client.ImageInspectOption) (image.InspectResponse, error)
-	NetworkInspect(ctx context.Context, name string, o network.InspectOptions) (network.Inspect, error)
+	ImageInspect(ctx context.Context, id string,
+		o ...client.ImageInspectOption) (image.InspectResponse, error)
+	NetworkInspect(ctx context.Context, name string, o network.InspectOptions) (network.Inspect,
+		error)
 	NetworkList(context.Context, network.ListOptions) ([]network.Summary, error)
 }
 
@@ -35,7 +37,8 @@ type Client struct {
 	current atomic.Pointer[client.Client]
 }
 
-// NewClient returns a client of the Engine at host, in the form of DOCKER_HOST. It does not connect yet.
+// NewClient returns a client of the Engine at host, in the form of DOCKER_HOST. It does not connect
+// yet.
 func NewClient(host string) (*Client, error) {
 	c := &Client{host: host}
 	return c, c.Renew()
@@ -43,7 +46,8 @@ func NewClient(host string) (*Client, error) {
 
 // Renew makes the next request negotiate the version again. Running requests continue.
 func (c *Client) Renew() error {
-	next, err := client.NewClientWithOpts(client.WithHost(c.host), client.WithAPIVersionNegotiation())
+	next, err := client.NewClientWithOpts(client.WithHost(c.host),
+		client.WithAPIVersionNegotiation())
 	if err != nil {
 		return fmt.Errorf("client of %q: %w", c.host, err)
 	}
@@ -57,44 +61,55 @@ func (c *Client) Renew() error {
 func (c *Client) Close() error { return c.current.Load().Close() }
 
 // ContainerList implements Engine.
-func (c *Client) ContainerList(ctx context.Context, o container.ListOptions) ([]container.Summary, error) {
+func (c *Client) ContainerList(ctx context.Context, o container.ListOptions) ([]container.Summary,
+	error) {
 	return c.current.Load().ContainerList(ctx, o)
 }
 
 // ContainerInspect implements Engine.
-func (c *Client) ContainerInspect(ctx context.Context, id string) (container.InspectResponse, error) {
+func (c *Client) ContainerInspect(ctx context.Context, id string) (container.InspectResponse,
+	error) {
 	return c.current.Load().ContainerInspect(ctx, id)
 }
 
 // Events implements Engine.
-func (c *Client) Events(ctx context.Context, o events.ListOptions) (<-chan events.Message, <-chan error) {
+func (c *Client) Events(ctx context.Context, o events.ListOptions) (<-chan events.Message,
+	<-chan error) {
 	return c.current.Load().Events(ctx, o)
 }
 
 // ImageInspect implements Engine.
-func (c *Client) ImageInspect(ctx context.Context, id string, o ...client.ImageInspectOption) (image.InspectResponse, error) {
+func (c *Client) ImageInspect(ctx context.Context, id string,
+	o ...client.ImageInspectOption) (image.InspectResponse, error) {
 	return c.current.Load().ImageInspect(ctx, id, o...)
 }
 
 // NetworkInspect implements Engine.
-func (c *Client) NetworkInspect(ctx context.Context, name string, o network.InspectOptions) (network.Inspect, error) {
+func (c *Client) NetworkInspect(ctx context.Context, name string,
+	o network.InspectOptions) (network.Inspect, error) {
 	return c.current.Load().NetworkInspect(ctx, name, o)
 }
 
 // NetworkList implements Engine.
-func (c *Client) NetworkList(ctx context.Context, o network.ListOptions) ([]network.Summary, error) {
+func (c *Client) NetworkList(ctx context.Context, o network.ListOptions) ([]network.Summary,
+	error) {
 	return c.current.Load().NetworkList(ctx, o)
 }
 
 // ContainerStats returns the stream of a container's samples, or one sample.
-func (c *Client) ContainerStats(ctx context.Context, id string, stream bool) (container.StatsResponseReader, error) {
+func (c *Client) ContainerStats(ctx context.Context, id string,
+	stream bool) (container.StatsResponseReader, error) {
 	return c.current.Load().ContainerStats(ctx, id, stream)
 }
 
 // ContainerStatsOneShot returns one sample without a previous one.
-func (c *Client) ContainerStatsOneShot(ctx context.Context, id string) (container.StatsResponseReader, error) {
+func (c *Client) ContainerStatsOneShot(ctx context.Context,
+	id string) (container.StatsResponseReader, error) {
 	return c.current.Load().ContainerStatsOneShot(ctx, id)
 }
 
 // Info returns the Engine's description of itself.
-func (c *Client) Info(ctx context.Context) (system.Info, error) { return c.current.Load().Info(ctx) }
+func (c *Client) Info(ctx context.Context) (system.Info,
+	error) {
+	return c.current.Load().Info(ctx)
+}

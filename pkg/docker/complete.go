@@ -16,7 +16,8 @@ import (
 	"metad/pkg/task"
 )
 
-// extras is what an inspect contains about the container's task and about networks that Docker did not make.
+// extras is what an inspect contains about the container's task and about networks that Docker did
+// not make.
 type extras struct {
 	madeUp       bool   // ECS does not know the task
 	service      string // Compose's
@@ -26,8 +27,10 @@ type extras struct {
 }
 
 // describeExtras sets the fields of c that only v4 shows, and returns the rest.
-func describeExtras(c *task.Container, config *container.Config, host *container.HostConfig) (x extras) {
-	if config != nil && !strings.HasPrefix(c.ID, config.Hostname) { // the default is the short id
+func describeExtras(c *task.Container, config *container.Config,
+	host *container.HostConfig) (x extras) {
+	// the default is the short id
+	if config != nil && !strings.HasPrefix(c.ID, config.Hostname) {
 		x.dns.DNSName = config.Hostname
 		if config.Domainname != "" {
 			x.dns.DNSName += "." + config.Domainname
@@ -38,13 +41,15 @@ func describeExtras(c *task.Container, config *container.Config, host *container
 	}
 	c.LogDriver, c.LogOptions = logging(c.ID, &host.LogConfig)
 	c.RestartPolicy = !host.RestartPolicy.IsNone()
-	// For none, the Engine answers null at one time and [] at another. That is no change of the task.
+	// For none, the Engine answers null at one time and [] at another. That is no change of the
+	// task.
 	x.dns.DNSServers = append([]string(nil), host.DNS...)
 	x.dns.DNSSearch = append([]string(nil), host.DNSSearch...)
 	x.cgroupParent = host.CgroupParent
 	x.nanoCPUs = host.NanoCPUs
 	if x.nanoCPUs == 0 && host.CPUQuota > 0 {
-		x.nanoCPUs = int64(float64(host.CPUQuota) / float64(cmp.Or(host.CPUPeriod, defaultPeriod)) * 1e9)
+		x.nanoCPUs = int64(float64(host.CPUQuota) / float64(cmp.Or(host.CPUPeriod,
+			defaultPeriod)) * 1e9)
 	}
 	return x
 }
@@ -56,7 +61,8 @@ const defaultPeriod = 100_000 // µs, of a CPU quota
 func logging(id string, cfg *container.LogConfig) (driver string, options map[string]string) {
 	options = make(map[string]string, len(cfg.Config))
 	for name, value := range cfg.Config {
-		if !strings.Contains(name, "token") && !strings.Contains(name, "password") && !strings.Contains(name, "secret") {
+		if !strings.Contains(name, "token") && !strings.Contains(name, "password") &&
+			!strings.Contains(name, "secret") {
 			options[name] = value
 		}
 	}
@@ -75,23 +81,28 @@ func logging(id string, cfg *container.LogConfig) (driver string, options map[st
 }
 
 // describeNetwork converts Docker's description of one network of a container.
-func describeNetwork(c *task.Container, name string, ep *network.EndpointSettings, dns task.NetworkDetails) task.DockerNetwork {
+func describeNetwork(c *task.Container, name string, ep *network.EndpointSettings,
+	dns task.NetworkDetails) task.DockerNetwork {
 	dns.DNSName = ""
 	if ep.IPAddress != "" && name != "bridge" {
-		dns.DNSName = c.DockerName // which the others on a network of the user's own can look up
+		// which the others on a network of the user's own can look up
+		dns.DNSName = c.DockerName
 	}
 	dns.MAC = ep.MacAddress
 	dns.Subnet, dns.SubnetGateway = subnet(ep.IPAddress, ep.IPPrefixLen, ep.Gateway)
-	dns.IPv6Subnet, dns.IPv6SubnetGateway = subnet(ep.GlobalIPv6Address, ep.GlobalIPv6PrefixLen, ep.IPv6Gateway)
-	return task.DockerNetwork{Name: name, IPAddress: ep.IPAddress, IPv6Address: ep.GlobalIPv6Address,
-		Gateway: ep.Gateway, IPv6Gateway: ep.IPv6Gateway, NetworkDetails: dns}
+	dns.IPv6Subnet, dns.IPv6SubnetGateway = subnet(ep.GlobalIPv6Address, ep.GlobalIPv6PrefixLen,
+		ep.IPv6Gateway)
+	return task.DockerNetwork{Name: name, IPAddress: ep.IPAddress,
+		IPv6Address: ep.GlobalIPv6Address,
+		Gateway:     ep.Gateway, IPv6Gateway: ep.IPv6Gateway, NetworkDetails: dns}
 }
 
 // connected returns the networks of a container that is being started. Docker does not report the
 // address yet, so it comes from the namespace. With several networks it is not known which address
 // belongs to which.
 func connected(networks []task.DockerNetwork, ns *namespace) []task.DockerNetwork {
-	if ns == nil || len(networks) != 1 || len(ns.endpoints) != 1 || networks[0].IPAddress != "" {
+	if ns == nil || len(networks) != 1 || len(ns.endpoints) != 1 ||
+		networks[0].IPAddress != "" {
 		return networks
 	}
 	n, ep := networks[0], ns.endpoints[0]
@@ -99,7 +110,8 @@ func connected(networks []task.DockerNetwork, ns *namespace) []task.DockerNetwor
 	return []task.DockerNetwork{n}
 }
 
-// subnet returns the block of addr, and the gateway with the block's length. Each is empty if not known.
+// subnet returns the block of addr, and the gateway with the block's length. Each is empty if not
+// known.
 func subnet(addr string, bits int, gateway string) (block, withBits string) {
 	a, err := netip.ParseAddr(addr)
 	if err != nil {
@@ -122,8 +134,10 @@ func complete(t *task.Task, members []*tracked, cfg *Config) {
 	t.MadeUp = !slices.ContainsFunc(members, func(m *tracked) bool { return !m.desc.madeUp })
 	if !t.MadeUp {
 		for _, m := range members {
-			if t.Limits == (task.TaskLimits{}) && m.desc.cgroupParent != "" && m.desc.container.Running() {
-				t.Limits = cgroupLimits(cmp.Or(cfg.CgroupRoot, "/sys/fs/cgroup"), m.desc.cgroupParent, t.ID)
+			if t.Limits == (task.TaskLimits{}) && m.desc.cgroupParent != "" &&
+				m.desc.container.Running() {
+				t.Limits = cgroupLimits(cmp.Or(cfg.CgroupRoot, "/sys/fs/cgroup"),
+					m.desc.cgroupParent, t.ID)
 			}
 		}
 		return
@@ -183,7 +197,8 @@ func cgroupLimits(root, parent, id string) (l task.TaskLimits) {
 	cpu := read(parent, "cpu.max") // "50000 100000", "max 100000"
 	memory := read(parent, "memory.max")
 	if cpu == nil && memory == nil {
-		cpu = append(read("cpu", parent, "cpu.cfs_quota_us"), read("cpu", parent, "cpu.cfs_period_us")...)
+		cpu = append(read("cpu", parent, "cpu.cfs_quota_us"),
+			read("cpu", parent, "cpu.cfs_period_us")...)
 		memory = read("memory", parent, "memory.limit_in_bytes")
 	}
 	if len(cpu) == 2 {
@@ -202,7 +217,8 @@ func cgroupLimits(root, parent, id string) (l task.TaskLimits) {
 	return l
 }
 
-// slicePath returns the directory of a systemd slice. A dash in a slice's name separates it from the name of its parent.
+// slicePath returns the directory of a systemd slice. A dash in a slice's name separates it from
+// the name of its parent.
 func slicePath(name string) string {
 	name = filepath.Base(name)
 	path := ""

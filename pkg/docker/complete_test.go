@@ -17,7 +17,8 @@ import (
 
 // What only v4 shows of a container comes from its inspect.
 func TestDescribeForV4(t *testing.T) {
-	f := func(name string, change func(*container.InspectResponse), got func(*description) any, want any) {
+	f := func(name string, change func(*container.InspectResponse), got func(*description) any,
+		want any) {
 		t.Helper()
 		inspect := recorded(t, "running")
 		change(inspect)
@@ -27,13 +28,16 @@ func TestDescribeForV4(t *testing.T) {
 	}
 	log := func(driver string, kv ...string) func(*container.InspectResponse) {
 		return func(i *container.InspectResponse) {
-			i.HostConfig.LogConfig = container.LogConfig{Type: driver, Config: map[string]string{}}
+			i.HostConfig.LogConfig = container.LogConfig{Type: driver,
+				Config: map[string]string{}}
 			for n := 0; n < len(kv); n += 2 {
 				i.HostConfig.LogConfig.Config[kv[n]] = kv[n+1]
 			}
 		}
 	}
-	logging := func(d *description) any { return d.container.LogDriver + " " + show(d.container.LogOptions) }
+	logging := func(d *description) any {
+		return d.container.LogDriver + " " + show(d.container.LogOptions)
+	}
 	id := recorded(t, "running").ID
 	f("log driver", log("json-file"), logging, "json-file null")
 	f("log options", log("json-file", "max-size", "1m", "labels", "a"), logging, `json-file {"labels":"a","max-size":"1m"}`)
@@ -58,16 +62,24 @@ func TestDescribeForV4(t *testing.T) {
 	f("--cpu-period", func(i *container.InspectResponse) { i.HostConfig.CPUQuota, i.HostConfig.CPUPeriod = 50000, 25000 }, cpus, int64(2e9))
 
 	f("a network of the user's", func(i *container.InspectResponse) {
-		i.HostConfig.DNS, i.HostConfig.DNSSearch = []string{"10.0.0.2"}, []string{"shop.internal"}
-		i.NetworkSettings.Networks = map[string]*network.EndpointSettings{"back": {IPAddress: "10.1.2.3", IPPrefixLen: 24, Gateway: "10.1.2.1",
-			GlobalIPv6Address: "fd00::2", GlobalIPv6PrefixLen: 64, IPv6Gateway: "fd00::1", MacAddress: "02:00:00:00:00:01"}}
-	}, func(d *description) any { return d.container.DockerNetworks }, []task.DockerNetwork{{Name: "back", IPAddress: "10.1.2.3",
-		IPv6Address: "fd00::2", Gateway: "10.1.2.1", IPv6Gateway: "fd00::1", NetworkDetails: task.NetworkDetails{MAC: "02:00:00:00:00:01",
-			Subnet: "10.1.2.0/24", IPv6Subnet: "fd00::/64", SubnetGateway: "10.1.2.1/24", IPv6SubnetGateway: "fd00::1/64",
-			DNSServers: []string{"10.0.0.2"}, DNSSearch: []string{"shop.internal"}, DNSName: "web"}}})
+		i.HostConfig.DNS, i.HostConfig.DNSSearch = []string{"10.0.0.2"},
+			[]string{"shop.internal"}
+		i.NetworkSettings.Networks = map[string]*network.EndpointSettings{
+			"back": {IPAddress: "10.1.2.3", IPPrefixLen: 24, Gateway: "10.1.2.1",
+				GlobalIPv6Address: "fd00::2", GlobalIPv6PrefixLen: 64,
+				IPv6Gateway: "fd00::1", MacAddress: "02:00:00:00:00:01"}}
+	}, func(d *description) any { return d.container.DockerNetworks },
+		[]task.DockerNetwork{{Name: "back", IPAddress: "10.1.2.3",
+			IPv6Address: "fd00::2", Gateway: "10.1.2.1", IPv6Gateway: "fd00::1",
+			NetworkDetails: task.NetworkDetails{MAC: "02:00:00:00:00:01",
+				Subnet: "10.1.2.0/24", IPv6Subnet: "fd00::/64",
+				SubnetGateway: "10.1.2.1/24", IPv6SubnetGateway: "fd00::1/64",
+				DNSServers: []string{"10.0.0.2"},
+				DNSSearch:  []string{"shop.internal"}, DNSName: "web"}}})
 	f("a network without addresses", func(i *container.InspectResponse) {
 		i.NetworkSettings.Networks = map[string]*network.EndpointSettings{"none": {}}
-	}, func(d *description) any { return d.container.DockerNetworks }, []task.DockerNetwork{{Name: "none"}})
+	}, func(d *description) any { return d.container.DockerNetworks },
+		[]task.DockerNetwork{{Name: "none"}})
 }
 
 // made is a task that ECS does not know, of containers that inspects of the recorded one describe.
@@ -86,9 +98,11 @@ func made(t *testing.T, cfg Config, changes ...func(*container.InspectResponse))
 	return f.build(group(t, list...))
 }
 
-func compose(service string, more func(*container.InspectResponse)) func(*container.InspectResponse) {
+func compose(service string,
+	more func(*container.InspectResponse)) func(*container.InspectResponse) {
 	return func(i *container.InspectResponse) {
-		i.Config.Labels[labelComposeProject], i.Config.Labels[labelComposeService] = "shop", service
+		i.Config.Labels[labelComposeProject], i.Config.Labels[labelComposeService] = "shop",
+			service
 		if more != nil {
 			more(i)
 		}
@@ -100,12 +114,14 @@ func TestMadeUpTaskIsWhole(t *testing.T) {
 	alone := made(t, Config{MadeUpZone: "eu-west-1a"}, func(i *container.InspectResponse) {
 		i.Config.Labels[task.LabelFamily] = "the user's"
 	})
-	if !alone.MadeUp || alone.AvailabilityZone != "eu-west-1a" || alone.LaunchType != "EXTERNAL" || alone.ServiceName != "" {
+	if !alone.MadeUp || alone.AvailabilityZone != "eu-west-1a" ||
+		alone.LaunchType != "EXTERNAL" || alone.ServiceName != "" {
 		t.Errorf("got %+v", alone)
 	}
 	_, each := task.Render(alone)
 	for v, doc := range each[0] {
-		for _, want := range []string{`"com.amazonaws.ecs.cluster":"cl"`, `"com.amazonaws.ecs.container-name":"web"`, `"com.amazonaws.ecs.task-arn":"` + alone.ARN + `"`,
+		for _, want := range []string{`"com.amazonaws.ecs.cluster":"cl"`,
+			`"com.amazonaws.ecs.container-name":"web"`, `"com.amazonaws.ecs.task-arn":"` + alone.ARN + `"`,
 			`"com.amazonaws.ecs.task-definition-family":"the user's"`, `"com.amazonaws.ecs.task-definition-version":"1"`} {
 			if !strings.Contains(doc.String(), want) {
 				t.Errorf("version %d: no %s in %s", v, want, doc)
@@ -115,7 +131,8 @@ func TestMadeUpTaskIsWhole(t *testing.T) {
 	if n := len(alone.Containers[0].Labels); n != 1 {
 		t.Errorf("got %d labels kept in memory, want the user's", n)
 	}
-	given := made(t, Config{MadeUpZone: "eu-west-1a", AvailabilityZone: "eu-west-1c", LaunchType: "FARGATE"}, compose("web", nil))
+	given := made(t, Config{MadeUpZone: "eu-west-1a", AvailabilityZone: "eu-west-1c",
+		LaunchType: "FARGATE"}, compose("web", nil))
 	if given.AvailabilityZone != "eu-west-1c" || given.LaunchType != "FARGATE" {
 		t.Errorf("got %+v", given)
 	}
@@ -138,10 +155,13 @@ func TestServiceName(t *testing.T) {
 	f("", "web", "db")
 }
 
-// The limits of a task that ECS does not know are the sums of its containers', each resource if all have a limit.
+// The limits of a task that ECS does not know are the sums of its containers', each resource if all
+// have a limit.
 func TestLimitsAreSums(t *testing.T) {
 	limit := func(nanoCPUs, memory int64) func(*container.InspectResponse) {
-		return compose("web", func(i *container.InspectResponse) { i.HostConfig.NanoCPUs, i.HostConfig.Memory = nanoCPUs, memory })
+		return compose("web", func(i *container.InspectResponse) {
+			i.HostConfig.NanoCPUs, i.HostConfig.Memory = nanoCPUs, memory
+		})
 	}
 	f := func(want task.TaskLimits, changes ...func(*container.InspectResponse)) {
 		t.Helper()
@@ -156,8 +176,8 @@ func TestLimitsAreSums(t *testing.T) {
 	f(task.TaskLimits{CPU: 0.3}, limit(1e8, 64<<20), limit(2e8, 0))
 }
 
-// M07, M08, M09: the limits of a task of ECS are those of the task's cgroup, in either version, and stay when the
-// cgroup goes.
+// M07, M08, M09: the limits of a task of ECS are those of the task's cgroup, in either version, and
+// stay when the cgroup goes.
 func TestLimitsOfTaskCgroup(t *testing.T) {
 	root := t.TempDir()
 	write := func(path, text string) {
@@ -215,9 +235,11 @@ func TestLimitsOfTaskCgroup(t *testing.T) {
 	f("/ecs/rec", task.TaskLimits{})
 }
 
-// A container that asks with its first instruction finds its address in its document: in the only network that it has.
+// A container that asks with its first instruction finds its address in its document: in the only
+// network that it has.
 func TestNewbornShowsItsAddress(t *testing.T) {
-	ep := task.Endpoint{Addr: netip.MustParseAddr("172.17.0.2"), Ifindex: 9, MAC: [6]byte{2, 0x42}}
+	ep := task.Endpoint{Addr: netip.MustParseAddr("172.17.0.2"), Ifindex: 9,
+		MAC: [6]byte{2, 0x42}}
 	f := func(ns *namespace, networks []task.DockerNetwork, want ...string) {
 		t.Helper()
 		inspect := recorded(t, "created")

@@ -24,8 +24,10 @@ const (
 
 // Names that the agent gives the containers it adds to a task, found in the label container-name.
 const (
-	namespacePauseName  = task.PauseName + "~namespace"      // holds shared PID and IPC namespaces
-	bridgePausePrefix   = task.PauseName + "-"               // Service Connect in bridge mode: one for each container
+	// holds shared PID and IPC namespaces
+	namespacePauseName = task.PauseName + "~namespace"
+	// Service Connect in bridge mode: one for each container
+	bridgePausePrefix   = task.PauseName + "-"
 	emptyHostVolumeName = "~internal~ecs-emptyvolume-source" // owns the task's empty volumes
 )
 
@@ -44,9 +46,10 @@ type identity struct {
 // description is the converted inspect of one container. Shared and immutable.
 type description struct {
 	identity
-	container task.Container // Stats and Networks not filled in; statuses as without a look into the namespace
-	labelErr  error          // why its labels were not believed
-	alone     bool           // no label says which task it belongs to
+	// Stats and Networks not filled in; statuses as without a look into the namespace
+	container task.Container
+	labelErr  error // why its labels were not believed
+	alone     bool  // no label says which task it belongs to
 	extras
 }
 
@@ -57,21 +60,25 @@ func (d *description) ownNetwork() bool {
 	return d.container.Running() && mode != "host" && !strings.HasPrefix(mode, "container:")
 }
 
-// startsWithNetwork reports whether the container does not run and will be connected by Docker when it is started.
+// startsWithNetwork reports whether the container does not run and will be connected by Docker when
+// it is started.
 func (d *description) startsWithNetwork() bool {
 	mode := d.container.NetworkMode
-	return !d.container.Running() && mode != "host" && mode != "none" && !strings.HasPrefix(mode, "container:")
+	return !d.container.Running() && mode != "host" && mode != "none" &&
+		!strings.HasPrefix(mode, "container:")
 }
 
 // awaitsCNI reports whether another program than Docker connects the container's namespace: it is
 // the pause container of a task in awsvpc mode.
 func (d *description) awaitsCNI() bool {
-	return d.ownNetwork() && d.container.NetworkMode == "none" && d.container.Type == task.TypeCNIPause
+	return d.ownNetwork() && d.container.NetworkMode == "none" &&
+		d.container.Type == task.TypeCNIPause
 }
 
 // describe converts an inspect into a description. health is that of the container's last
 // description, nil if there was none. now is the time of a change of it.
-func describe(inspect *container.InspectResponse, names *naming, health *task.Health, now time.Time) (*description, error) {
+func describe(inspect *container.InspectResponse, names *naming, health *task.Health,
+	now time.Time) (*description, error) {
 	base := inspect.ContainerJSONBase
 	if base == nil || base.ID == "" || base.State == nil {
 		return nil, fmt.Errorf("inspect answered without an id or a state")
@@ -104,7 +111,8 @@ func describe(inspect *container.InspectResponse, names *naming, health *task.He
 	}
 	if host := base.HostConfig; host != nil {
 		// The agent shows the container definition's value, and 2 for any value below 2.
-		c.Limits = task.ContainerLimits{CPU: max(host.CPUShares, 2), Memory: host.Memory >> 20}
+		c.Limits = task.ContainerLimits{CPU: max(host.CPUShares, 2),
+			Memory: host.Memory >> 20}
 		c.NetworkMode = string(host.NetworkMode)
 	}
 	if state.Running {
@@ -118,16 +126,19 @@ func describe(inspect *container.InspectResponse, names *naming, health *task.He
 		c.Ports = ports(n)
 		for _, name := range slices.Sorted(maps.Keys(n.Networks)) {
 			if ep := n.Networks[name]; ep != nil {
-				c.DockerNetworks = append(c.DockerNetworks, describeNetwork(c, name, ep, d.dns))
+				c.DockerNetworks = append(c.DockerNetworks,
+					describeNetwork(c, name, ep, d.dns))
 			}
 		}
 	}
 	for _, m := range inspect.Mounts {
-		c.Volumes = append(c.Volumes, task.Volume{DockerName: m.Name, Source: m.Source, Destination: m.Destination})
+		c.Volumes = append(c.Volumes, task.Volume{DockerName: m.Name, Source: m.Source,
+			Destination: m.Destination})
 	}
 	// Docker keeps mounts in a map: their order differs from one inspect to the next.
 	slices.SortFunc(c.Volumes, func(a, b task.Volume) int {
-		return cmp.Or(cmp.Compare(a.Destination, b.Destination), cmp.Compare(a.Source, b.Source))
+		return cmp.Or(cmp.Compare(a.Destination, b.Destination),
+			cmp.Compare(a.Source, b.Source))
 	})
 	d.identify(names)
 	if c.Type == task.TypeCNIPause || c.Type == task.TypeNamespacePause {
@@ -147,9 +158,11 @@ func describe(inspect *container.InspectResponse, names *naming, health *task.He
 // endpoint, the last part of both addresses.
 func endpointID(env []string) string {
 	for _, v := range env {
-		for _, name := range []string{"ECS_CONTAINER_METADATA_URI=", "ECS_CONTAINER_METADATA_URI_V4="} {
+		for _, name := range []string{"ECS_CONTAINER_METADATA_URI=",
+			"ECS_CONTAINER_METADATA_URI_V4="} {
 			if uri, ok := strings.CutPrefix(v, name); ok {
-				if id := uri[strings.LastIndexByte(uri, '/')+1:]; id != "self" && idPattern.MatchString(id) {
+				if id := uri[strings.LastIndexByte(uri, '/')+1:]; id != "self" &&
+					idPattern.MatchString(id) {
 					return id
 				}
 			}
@@ -169,8 +182,10 @@ func (d *description) identify(names *naming) {
 			err = fmt.Errorf("container name %s", quote(name))
 		}
 		if err == nil {
-			d.identity = identity{arn: arn, id: id, cluster: cmp.Or(c.Labels[task.LabelCluster], names.cluster),
-				family: c.Labels[task.LabelFamily], revision: revision(c.Labels[task.LabelRevision])}
+			d.identity = identity{arn: arn, id: id,
+				cluster:  cmp.Or(c.Labels[task.LabelCluster], names.cluster),
+				family:   c.Labels[task.LabelFamily],
+				revision: revision(c.Labels[task.LabelRevision])}
 			c.Name = name
 			c.Type = containerType(name)
 			return
@@ -184,10 +199,12 @@ func (d *description) identify(names *naming) {
 			c.Name = service
 			return
 		}
-		d.labelErr = fmt.Errorf("project %s of Compose, service %s", quote(project), quote(service))
+		d.labelErr = fmt.Errorf("project %s of Compose, service %s", quote(project),
+			quote(service))
 	}
 	d.alone = true
-	d.identity = names.made(c.ID[:min(32, len(c.ID))], c.DockerName) // an ECS task's id is 32 hex digits too
+	// an ECS task's id is 32 hex digits too
+	d.identity = names.made(c.ID[:min(32, len(c.ID))], c.DockerName)
 	d.madeUp = true
 	c.Name = c.DockerName
 }
@@ -199,22 +216,27 @@ type naming struct {
 }
 
 func newNaming(region, account, cluster string) *naming {
-	name := cluster[strings.LastIndexByte(cluster, '/')+1:] // the agent takes a cluster's ARN as well as its name
-	return &naming{cluster: cluster, prefix: fmt.Sprintf("arn:aws:ecs:%s:%s:task/%s/", region, account, name)}
+	// the agent takes a cluster's ARN as well as its name
+	name := cluster[strings.LastIndexByte(cluster, '/')+1:]
+	return &naming{cluster: cluster, prefix: fmt.Sprintf("arn:aws:ecs:%s:%s:task/%s/", region,
+		account, name)}
 }
 
 func (n *naming) made(id, family string) identity {
-	return identity{arn: n.prefix + id, id: id, cluster: n.cluster, family: unsafeInFamily.ReplaceAllString(family, "_"), revision: "1"}
+	return identity{arn: n.prefix + id, id: id, cluster: n.cluster,
+		family: unsafeInFamily.ReplaceAllString(family, "_"), revision: "1"}
 }
 
 var (
-	// idPattern is the form of a task's id or an endpoint id, which become part of paths and of logs.
+	// idPattern is the form of a task's id or an endpoint id, which become part of paths and of
+	// logs.
 	idPattern      = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
 	arnPartPattern = regexp.MustCompile(`^[A-Za-z0-9_./-]*$`)
 	unsafeInFamily = regexp.MustCompile(`[^A-Za-z0-9_-]`)
 )
 
-// parseTaskARN returns the last part of "arn:<partition>:ecs:<region>:<account>:task/[<cluster>/]<id>".
+// parseTaskARN returns the last part of
+// "arn:<partition>:ecs:<region>:<account>:task/[<cluster>/]<id>".
 func parseTaskARN(arn string) (id string, err error) {
 	parts := strings.Split(arn, ":")
 	if len(parts) != 6 || parts[0] != "arn" || parts[2] != "ecs" {
@@ -249,7 +271,9 @@ func quote(label string) string {
 // printable reports whether a container name from a label is a plausible one.
 func printable(name string) bool {
 	return name != "" && len(name) <= 255 && utf8.ValidString(name) &&
-		!strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f || r == utf8.RuneError })
+		!strings.ContainsFunc(name, func(r rune) bool {
+			return r < ' ' || r == 0x7f || r == utf8.RuneError
+		})
 }
 
 // revision returns text if it is a number: clients read it as one.
@@ -272,7 +296,8 @@ func containerType(name string) task.ContainerType {
 	return task.TypeNormal
 }
 
-// knownStatus reads Docker's state as the agent does. A pause container's running is not decided here.
+// knownStatus reads Docker's state as the agent does. A pause container's running is not decided
+// here.
 func knownStatus(s *container.State) task.Status {
 	switch {
 	case s.Running: // paused and restarting included
@@ -293,7 +318,8 @@ func healthAfter(before *task.Health, h *container.Health, now time.Time) *task.
 	if before == nil {
 		before = &task.Health{}
 	}
-	status := map[string]string{container.Healthy: "HEALTHY", container.Unhealthy: "UNHEALTHY"}[h.Status]
+	status := map[string]string{container.Healthy: "HEALTHY",
+		container.Unhealthy: "UNHEALTHY"}[h.Status]
 	if status == "" || status == before.Status {
 		return before
 	}
@@ -342,11 +368,13 @@ func ports(n *container.NetworkSettings) (list []task.Port) {
 			if err != nil {
 				continue
 			}
-			list = append(list, task.Port{ContainerPort: uint16(port.Int()), Protocol: port.Proto(), HostPort: uint16(host), HostIP: b.HostIP})
+			list = append(list, task.Port{ContainerPort: uint16(port.Int()),
+				Protocol: port.Proto(), HostPort: uint16(host), HostIP: b.HostIP})
 		}
 	}
 	slices.SortFunc(list, func(a, b task.Port) int {
-		return cmp.Or(cmp.Compare(a.ContainerPort, b.ContainerPort), cmp.Compare(a.Protocol, b.Protocol),
+		return cmp.Or(cmp.Compare(a.ContainerPort, b.ContainerPort),
+			cmp.Compare(a.Protocol, b.Protocol),
 			cmp.Compare(a.HostPort, b.HostPort), cmp.Compare(a.HostIP, b.HostIP))
 	})
 	return list

@@ -71,74 +71,129 @@ func TestDescribe(t *testing.T) {
 		want   any
 	}{
 		{"M17 stopped with code 0", "exited", nil, func(d *description) any {
-			return []any{d.container.KnownStatus, d.container.DesiredStatus, *d.container.ExitCode, d.container.FinishedAt.IsZero(), d.container.PID}
+			return []any{d.container.KnownStatus, d.container.DesiredStatus,
+				*d.container.ExitCode, d.container.FinishedAt.IsZero(), d.container.PID}
 		}, []any{task.StatusStopped, task.StatusStopped, 0, false, 0}},
-		{"M18 running", "running", func(i *container.InspectResponse) { i.State.FinishedAt = "2024-01-01T00:00:00Z" }, func(d *description) any {
-			return []any{d.container.KnownStatus, d.container.DesiredStatus, d.container.ExitCode, d.container.FinishedAt, d.container.PID != 0}
+		{"M18 running", "running", func(i *container.InspectResponse) {
+			i.State.FinishedAt = "2024-01-01T00:00:00Z"
+		}, func(d *description) any {
+			return []any{d.container.KnownStatus, d.container.DesiredStatus,
+				d.container.ExitCode, d.container.FinishedAt, d.container.PID != 0}
 		}, []any{task.StatusRunning, task.StatusRunning, (*int)(nil), time.Time{}, true}},
 		{"created", "created", nil, func(d *description) any {
-			return []any{d.container.KnownStatus, d.container.StartedAt, d.container.ExitCode, d.container.State}
+			return []any{d.container.KnownStatus, d.container.StartedAt,
+				d.container.ExitCode, d.container.State}
 		}, []any{task.StatusCreated, time.Time{}, (*int)(nil), "created"}},
-		{"could not be started", "created", func(i *container.InspectResponse) { i.State.Error, i.State.ExitCode = "no such file", 127 },
-			func(d *description) any { return []any{d.container.KnownStatus, d.container.ExitCode} }, []any{task.StatusStopped, (*int)(nil)}},
-		{"paused", "running", func(i *container.InspectResponse) { i.State.Paused, i.State.Status = true, "paused" },
-			func(d *description) any { return []any{d.container.KnownStatus, d.container.State} }, []any{task.StatusRunning, "paused"}},
-		{"restarting has no process", "running", func(i *container.InspectResponse) { i.State.Restarting, i.State.Pid = true, 0 },
-			func(d *description) any { return []any{d.container.KnownStatus, d.ownNetwork()} }, []any{task.StatusRunning, false}},
-		{"times are UTC", "running", func(i *container.InspectResponse) { i.Created = "2024-01-02T05:04:05.5+02:00" },
-			func(d *description) any { return d.container.CreatedAt }, time.Date(2024, 1, 2, 3, 4, 5, 500000000, time.UTC)},
-		{"M20 CPU unset, memory 50", "running", func(i *container.InspectResponse) { i.HostConfig.CPUShares = 0 },
-			func(d *description) any { return d.container.Limits }, task.ContainerLimits{CPU: 2, Memory: 50}},
-		{"M20 CPU 1", "running", func(i *container.InspectResponse) { i.HostConfig.CPUShares, i.HostConfig.Memory = 1, 0 },
-			func(d *description) any { return d.container.Limits }, task.ContainerLimits{CPU: 2}},
+		{"could not be started", "created", func(i *container.InspectResponse) {
+			i.State.Error, i.State.ExitCode = "no such file", 127
+		},
+			func(d *description) any {
+				return []any{d.container.KnownStatus,
+					d.container.ExitCode}
+			}, []any{task.StatusStopped, (*int)(nil)}},
+		{"paused", "running", func(i *container.InspectResponse) {
+			i.State.Paused, i.State.Status = true, "paused"
+		},
+			func(d *description) any {
+				return []any{d.container.KnownStatus,
+					d.container.State}
+			}, []any{task.StatusRunning, "paused"}},
+		{"restarting has no process", "running", func(i *container.InspectResponse) {
+			i.State.Restarting, i.State.Pid = true, 0
+		},
+			func(d *description) any {
+				return []any{d.container.KnownStatus,
+					d.ownNetwork()}
+			}, []any{task.StatusRunning, false}},
+		{"times are UTC", "running", func(i *container.InspectResponse) {
+			i.Created = "2024-01-02T05:04:05.5+02:00"
+		},
+			func(d *description) any { return d.container.CreatedAt },
+			time.Date(2024, 1, 2, 3, 4, 5, 500000000, time.UTC)},
+		{"M20 CPU unset, memory 50", "running", func(i *container.InspectResponse) {
+			i.HostConfig.CPUShares = 0
+		},
+			func(d *description) any { return d.container.Limits },
+			task.ContainerLimits{CPU: 2, Memory: 50}},
+		{"M20 CPU 1", "running", func(i *container.InspectResponse) {
+			i.HostConfig.CPUShares, i.HostConfig.Memory = 1, 0
+		},
+			func(d *description) any { return d.container.Limits },
+			task.ContainerLimits{CPU: 2}},
 		{"M21 CPU 10", "running", nil, func(d *description) any { return d.container.Limits }, task.ContainerLimits{CPU: 10, Memory: 50}},
 		{"M22 DockerName", "running", nil, func(d *description) any { return d.container.DockerName + " " + d.container.Name }, "web web"},
-		{"M26 ports are bindings", "running", nil, func(d *description) any { return show(d.container.Ports) },
+		{"M26 ports are bindings", "running", nil, func(d *description) any {
+			return show(d.container.Ports)
+		},
 			`[{"ContainerPort":53,"Protocol":"udp","HostPort":5353,"HostIP":"127.0.0.1"},` +
 				`{"ContainerPort":80,"Protocol":"tcp","HostPort":8080,"HostIP":"0.0.0.0"},{"ContainerPort":80,"Protocol":"tcp","HostPort":8080,"HostIP":"::"}]`},
 		{"M26 a binding without a number", "running", func(i *container.InspectResponse) {
-			i.NetworkSettings.Ports = nat.PortMap{"80/tcp": {{HostPort: "x"}, {HostPort: "70000"}, {HostPort: ""}}}
+			i.NetworkSettings.Ports = nat.PortMap{"80/tcp": {{HostPort: "x"},
+				{HostPort: "70000"}, {HostPort: ""}}}
 		}, func(d *description) any { return show(d.container.Ports) }, "null"},
-		{"M27 labels", "app", nil, func(d *description) any { return show(d.container.Labels) },
+		{"M27 labels", "app", nil, func(d *description) any {
+			return show(d.container.Labels)
+		},
 			`{"com.amazonaws.ecs.cluster":"default","com.amazonaws.ecs.container-name":"app","com.amazonaws.ecs.task-arn":"` + arn + `",` +
 				`"com.amazonaws.ecs.task-definition-family":"test","com.amazonaws.ecs.task-definition-version":"1"}`},
-		{"M32 volumes", "running", nil, func(d *description) any { return show(d.container.Volumes) },
+		{"M32 volumes", "running", nil, func(d *description) any {
+			return show(d.container.Volumes)
+		},
 			`[{"DockerName":"data","Source":"/var/lib/docker/volumes/data/_data","Destination":"/data"},{"DockerName":"","Source":"/tmp","Destination":"/ecs"}]`},
-		{"networks", "running", nil, func(d *description) any { return show(d.container.DockerNetworks) },
+		{"networks", "running", nil, func(d *description) any {
+			return show(d.container.DockerNetworks)
+		},
 			`[{"Name":"bridge","IPAddress":"172.17.0.2","IPv6Address":"","Gateway":"172.17.0.1","IPv6Gateway":"","MAC":"02:42:ac:11:00:02",` +
 				`"Subnet":"172.17.0.0/16","IPv6Subnet":"","SubnetGateway":"172.17.0.1/16","IPv6SubnetGateway":"","DNSServers":null,"DNSSearch":null,"DNSName":""}]`},
 		{"image", "running", nil, func(d *description) any { return d.container.Image + " " + d.container.ImageID[:10] }, "metad-test:latest sha256:501"},
 
 		{"v3 endpoint id", "app", func(i *container.InspectResponse) {
-			i.Config.Env = append(i.Config.Env, "ECS_CONTAINER_METADATA_URI=http://169.254.170.2/v3/6f6a-1")
+			i.Config.Env = append(i.Config.Env,
+				"ECS_CONTAINER_METADATA_URI=http://169.254.170.2/v3/6f6a-1")
 		}, func(d *description) any { return d.container.EndpointID }, "6f6a-1"},
 		{"v4 endpoint id", "app", func(i *container.InspectResponse) {
-			i.Config.Env = append(i.Config.Env, "ECS_CONTAINER_METADATA_URI=", "ECS_CONTAINER_METADATA_URI_V4=http://169.254.170.2/v4/6f6a-2")
+			i.Config.Env = append(i.Config.Env, "ECS_CONTAINER_METADATA_URI=",
+				"ECS_CONTAINER_METADATA_URI_V4=http://169.254.170.2/v4/6f6a-2")
 		}, func(d *description) any { return d.container.EndpointID }, "6f6a-2"},
 		{"no endpoint id", "app", func(i *container.InspectResponse) {
-			i.Config.Env = append(i.Config.Env, "ECS_CONTAINER_METADATA_URI=http://x/v3/..")
+			i.Config.Env = append(i.Config.Env,
+				"ECS_CONTAINER_METADATA_URI=http://x/v3/..")
 		}, func(d *description) any { return d.container.EndpointID }, ""},
 
 		{"M13 pause", "pause", nil, func(d *description) any {
-			return []any{d.container.Type, d.container.Name, d.container.ImageID, d.container.DesiredStatus, d.awaitsCNI(), d.container.Limits}
-		}, []any{task.TypeCNIPause, "~internal~ecs~pause", "", task.StatusResourcesProvisioned, true, task.ContainerLimits{CPU: 2}}},
+			return []any{d.container.Type, d.container.Name, d.container.ImageID,
+				d.container.DesiredStatus, d.awaitsCNI(), d.container.Limits}
+		}, []any{task.TypeCNIPause, "~internal~ecs~pause", "",
+			task.StatusResourcesProvisioned, true, task.ContainerLimits{CPU: 2}}},
 		{"app of an awsvpc task", "app", nil, func(d *description) any {
 			return []any{d.container.Type, d.container.Name, d.ownNetwork(), id(d)}
 		}, []any{task.TypeNormal, "app", false, arn + " rec default test 1"}},
-		{"Service Connect pause", "app", labels(task.LabelTaskARN, arn, task.LabelContainerName, "~internal~ecs~pause-app"),
+		{"Service Connect pause", "app", labels(task.LabelTaskARN, arn,
+			task.LabelContainerName, "~internal~ecs~pause-app"),
 			func(d *description) any { return d.container.Type }, task.TypeCNIPause},
-		{"namespace pause", "app", labels(task.LabelTaskARN, arn, task.LabelContainerName, "~internal~ecs~pause~namespace"),
-			func(d *description) any { return d.container.Type }, task.TypeNamespacePause},
-		{"volumes container", "app", labels(task.LabelTaskARN, arn, task.LabelContainerName, "~internal~ecs-emptyvolume-source"),
-			func(d *description) any { return d.container.Type }, task.TypeEmptyHostVolume},
-		{"host network", "running", func(i *container.InspectResponse) { i.HostConfig.NetworkMode = "host" },
+		{"namespace pause", "app", labels(task.LabelTaskARN, arn, task.LabelContainerName,
+			"~internal~ecs~pause~namespace"),
+			func(d *description) any { return d.container.Type },
+			task.TypeNamespacePause},
+		{"volumes container", "app", labels(task.LabelTaskARN, arn, task.LabelContainerName,
+			"~internal~ecs-emptyvolume-source"),
+			func(d *description) any { return d.container.Type },
+			task.TypeEmptyHostVolume},
+		{"host network", "running", func(i *container.InspectResponse) {
+			i.HostConfig.NetworkMode = "host"
+		},
 			func(d *description) any { return d.ownNetwork() }, false},
 
-		{"old ARN", "app", labels(task.LabelTaskARN, "arn:aws-cn:ecs:cn-north-1:1:task/old-id", task.LabelContainerName, "a"),
-			func(d *description) any { return id(d) }, "arn:aws-cn:ecs:cn-north-1:1:task/old-id old-id cl  1"},
-		{"Compose", "running", labels(labelComposeProject, "shop", labelComposeService, "db"), func(d *description) any { return id(d) + " " + d.container.Name },
+		{"old ARN", "app", labels(task.LabelTaskARN,
+			"arn:aws-cn:ecs:cn-north-1:1:task/old-id", task.LabelContainerName, "a"),
+			func(d *description) any { return id(d) },
+			"arn:aws-cn:ecs:cn-north-1:1:task/old-id old-id cl  1"},
+		{"Compose", "running", labels(labelComposeProject, "shop", labelComposeService,
+			"db"), func(d *description) any { return id(d) + " " + d.container.Name },
 			"arn:aws:ecs:eu-west-1:123456789012:task/cl/shop shop cl shop 1 db"},
-		{"ECS before Compose", "running", labels(labelComposeProject, "shop", labelComposeService, "db", task.LabelTaskARN, arn, task.LabelContainerName, "a"),
+		{"ECS before Compose", "running", labels(labelComposeProject, "shop",
+			labelComposeService, "db", task.LabelTaskARN, arn, task.LabelContainerName,
+			"a"),
 			func(d *description) any { return d.arn }, arn},
 		{"alone", "running", nil, func(d *description) any { return id(d) },
 			"arn:aws:ecs:eu-west-1:123456789012:task/cl/c05cda6bc9568730d8d0eaa724dcfdb4 c05cda6bc9568730d8d0eaa724dcfdb4 cl web 1"},
@@ -192,15 +247,18 @@ func TestDescribeHostileLabels(t *testing.T) {
 		inspect := recorded(t, "running")
 		inspect.Config.Labels = labels
 		d := described(t, inspect)
-		if d.identity != alone || d.container.Name != "web" || d.container.Type != task.TypeNormal {
+		if d.identity != alone || d.container.Name != "web" ||
+			d.container.Type != task.TypeNormal {
 			t.Errorf("%s: got %+v, want %+v", quote(show(labels)), d.identity, alone)
 		}
-		if d.labelErr == nil || len(d.labelErr.Error()) > 600 || strings.ContainsAny(d.labelErr.Error(), "\x00\n") {
+		if d.labelErr == nil || len(d.labelErr.Error()) > 600 ||
+			strings.ContainsAny(d.labelErr.Error(), "\x00\n") {
 			t.Errorf("%s: warning %v", quote(show(labels)), d.labelErr)
 		}
 	}
 	inspect := recorded(t, "running")
-	inspect.Config.Labels = map[string]string{task.LabelTaskARN: good, task.LabelContainerName: "a", task.LabelRevision: "7\x00"}
+	inspect.Config.Labels = map[string]string{task.LabelTaskARN: good,
+		task.LabelContainerName: "a", task.LabelRevision: "7\x00"}
 	if d := described(t, inspect); d.revision != "1" {
 		t.Errorf("revision: got %q", d.revision)
 	}
@@ -222,7 +280,8 @@ func TestDescribeIncomplete(t *testing.T) {
 		}
 	}
 	inspect := &container.InspectResponse{}
-	if err := json.Unmarshal([]byte(`{"Id":"x","State":{"Running":true,"Pid":1}}`), inspect); err != nil {
+	if err := json.Unmarshal([]byte(`{"Id":"x","State":{"Running":true,"Pid":1}}`),
+		inspect); err != nil {
 		t.Fatal(err)
 	}
 	if d := described(t, inspect); d.id != "x" || !d.ownNetwork() {
@@ -234,7 +293,9 @@ func TestDescribeIncomplete(t *testing.T) {
 func TestHealthAfter(t *testing.T) {
 	at := func(s int64) time.Time { return time.Unix(s, 0).UTC() }
 	verdict := func(status string, code int, output string) *container.Health {
-		return &container.Health{Status: status, Log: []*container.HealthcheckResult{{ExitCode: 9}, {ExitCode: code, Output: output}}}
+		return &container.Health{Status: status,
+			Log: []*container.HealthcheckResult{{ExitCode: 9},
+				{ExitCode: code, Output: output}}}
 	}
 	f := func(before *task.Health, h *container.Health, want *task.Health) {
 		t.Helper()
@@ -256,7 +317,8 @@ func TestHealthAfter(t *testing.T) {
 	checks := func(status string, codes ...int) *container.Health {
 		h := &container.Health{Status: status}
 		for i, code := range codes {
-			h.Log = append(h.Log, &container.HealthcheckResult{End: at(int64(10 * i)), ExitCode: code, Output: "x"})
+			h.Log = append(h.Log, &container.HealthcheckResult{End: at(int64(10 * i)),
+				ExitCode: code, Output: "x"})
 		}
 		return h
 	}
@@ -274,14 +336,16 @@ func group(t testing.TB, list ...*description) map[string]*tracked {
 	for i, d := range list {
 		d.container.ID += string(rune('a' + i))
 		d.container.CreatedAt = d.container.CreatedAt.Add(time.Duration(i) * time.Second)
-		g[d.container.ID] = &tracked{id: d.container.ID, stats: &task.StatsCell{}, desc: d, home: d.identity}
+		g[d.container.ID] = &tracked{id: d.container.ID, stats: &task.StatsCell{}, desc: d,
+			home: d.identity}
 	}
 	return g
 }
 
 func testFollower(t testing.TB) *state {
 	t.Helper()
-	f, err := newFollower(Config{Engine: fakeEngine{}, Log: testLog(t), Apply: func([]*task.Task) {}, AvailabilityZone: "eu-west-1a"})
+	f, err := newFollower(Config{Engine: fakeEngine{}, Log: testLog(t),
+		Apply: func([]*task.Task) {}, AvailabilityZone: "eu-west-1a"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -300,7 +364,8 @@ func TestBuildAwsvpc(t *testing.T) {
 	f := testFollower(t)
 
 	tk := f.build(g)
-	if p := tk.Pause(); p.KnownStatus != task.StatusRunning || p.Networks != nil || len(tk.Endpoints) != 0 {
+	if p := tk.Pause(); p.KnownStatus != task.StatusRunning || p.Networks != nil ||
+		len(tk.Endpoints) != 0 {
 		t.Errorf("before CNI: got %+v", p)
 	}
 	g[pause.container.ID].ns = &namespace{endpoints: []task.Endpoint{ep}, ecs: true}
@@ -310,17 +375,24 @@ func TestBuildAwsvpc(t *testing.T) {
 	}
 
 	g[pause.container.ID].ns.eni4 = []string{"10.0.0.5", "10.0.0.6"}
-	g[pause.container.ID].ns.details = task.NetworkDetails{MAC: "02:00:00:00:00:01", Subnet: "10.0.0.0/24", SubnetGateway: "10.0.0.1/24"}
-	pause.dns = task.NetworkDetails{DNSName: "ip-10-0-0-5.ec2.internal", DNSServers: []string{"10.0.0.2"}, DNSSearch: []string{"ec2.internal"}}
-	details := task.NetworkDetails{MAC: "02:00:00:00:00:01", Subnet: "10.0.0.0/24", SubnetGateway: "10.0.0.1/24",
-		DNSName: "ip-10-0-0-5.ec2.internal", DNSServers: []string{"10.0.0.2"}, DNSSearch: []string{"ec2.internal"}}
+	g[pause.container.ID].ns.details = task.NetworkDetails{MAC: "02:00:00:00:00:01",
+		Subnet: "10.0.0.0/24", SubnetGateway: "10.0.0.1/24"}
+	pause.dns = task.NetworkDetails{DNSName: "ip-10-0-0-5.ec2.internal",
+		DNSServers: []string{"10.0.0.2"}, DNSSearch: []string{"ec2.internal"}}
+	details := task.NetworkDetails{MAC: "02:00:00:00:00:01", Subnet: "10.0.0.0/24",
+		SubnetGateway: "10.0.0.1/24",
+		DNSName:       "ip-10-0-0-5.ec2.internal", DNSServers: []string{"10.0.0.2"},
+		DNSSearch: []string{"ec2.internal"}}
 	tk = f.build(g)
 	// M12, M13, M23, M24, M25
-	if len(tk.Containers) != 2 || tk.Containers[0].KnownStatus != task.StatusResourcesProvisioned || !reflect.DeepEqual(tk.Endpoints, []task.Endpoint{of(pause, ep)}) {
+	if len(tk.Containers) != 2 ||
+		tk.Containers[0].KnownStatus != task.StatusResourcesProvisioned ||
+		!reflect.DeepEqual(tk.Endpoints, []task.Endpoint{of(pause, ep)}) {
 		t.Errorf("got %+v", tk)
 	}
 	for _, c := range tk.Containers {
-		if want := []task.Network{{Mode: "awsvpc", IPv4Addresses: []string{"10.0.0.5", "10.0.0.6"}, NetworkDetails: details}}; !reflect.DeepEqual(c.Networks, want) {
+		if want := []task.Network{{Mode: "awsvpc", IPv4Addresses: []string{"10.0.0.5",
+			"10.0.0.6"}, NetworkDetails: details}}; !reflect.DeepEqual(c.Networks, want) {
 			t.Errorf("%s: networks %+v, want %+v", c.Name, c.Networks, want)
 		}
 	}
@@ -342,8 +414,12 @@ func TestTaskStatus(t *testing.T) {
 			t.Errorf("got %s, want %s", got, want)
 		}
 	}
-	c := func(s task.Status) *task.Container { return &task.Container{Type: task.TypeNormal, KnownStatus: s} }
-	pause := func(s task.Status) *task.Container { return &task.Container{Type: task.TypeCNIPause, KnownStatus: s} }
+	c := func(s task.Status) *task.Container {
+		return &task.Container{Type: task.TypeNormal, KnownStatus: s}
+	}
+	pause := func(s task.Status) *task.Container {
+		return &task.Container{Type: task.TypeCNIPause, KnownStatus: s}
+	}
 	f(task.StatusRunning, c(task.StatusRunning))
 	f(task.StatusCreated, c(task.StatusRunning), c(task.StatusCreated))
 	f(task.StatusRunning, c(task.StatusRunning), c(task.StatusStopped))
@@ -369,7 +445,9 @@ func TestKeep(t *testing.T) {
 	if next == old {
 		t.Fatal("a changed task has the same pointer")
 	}
-	if next.Containers[0] != old.Containers[0] || next.Containers[1] == old.Containers[1] || next.Containers[1].Stats != old.Containers[1].Stats {
-		t.Error("pointers: want the first container's kept, the second's new with the old cell")
+	if next.Containers[0] != old.Containers[0] || next.Containers[1] == old.Containers[1] ||
+		next.Containers[1].Stats != old.Containers[1].Stats {
+		t.Error("pointers: want the first container's kept, the second's new with the " +
+			"old cell")
 	}
 }

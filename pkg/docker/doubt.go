@@ -9,8 +9,8 @@ import (
 )
 
 // doubt is when a container may be looked at because its MAC is said to be another. A container can
-// send from made-up MACs as fast as it likes, so each look in a row that finds nothing new makes the
-// next one wait longer.
+// send from made-up MACs as fast as it likes, so each look in a row that finds nothing new makes
+// the next one wait longer.
 type doubt struct {
 	until time.Time // no look for this reason before
 	pause time.Duration
@@ -49,7 +49,9 @@ func (s *state) wrongMACs(addrs map[netip.Addr]bool) {
 
 // holds reports whether one of the addresses is the container's.
 func (c *tracked) holds(addrs map[netip.Addr]bool) bool {
-	return c.ns != nil && slices.ContainsFunc(c.ns.endpoints, func(ep task.Endpoint) bool { return addrs[ep.Addr] })
+	return c.ns != nil && slices.ContainsFunc(c.ns.endpoints, func(ep task.Endpoint) bool {
+		return addrs[ep.Addr]
+	})
 }
 
 // settleDoubt takes note of what a look has found: if that is something new, the next doubt is as

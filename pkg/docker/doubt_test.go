@@ -9,8 +9,8 @@ import (
 	"metad/pkg/task"
 )
 
-// TestChangedMAC: a container whose packets come from another MAC is looked at when that is told, and
-// has its new MAC at once.
+// TestChangedMAC: a container whose packets come from another MAC is looked at when that is told,
+// and has its new MAC at once.
 func TestChangedMAC(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDirect(t)
@@ -41,15 +41,16 @@ func TestChangedMAC(t *testing.T) {
 			}
 		}
 		if reads.Load() != 20 || others.Load() != 0 {
-			t.Errorf("%d looks, and %d at another, want one for each change", reads.Load(), others.Load())
+			t.Errorf("%d looks, and %d at another, want one for each change",
+				reads.Load(), others.Load())
 		}
 		o.end(t)
 	})
 }
 
 // TestMadeUpMACs: a container that sends from made-up MACs without end is looked at a few times in
-// ten minutes, which tell nothing new; when it really changes its MAC it waits a minute at most. After
-// some minutes of silence it is looked at at once again.
+// ten minutes, which tell nothing new; when it really changes its MAC it waits a minute at most.
+// After some minutes of silence it is looked at at once again.
 func TestMadeUpMACs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDirect(t)

@@ -59,7 +59,8 @@ type engine struct {
 func startEngine(t testing.TB) *engine {
 	t.Helper()
 	e := &engine{t: t, socket: filepath.Join(t.TempDir(), "docker.sock"),
-		containers: map[string]*container.InspectResponse{}, streams: map[chan events.Message]bool{}}
+		containers: map[string]*container.InspectResponse{},
+		streams:    map[chan events.Message]bool{}}
 	e.up()
 	t.Cleanup(e.down)
 	return e
@@ -78,7 +79,8 @@ func (e *engine) up() {
 func (e *engine) down() { e.server.Close() }
 
 func (e *engine) client() *client.Client {
-	c, err := client.NewClientWithOpts(client.WithHost("unix://"+e.socket), client.WithVersion("1.41"))
+	c, err := client.NewClientWithOpts(client.WithHost("unix://"+e.socket),
+		client.WithVersion("1.41"))
 	if err != nil {
 		e.t.Fatal(err)
 	}
@@ -90,9 +92,11 @@ var inspectPath = regexp.MustCompile(`/containers/([^/]+)/json$`)
 
 func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
-	if v := strings.TrimPrefix(strings.SplitN(r.URL.Path, "/", 3)[1], "v"); e.least() != "" && v != "_ping" && versions.LessThan(v, e.least()) {
+	if v := strings.TrimPrefix(strings.SplitN(r.URL.Path, "/", 3)[1], "v"); e.least() != "" &&
+		v != "_ping" && versions.LessThan(v, e.least()) {
 		w.WriteHeader(http.StatusBadRequest)
-		fmt.Fprintf(w, `{"message":"client version %s is too old. Minimum supported API version is %s"}`, v, e.least())
+		fmt.Fprintf(w,
+			`{"message":"client version %s is too old. Minimum supported API version is %s"}`, v, e.least())
 		return
 	}
 	switch {
@@ -153,7 +157,8 @@ func (e *engine) others(w http.ResponseWriter, path string) {
 	}
 	for id, labels := range e.images {
 		if strings.HasSuffix(path, "/images/"+id+"/json") {
-			json.NewEncoder(w).Encode(map[string]any{"Id": id, "Config": map[string]any{"Labels": labels}})
+			json.NewEncoder(w).Encode(map[string]any{"Id": id,
+				"Config": map[string]any{"Labels": labels}})
 			return
 		}
 	}
@@ -172,7 +177,9 @@ func (e *engine) list() []container.Summary {
 	defer e.mu.Unlock()
 	list := []container.Summary{}
 	for id, c := range e.containers {
-		s := container.Summary{ID: id, Names: []string{c.Name}, State: c.State.Status, NetworkSettings: &container.NetworkSettingsSummary{Networks: c.NetworkSettings.Networks}}
+		s := container.Summary{ID: id, Names: []string{c.Name}, State: c.State.Status,
+			NetworkSettings: &container.NetworkSettingsSummary{
+				Networks: c.NetworkSettings.Networks}}
 		list = append(list, s)
 	}
 	return list
@@ -207,11 +214,14 @@ func (e *engine) emit(action events.Action, id string) {
 	attributes := map[string]string{}
 	if c := e.containers[id]; c != nil { // as the Engine has it: the labels, and these
 		maps.Copy(attributes, c.Config.Labels)
-		attributes["name"], attributes["image"] = strings.TrimPrefix(c.Name, "/"), c.Config.Image
+		attributes["name"], attributes["image"] = strings.TrimPrefix(c.Name, "/"),
+			c.Config.Image
 	}
 	for ch := range e.streams {
 		e.emitted++
-		ch <- events.Message{Type: events.ContainerEventType, Action: action, Actor: events.Actor{ID: id, Attributes: attributes}, TimeNano: time.Now().UnixNano()}
+		ch <- events.Message{Type: events.ContainerEventType, Action: action,
+			Actor:    events.Actor{ID: id, Attributes: attributes},
+			TimeNano: time.Now().UnixNano()}
 	}
 }
 
@@ -224,12 +234,15 @@ func (e *engine) run(change ...func(*container.InspectResponse)) string {
 	id := fmt.Sprintf("%x", sha256.Sum256([]byte{byte(n >> 16), byte(n >> 8), byte(n)}))
 	started := time.Now().UTC()
 	c := &container.InspectResponse{
-		ContainerJSONBase: &container.ContainerJSONBase{ID: id, Name: fmt.Sprintf("/c%d", n), Created: started.Format(time.RFC3339Nano),
-			State:      &container.State{Status: "running", Running: true, Pid: 100 + n, StartedAt: started.Format(time.RFC3339Nano)},
+		ContainerJSONBase: &container.ContainerJSONBase{ID: id,
+			Name: fmt.Sprintf("/c%d", n), Created: started.Format(time.RFC3339Nano),
+			State: &container.State{Status: "running", Running: true, Pid: 100 + n,
+				StartedAt: started.Format(time.RFC3339Nano)},
 			HostConfig: &container.HostConfig{NetworkMode: "bridge"}},
 		Config: &container.Config{Image: "i"},
-		NetworkSettings: &container.NetworkSettings{Networks: map[string]*network.EndpointSettings{
-			"bridge": {IPAddress: netip.AddrFrom4([4]byte{172, 17, byte(n >> 8), byte(n)}).String()}}},
+		NetworkSettings: &container.NetworkSettings{
+			Networks: map[string]*network.EndpointSettings{
+				"bridge": {IPAddress: netip.AddrFrom4([4]byte{172, 17, byte(n >> 8), byte(n)}).String()}}},
 	}
 	for _, f := range change {
 		f(c)
@@ -256,7 +269,8 @@ func copyOf(t testing.TB, c *container.InspectResponse) (other container.Inspect
 }
 
 func stopped(c *container.InspectResponse) {
-	*c.State = container.State{Status: "exited", StartedAt: c.State.StartedAt, FinishedAt: time.Now().UTC().Format(time.RFC3339Nano)}
+	*c.State = container.State{Status: "exited", StartedAt: c.State.StartedAt,
+		FinishedAt: time.Now().UTC().Format(time.RFC3339Nano)}
 }
 
 func (e *engine) remove(id string) {
@@ -313,16 +327,17 @@ func watch(t testing.TB, e *engine, change ...func(*Config)) *watched {
 func newWatched(t testing.TB, e *engine, change ...func(*Config)) *watched {
 	t.Helper()
 	w := &watched{called: make(chan struct{}, 1), readNS: fakeNamespace}
-	cfg := Config{Engine: e.client(), Log: zap.NewNop(), ReconcileEvery: time.Hour, Apply: func(tasks []*task.Task) {
-		w.mu.Lock()
-		w.tasks = tasks
-		w.applies++
-		w.mu.Unlock()
-		select {
-		case w.called <- struct{}{}:
-		default:
-		}
-	}}
+	cfg := Config{Engine: e.client(), Log: zap.NewNop(), ReconcileEvery: time.Hour,
+		Apply: func(tasks []*task.Task) {
+			w.mu.Lock()
+			w.tasks = tasks
+			w.applies++
+			w.mu.Unlock()
+			select {
+			case w.called <- struct{}{}:
+			default:
+			}
+		}}
 	for _, f := range change {
 		f(&cfg)
 	}

@@ -39,15 +39,17 @@ type followed struct {
 func follow(t *testing.T, h *testdocker.Host, change func(*Config)) *followed {
 	t.Helper()
 	w := &followed{calls: make(chan struct{}, 1)}
-	cfg := Config{Engine: h.Client, HostNetns: h.NSPath(), BundleDirs: []string{h.BundleDir()}, ReconcileEvery: time.Hour, Log: zaptest.NewLogger(t), Apply: func(tasks []*task.Task) {
-		w.mu.Lock()
-		w.tasks = tasks
-		w.mu.Unlock()
-		select {
-		case w.calls <- struct{}{}:
-		default:
-		}
-	}}
+	cfg := Config{Engine: h.Client, HostNetns: h.NSPath(), BundleDirs: []string{h.BundleDir()},
+		ReconcileEvery: time.Hour, Log: zaptest.NewLogger(t),
+		Apply: func(tasks []*task.Task) {
+			w.mu.Lock()
+			w.tasks = tasks
+			w.mu.Unlock()
+			select {
+			case w.calls <- struct{}{}:
+			default:
+			}
+		}}
 	if change != nil {
 		change(&cfg)
 	}
@@ -82,7 +84,8 @@ func (w *followed) now() []*task.Task {
 }
 
 // until waits until ok says yes to the container with the id and its task, and returns them.
-func (w *followed) until(t *testing.T, what, id string, ok func(*task.Task, *task.Container) bool) (*task.Task, *task.Container) {
+func (w *followed) until(t *testing.T, what, id string,
+	ok func(*task.Task, *task.Container) bool) (*task.Task, *task.Container) {
 	t.Helper()
 	deadline := time.After(30 * time.Second)
 	for {
@@ -93,7 +96,8 @@ func (w *followed) until(t *testing.T, what, id string, ok func(*task.Task, *tas
 		select {
 		case <-w.calls:
 		case <-deadline:
-			t.Fatalf("waited in vain for: %s; have task %+v, container %+v", what, tk, c)
+			t.Fatalf("waited in vain for: %s; have task %+v, container %+v", what, tk,
+				c)
 		}
 	}
 }
@@ -106,12 +110,14 @@ func running(tk *task.Task, c *task.Container) bool {
 func realEndpoint(t *testing.T, h *testdocker.Host, id, device, gateway string) task.Endpoint {
 	t.Helper()
 	ep := task.Endpoint{Container: id}
-	out := h.Exec(t, id, "sh", "-c", "cat /sys/class/net/"+device+"/address; ip -4 -o addr show "+device+"; cat /sys/class/net/"+device+"/ifindex")
+	out := h.Exec(t, id, "sh", "-c", "cat /sys/class/net/"+device+
+		"/address; ip -4 -o addr show "+device+"; cat /sys/class/net/"+device+"/ifindex")
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	if len(lines) != 3 {
 		t.Fatalf("unexpected output %q", out)
 	}
-	if _, err := fmt.Sscanf(lines[0], "%x:%x:%x:%x:%x:%x", &ep.MAC[0], &ep.MAC[1], &ep.MAC[2], &ep.MAC[3], &ep.MAC[4], &ep.MAC[5]); err != nil {
+	if _, err := fmt.Sscanf(lines[0], "%x:%x:%x:%x:%x:%x", &ep.MAC[0], &ep.MAC[1], &ep.MAC[2],
+		&ep.MAC[3], &ep.MAC[4], &ep.MAC[5]); err != nil {
 		t.Fatal(err)
 	}
 	ep.Addr = netip.MustParsePrefix(strings.Fields(lines[1])[3]).Addr()
@@ -148,11 +154,14 @@ func TestRootLife(t *testing.T) {
 		return c != nil && c.KnownStatus == task.StatusCreated && len(tk.Endpoints) == 0
 	})
 	h.StartContainer(t, id)
-	tk, c := w.until(t, "running, as the Engine says too", id, func(tk *task.Task, c *task.Container) bool { return running(tk, c) && c.PID != 0 })
-	if want := []task.Endpoint{realEndpoint(t, h, id, "eth0", "172.17.0.1")}; !slices.Equal(tk.Endpoints, want) {
+	tk, c := w.until(t, "running, as the Engine says too", id,
+		func(tk *task.Task, c *task.Container) bool { return running(tk, c) && c.PID != 0 })
+	if want := []task.Endpoint{realEndpoint(t, h, id, "eth0", "172.17.0.1")}; !slices.Equal(
+		tk.Endpoints, want) {
 		t.Errorf("endpoints: got %v, want %v", tk.Endpoints, want)
 	}
-	if c.PID != h.Inspect(t, id).State.Pid || c.Name != "life" || c.Image != testdocker.BusyboxImage || !strings.HasPrefix(c.ImageID, "sha256:") {
+	if c.PID != h.Inspect(t, id).State.Pid || c.Name != "life" ||
+		c.Image != testdocker.BusyboxImage || !strings.HasPrefix(c.ImageID, "sha256:") {
 		t.Errorf("got %+v", c)
 	}
 	cell := c.Stats
@@ -160,21 +169,30 @@ func TestRootLife(t *testing.T) {
 	if err := h.Client.ContainerRename(ctx, id, "renamed"); err != nil {
 		t.Fatal(err)
 	}
-	w.until(t, "renamed", id, func(_ *task.Task, c *task.Container) bool { return c.DockerName == "renamed" })
+	w.until(t, "renamed", id, func(_ *task.Task, c *task.Container) bool {
+		return c.DockerName == "renamed"
+	})
 	if err := h.Client.ContainerPause(ctx, id); err != nil {
 		t.Fatal(err)
 	}
-	w.until(t, "paused", id, func(tk *task.Task, c *task.Container) bool { return c.State == "paused" && running(tk, c) })
+	w.until(t, "paused", id, func(tk *task.Task, c *task.Container) bool {
+		return c.State == "paused" && running(tk, c)
+	})
 	if err := h.Client.ContainerUnpause(ctx, id); err != nil {
 		t.Fatal(err)
 	}
-	w.until(t, "unpaused", id, func(_ *task.Task, c *task.Container) bool { return c.State == "running" })
+	w.until(t, "unpaused", id, func(_ *task.Task, c *task.Container) bool {
+		return c.State == "running"
+	})
 
 	if err := h.Client.NetworkConnect(ctx, "br-second", id, nil); err != nil {
 		t.Fatal(err)
 	}
-	tk, _ = w.until(t, "two networks", id, func(tk *task.Task, c *task.Container) bool { return len(tk.Endpoints) == 2 })
-	want := []task.Endpoint{realEndpoint(t, h, id, "eth1", "10.77.0.1"), realEndpoint(t, h, id, "eth0", "172.17.0.1")}
+	tk, _ = w.until(t, "two networks", id, func(tk *task.Task, c *task.Container) bool {
+		return len(tk.Endpoints) == 2
+	})
+	want := []task.Endpoint{realEndpoint(t, h, id, "eth1", "10.77.0.1"),
+		realEndpoint(t, h, id, "eth0", "172.17.0.1")}
 	slices.SortFunc(want, compareEndpoints)
 	if !slices.Equal(tk.Endpoints, want) {
 		t.Errorf("endpoints: got %v, want %v", tk.Endpoints, want)
@@ -184,26 +202,33 @@ func TestRootLife(t *testing.T) {
 	}
 	second := realEndpoint(t, h, id, "eth1", "10.77.0.1")
 	w.until(t, "one network", id, func(tk *task.Task, c *task.Container) bool {
-		return slices.Equal(tk.Endpoints, []task.Endpoint{second}) && len(c.DockerNetworks) == 1
+		return slices.Equal(tk.Endpoints, []task.Endpoint{second}) &&
+			len(c.DockerNetworks) == 1
 	})
 
 	before, _ := find(w.now(), id)
 	timeout := 0
-	if err := h.Client.ContainerRestart(ctx, id, container.StopOptions{Timeout: &timeout}); err != nil {
+	if err := h.Client.ContainerRestart(ctx, id,
+		container.StopOptions{Timeout: &timeout}); err != nil {
 		t.Fatal(err)
 	}
 	tk, _ = w.until(t, "restarted", id, func(tk *task.Task, c *task.Container) bool {
 		return running(tk, c) && tk.Endpoints[0].Ifindex != before.Endpoints[0].Ifindex
 	})
-	if want := []task.Endpoint{realEndpoint(t, h, id, "eth0", "10.77.0.1")}; !slices.Equal(tk.Endpoints, want) {
+	if want := []task.Endpoint{realEndpoint(t, h, id, "eth0", "10.77.0.1")}; !slices.Equal(
+		tk.Endpoints, want) {
 		t.Errorf("endpoints after restart: got %v, want %v", tk.Endpoints, want)
 	}
 
-	if err := h.Client.ContainerStop(ctx, id, container.StopOptions{Timeout: &timeout}); err != nil {
+	if err := h.Client.ContainerStop(ctx, id,
+		container.StopOptions{Timeout: &timeout}); err != nil {
 		t.Fatal(err)
 	}
-	tk, c = w.until(t, "stopped", id, func(_ *task.Task, c *task.Container) bool { return c.KnownStatus == task.StatusStopped })
-	if len(tk.Endpoints) != 0 || tk.KnownStatus != task.StatusStopped || c.ExitCode == nil || *c.ExitCode != 137 || c.FinishedAt.IsZero() || c.PID != 0 {
+	tk, c = w.until(t, "stopped", id, func(_ *task.Task, c *task.Container) bool {
+		return c.KnownStatus == task.StatusStopped
+	})
+	if len(tk.Endpoints) != 0 || tk.KnownStatus != task.StatusStopped || c.ExitCode == nil ||
+		*c.ExitCode != 137 || c.FinishedAt.IsZero() || c.PID != 0 {
 		t.Errorf("stopped: got %+v, %+v", tk, c)
 	}
 	if c.Stats != cell {
@@ -219,25 +244,36 @@ func TestRootAwsvpc(t *testing.T) {
 	w := follow(t, h, nil)
 	arn := "arn:aws:ecs:us-west-2:111122223333:task/default/follow"
 	labels := func(name string) map[string]string {
-		return map[string]string{task.LabelTaskARN: arn, task.LabelContainerName: name, task.LabelFamily: "fam", task.LabelRevision: "7", task.LabelCluster: "default"}
+		return map[string]string{task.LabelTaskARN: arn, task.LabelContainerName: name,
+			task.LabelFamily: "fam", task.LabelRevision: "7", task.LabelCluster: "default"}
 	}
 	pause := h.Run(t, testdocker.Container{Network: "none", Labels: labels(task.PauseName)})
-	_, p := w.until(t, "pause without CNI", pause, func(_ *task.Task, c *task.Container) bool { return c != nil && c.Running() })
+	_, p := w.until(t, "pause without CNI", pause, func(_ *task.Task, c *task.Container) bool {
+		return c != nil && c.Running()
+	})
 	if p.KnownStatus != task.StatusRunning {
 		t.Errorf("pause without ecs-eth0: got %s", p.KnownStatus)
 	}
-	port := h.ConnectAWSVPC(t, pause, netip.MustParsePrefix("10.1.2.3/24"), netip.MustParsePrefix("2001:db8::3/64"))
-	w.until(t, "pause connected", pause, func(_ *task.Task, c *task.Container) bool { return c.KnownStatus == task.StatusResourcesProvisioned })
+	port := h.ConnectAWSVPC(t, pause, netip.MustParsePrefix("10.1.2.3/24"),
+		netip.MustParsePrefix("2001:db8::3/64"))
+	w.until(t, "pause connected", pause, func(_ *task.Task, c *task.Container) bool {
+		return c.KnownStatus == task.StatusResourcesProvisioned
+	})
 	app := h.Run(t, testdocker.Container{Network: "container:" + pause, Labels: labels("app")})
-	tk, c := w.until(t, "app", app, func(_ *task.Task, c *task.Container) bool { return c != nil && c.KnownStatus == task.StatusRunning })
-	if want := []task.Endpoint{{Addr: port.Addr, Ifindex: port.Ifindex, MAC: [6]byte(port.MAC), Container: pause}}; !slices.Equal(tk.Endpoints, want) {
+	tk, c := w.until(t, "app", app, func(_ *task.Task, c *task.Container) bool {
+		return c != nil && c.KnownStatus == task.StatusRunning
+	})
+	if want := []task.Endpoint{{Addr: port.Addr, Ifindex: port.Ifindex, MAC: [6]byte(port.MAC),
+		Container: pause}}; !slices.Equal(tk.Endpoints, want) {
 		t.Errorf("endpoints: got %v, want %v", tk.Endpoints, want)
 	}
-	if tk.ARN != arn || tk.ID != "follow" || tk.Family != "fam" || tk.Revision != "7" || tk.KnownStatus != task.StatusRunning || len(tk.Containers) != 2 {
+	if tk.ARN != arn || tk.ID != "follow" || tk.Family != "fam" || tk.Revision != "7" ||
+		tk.KnownStatus != task.StatusRunning || len(tk.Containers) != 2 {
 		t.Errorf("task: got %+v", tk)
 	}
 	for _, c := range tk.Containers {
-		if len(c.Networks) != 1 || c.Networks[0].Mode != "awsvpc" || !slices.Equal(c.Networks[0].IPv4Addresses, []string{"10.1.2.3"}) ||
+		if len(c.Networks) != 1 || c.Networks[0].Mode != "awsvpc" ||
+			!slices.Equal(c.Networks[0].IPv4Addresses, []string{"10.1.2.3"}) ||
 			!slices.Equal(c.Networks[0].IPv6Addresses, []string{"2001:db8::3"}) {
 			t.Errorf("%s: networks %+v", c.Name, c.Networks)
 		}
@@ -246,25 +282,34 @@ func TestRootAwsvpc(t *testing.T) {
 		t.Errorf("pause %+v, app %+v", p, c)
 	}
 
-	// A container in another's namespace belongs to its task, whose endpoints are still those of the namespace.
+	// A container in another's namespace belongs to its task, whose endpoints are still those
+	// of the namespace.
 	guest := h.Run(t, testdocker.Container{Network: "container:" + pause})
-	gt, _ := w.until(t, "guest", guest, func(_ *task.Task, c *task.Container) bool { return c != nil && c.Running() })
+	gt, _ := w.until(t, "guest", guest, func(_ *task.Task, c *task.Container) bool {
+		return c != nil && c.Running()
+	})
 	if gt.ARN != arn || !slices.Equal(gt.Endpoints, tk.Endpoints) {
 		t.Errorf("a guest is in %s with endpoints %v", gt.ARN, gt.Endpoints)
 	}
 	h.Remove(t, pause)
-	w.until(t, "address gone with the pause container", app, func(tk *task.Task, _ *task.Container) bool { return len(tk.Endpoints) == 0 })
+	w.until(t, "address gone with the pause container", app,
+		func(tk *task.Task, _ *task.Container) bool { return len(tk.Endpoints) == 0 })
 }
 
 func TestRootCompose(t *testing.T) {
 	h := testdocker.Shared(t)
 	w := follow(t, h, nil)
 	service := func(name string) string {
-		return h.Run(t, testdocker.Container{Labels: map[string]string{labelComposeProject: "shop", labelComposeService: name}})
+		return h.Run(t,
+			testdocker.Container{Labels: map[string]string{labelComposeProject: "shop",
+				labelComposeService: name}})
 	}
 	a, b := service("web"), service("db")
-	tk, c := w.until(t, "both services", b, func(tk *task.Task, c *task.Container) bool { return running(tk, c) && len(tk.Endpoints) == 2 })
-	if tk.Container(a) == nil || c.Name != "db" || tk.Family != "shop" || tk.ARN != "arn:aws:ecs:us-east-1:000000000000:task/default/shop" {
+	tk, c := w.until(t, "both services", b, func(tk *task.Task, c *task.Container) bool {
+		return running(tk, c) && len(tk.Endpoints) == 2
+	})
+	if tk.Container(a) == nil || c.Name != "db" || tk.Family != "shop" ||
+		tk.ARN != "arn:aws:ecs:us-east-1:000000000000:task/default/shop" {
 		t.Errorf("got task %+v", tk)
 	}
 }
@@ -277,11 +322,17 @@ func TestRootHostileNetwork(t *testing.T) {
 	victim := h.Run(t, testdocker.Container{})
 	vt, _ := w.until(t, "victim", victim, running)
 	for _, network := range []string{"bridge", "none"} {
-		thief := h.Run(t, testdocker.Container{Network: network, Configure: func(_ *container.Config, hc *container.HostConfig) { hc.CapAdd = []string{"NET_ADMIN"} }})
-		tk, _ := w.until(t, "thief", thief, func(_ *task.Task, c *task.Container) bool { return c != nil && c.Running() })
+		thief := h.Run(t, testdocker.Container{Network: network,
+			Configure: func(_ *container.Config, hc *container.HostConfig) {
+				hc.CapAdd = []string{"NET_ADMIN"}
+			}})
+		tk, _ := w.until(t, "thief", thief, func(_ *task.Task, c *task.Container) bool {
+			return c != nil && c.Running()
+		})
 		honest := tk.Endpoints
 		if network == "bridge" {
-			h.Exec(t, thief, "ip", "addr", "add", vt.Endpoints[0].Addr.String()+"/16", "dev", "eth0")
+			h.Exec(t, thief, "ip", "addr", "add", vt.Endpoints[0].Addr.String()+"/16",
+				"dev", "eth0")
 		}
 		addForeignVeths(t, h, h.Inspect(t, thief).State.Pid)
 		// A rename makes sure that it has been looked at since.
@@ -289,14 +340,18 @@ func TestRootHostileNetwork(t *testing.T) {
 		if err := h.Client.ContainerRename(context.Background(), thief, name); err != nil {
 			t.Fatal(err)
 		}
-		tk, _ = w.until(t, "renamed", thief, func(_ *task.Task, c *task.Container) bool { return c.DockerName == name })
+		tk, _ = w.until(t, "renamed", thief, func(_ *task.Task, c *task.Container) bool {
+			return c.DockerName == name
+		})
 		if !slices.Equal(tk.Endpoints, honest) {
-			t.Errorf("the thief in network %s has endpoints %v, honest ones are %v", network, tk.Endpoints, honest)
+			t.Errorf("the thief in network %s has endpoints %v, honest ones are %v",
+				network, tk.Endpoints, honest)
 		}
 	}
 }
 
-// addForeignVeths gives the namespace of pid one veth with both ends in it and one to a third namespace.
+// addForeignVeths gives the namespace of pid one veth with both ends in it and one to a third
+// namespace.
 func addForeignVeths(t *testing.T, h *testdocker.Host, pid int) {
 	t.Helper()
 	ns, err := netns.GetFromPid(pid)
@@ -336,7 +391,10 @@ func TestRootDockerRestart(t *testing.T) {
 	h := testdocker.Start(t)
 	w := follow(t, h, nil)
 	stays := h.Run(t, testdocker.Container{})
-	goes := h.Run(t, testdocker.Container{Configure: func(_ *container.Config, hc *container.HostConfig) { hc.AutoRemove = false }})
+	goes := h.Run(t, testdocker.Container{Configure: func(_ *container.Config,
+		hc *container.HostConfig) {
+		hc.AutoRemove = false
+	}})
 	w.until(t, "first", stays, running)
 	w.until(t, "second", goes, running)
 	before, _ := find(w.now(), stays)
@@ -363,35 +421,45 @@ func TestRootDockerRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.StartDocker(t)
-	w.until(t, "stopped while Docker was away", goes, func(tk *task.Task, c *task.Container) bool {
-		return c.KnownStatus == task.StatusStopped && len(tk.Endpoints) == 0
-	})
+	w.until(t, "stopped while Docker was away", goes,
+		func(tk *task.Task, c *task.Container) bool {
+			return c.KnownStatus == task.StatusStopped && len(tk.Endpoints) == 0
+		})
 }
 
-// M25, M26, M29, M30, M32: what only a real Engine fills in, and that health verdicts come as events.
+// M25, M26, M29, M30, M32: what only a real Engine fills in, and that health verdicts come as
+// events.
 func TestRootHealthPortsVolumes(t *testing.T) {
 	h := testdocker.Shared(t)
 	w := follow(t, h, nil)
-	id := h.Run(t, testdocker.Container{Cmd: []string{"sh", "-c", "sleep 1000000"}, Configure: func(c *container.Config, hc *container.HostConfig) {
-		c.Healthcheck = &container.HealthConfig{Test: []string{"CMD-SHELL", "echo hello; test ! -e /sick"}, Interval: 200 * time.Millisecond, Retries: 1}
-		c.ExposedPorts = nat.PortSet{"80/tcp": {}}
-		hc.PortBindings = nat.PortMap{"80/tcp": {{HostIP: "127.0.0.1", HostPort: "8099"}}}
-		hc.Mounts = []mount.Mount{{Type: mount.TypeVolume, Source: "shared-local", Target: "/ecs"}}
-	}})
+	id := h.Run(t, testdocker.Container{Cmd: []string{"sh", "-c", "sleep 1000000"},
+		Configure: func(c *container.Config, hc *container.HostConfig) {
+			c.Healthcheck = &container.HealthConfig{Test: []string{"CMD-SHELL",
+				"echo hello; test ! -e /sick"}, Interval: 200 * time.Millisecond, Retries: 1}
+			c.ExposedPorts = nat.PortSet{"80/tcp": {}}
+			hc.PortBindings = nat.PortMap{
+				"80/tcp": {{HostIP: "127.0.0.1", HostPort: "8099"}}}
+			hc.Mounts = []mount.Mount{{Type: mount.TypeVolume, Source: "shared-local",
+				Target: "/ecs"}}
+		}})
 	_, c := w.until(t, "healthy", id, func(_ *task.Task, c *task.Container) bool {
 		return c != nil && c.Health != nil && c.Health.Status == "HEALTHY"
 	})
 	if c.Health.Output != "hello\n" || c.Health.ExitCode != 0 || c.Health.Since.IsZero() {
 		t.Errorf("health: got %+v", c.Health)
 	}
-	if want := []task.Port{{ContainerPort: 80, Protocol: "tcp", HostPort: 8099, HostIP: "127.0.0.1"}}; !slices.Equal(c.Ports, want) {
+	if want := []task.Port{{ContainerPort: 80, Protocol: "tcp", HostPort: 8099,
+		HostIP: "127.0.0.1"}}; !slices.Equal(c.Ports, want) {
 		t.Errorf("ports: got %v, want %v", c.Ports, want)
 	}
-	if len(c.Volumes) != 1 || c.Volumes[0].DockerName != "shared-local" || c.Volumes[0].Destination != "/ecs" || c.Volumes[0].Source == "" {
+	if len(c.Volumes) != 1 || c.Volumes[0].DockerName != "shared-local" ||
+		c.Volumes[0].Destination != "/ecs" || c.Volumes[0].Source == "" {
 		t.Errorf("volumes: got %v", c.Volumes)
 	}
 	h.Exec(t, id, "touch", "/sick")
-	_, c = w.until(t, "unhealthy", id, func(_ *task.Task, c *task.Container) bool { return c.Health.Status == "UNHEALTHY" })
+	_, c = w.until(t, "unhealthy", id, func(_ *task.Task, c *task.Container) bool {
+		return c.Health.Status == "UNHEALTHY"
+	})
 	if c.Health.ExitCode != 1 {
 		t.Errorf("health: got %+v", c.Health)
 	}
@@ -469,7 +537,8 @@ func TestRootStartLatency(t *testing.T) {
 			list []time.Duration
 		}{{"start event", fromEvent}, {"StartedAt", fromProcess}} {
 			slices.Sort(d.list)
-			t.Logf("%s: %s → Apply: median %v, max %v (n=%d)", what, d.from, d.list[n/2], d.list[n-1], n)
+			t.Logf("%s: %s → Apply: median %v, max %v (n=%d)", what, d.from,
+				d.list[n/2], d.list[n-1], n)
 		}
 	}
 	measure("one after the other", 15, func(int) string { return h.Run(t, testdocker.Container{}) })

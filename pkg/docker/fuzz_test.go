@@ -38,7 +38,8 @@ func (w *world) next() int {
 
 // tell emits an event: once, not at all, twice, or later.
 func (w *world) tell(action events.Action, id string) {
-	m := events.Message{Type: events.ContainerEventType, Action: action, Actor: events.Actor{ID: id}, TimeNano: time.Now().UnixNano()}
+	m := events.Message{Type: events.ContainerEventType, Action: action,
+		Actor: events.Actor{ID: id}, TimeNano: time.Now().UnixNano()}
 	w.mu.Lock()
 	if c := w.containers[id]; c != nil {
 		m.Actor.Attributes = map[string]string{"name": strings.TrimPrefix(c.Name, "/")}
@@ -83,7 +84,8 @@ func (w *world) process(c *container.InspectResponse) {
 			break
 		}
 	}
-	*c.State = container.State{Status: "running", Running: true, Pid: pid, StartedAt: time.Now().UTC().Format(time.RFC3339Nano)}
+	*c.State = container.State{Status: "running", Running: true, Pid: pid,
+		StartedAt: time.Now().UTC().Format(time.RFC3339Nano)}
 }
 
 // step does what one byte of the input says.
@@ -147,7 +149,8 @@ func (w *world) create(other string, kind int) {
 		c.NetworkSettings.Networks["bridge"].IPAddress = ""
 		switch {
 		case kind%3 == 1:
-			c.Config.Labels = map[string]string{labelComposeProject: fmt.Sprint("p", kind%2), labelComposeService: c.Name}
+			c.Config.Labels = map[string]string{labelComposeProject: fmt.Sprint("p",
+				kind%2), labelComposeService: c.Name}
 		case kind%3 == 2 && other != "":
 			c.HostConfig.NetworkMode = container.NetworkMode("container:" + other)
 			c.NetworkSettings.Networks = nil
@@ -185,14 +188,18 @@ func (w *world) check(tasks []*task.Task) string {
 			host, guest := strings.CutPrefix(c.NetworkMode, "container:")
 			project := c.Labels[labelComposeProject]
 			switch {
-			case project != "" && t.ID != project, project == "" && !guest && !strings.HasPrefix(c.ID, t.ID),
-				project == "" && guest && in[host] != t && !strings.HasPrefix(c.ID, t.ID) && in[host] != nil:
+			case project != "" && t.ID != project, project == "" && !guest &&
+				!strings.HasPrefix(c.ID, t.ID),
+				project == "" && guest && in[host] != t &&
+					!strings.HasPrefix(c.ID, t.ID) && in[host] != nil:
 				return fmt.Sprintf("%s is in task %s", c.DockerName, t.ID)
 			}
 		}
 		for _, ep := range t.Endpoints {
 			if in[w.owner[ep.Ifindex]] != t {
-				return fmt.Sprintf("task %s has the address of another's process: %v", t.ID, ep)
+				return fmt.Sprintf(
+					"task %s has the address of another's process: %v", t.ID,
+					ep)
 			}
 		}
 	}
@@ -204,14 +211,17 @@ func (w *world) check(tasks []*task.Task) string {
 // and after a list all is as a fresh look would find it.
 func FuzzFollower(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 3, 1, 0, 3, 8, 0, 9, 2, 0, 3, 1, 0, 0, 4, 0, 0, 7, 0, 50})
-	f.Add([]byte{0, 0, 1, 3, 0, 0, 1, 3, 1, 0, 3, 1, 1, 0, 0, 0, 2, 3, 1, 2, 2, 3, 0, 8, 0, 255, 6, 1, 9, 1})
-	f.Add([]byte("\x00\x00\x02\x03\x01\x00\x03\x00\x00\x02\x03\x01\x01\x03\x02\x00\x00\x03\x00\x03\x08\x00\xff\x04\x00\x00\x04\x00\x01"))
+	f.Add([]byte{0, 0, 1, 3, 0, 0, 1, 3, 1, 0, 3, 1, 1, 0, 0, 0, 2, 3, 1, 2, 2, 3, 0, 8, 0, 255,
+		6, 1, 9, 1})
+	f.Add([]byte(
+		"\x00\x00\x02\x03\x01\x00\x03\x00\x00\x02\x03\x01\x01\x03\x02\x00\x00\x03\x00\x03\x08\x00\xff\x04\x00\x00\x04\x00\x01"))
 	f.Fuzz(func(t *testing.T, input []byte) {
 		if len(input) > 400 {
 			return
 		}
 		synctest.Test(t, func(t *testing.T) {
-			w := &world{direct: newDirect(t), input: input, owner: map[int]string{}, alive: map[int]bool{}}
+			w := &world{direct: newDirect(t), input: input, owner: map[int]string{},
+				alive: map[int]bool{}}
 			asked := 0
 			w.inspecting = func(ctx context.Context, id string) error {
 				w.mu.Lock()
@@ -245,7 +255,8 @@ func FuzzFollower(f *testing.F) {
 			for len(w.input) > 0 {
 				w.step(o.Follower)
 			}
-			w.dropped <- errors.New("the stream has ended") // what follows is a list, and a look at everything
+			// what follows is a list, and a look at everything
+			w.dropped <- errors.New("the stream has ended")
 			time.Sleep(2 * time.Minute)
 			synctest.Wait()
 			fresh := observe(t, w.direct, nil)

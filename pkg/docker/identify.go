@@ -17,5 +17,6 @@ func (n *naming) expect(labels map[string]string, name string) (*task.Task, *tas
 	if d.id == "" {
 		return nil, nil
 	}
-	return &task.Task{ID: d.id, ARN: d.arn, Cluster: d.cluster, Family: d.family, Revision: d.revision}, &d.container
+	return &task.Task{ID: d.id, ARN: d.arn, Cluster: d.cluster, Family: d.family,
+		Revision: d.revision}, &d.container
 }

@@ -21,8 +21,10 @@ func TestIdentify(t *testing.T) {
 		if tk == nil || tk.ARN != wantARN || c.Name != wantName || c.DockerName != "given" {
 			t.Errorf("%v: got %+v, %+v", labels, tk, c)
 		}
-		later := &description{container: task.Container{ID: "0123456789", Labels: labels, DockerName: "given"}}
-		if later.identify(f.state.names); later.arn != wantARN || later.container.Name != wantName {
+		later := &description{container: task.Container{ID: "0123456789", Labels: labels,
+			DockerName: "given"}}
+		if later.identify(f.state.names); later.arn != wantARN ||
+			later.container.Name != wantName {
 			t.Errorf("%v: later it is %s, %s", labels, later.arn, later.container.Name)
 		}
 	}

@@ -34,7 +34,8 @@ type images struct {
 // of all of them: it has no task's ARN, and no hash of a configuration that names it. So a family
 // counts if one label of it is not the image's. Labels that begin with "metad." count one by one:
 // the creation must give the right, with a value that the image does not have.
-func (im *images) withoutInherited(ctx context.Context, image string, labels map[string]string) (map[string]string, error) {
+func (im *images) withoutInherited(ctx context.Context, image string,
+	labels map[string]string) (map[string]string, error) {
 	if len(family(labels, groupingFamilies...))+len(family(labels, rightsFamily)) == 0 {
 		return labels, nil
 	}
@@ -45,16 +46,24 @@ func (im *images) withoutInherited(ctx context.Context, image string, labels map
 	for _, prefix := range groupingFamilies {
 		own := family(labels, prefix)
 		ofImage := family(inherited, prefix)
-		maps.DeleteFunc(own, func(k, v string) bool { was, ok := ofImage[k]; return ok && was == v })
+		maps.DeleteFunc(own, func(k, v string) bool {
+			was, ok := ofImage[k]
+			return ok && was == v
+		})
 		if len(own) > 0 || len(ofImage) == 0 {
 			continue
 		}
 		labels = maps.Clone(labels)
-		maps.DeleteFunc(labels, func(k, _ string) bool { return strings.HasPrefix(k, prefix) })
+		maps.DeleteFunc(labels, func(k, _ string) bool {
+			return strings.HasPrefix(k, prefix)
+		})
 	}
 	if rights := family(inherited, rightsFamily); len(rights) > 0 {
 		labels = maps.Clone(labels)
-		maps.DeleteFunc(labels, func(k, v string) bool { was, ok := rights[k]; return ok && was == v })
+		maps.DeleteFunc(labels, func(k, v string) bool {
+			was, ok := rights[k]
+			return ok && was == v
+		})
 	}
 	return labels, nil
 }
@@ -91,7 +100,8 @@ func (im *images) of(ctx context.Context, id string) (map[string]string, error) 
 	}
 	labels = map[string]string{}
 	if image.Config != nil {
-		labels = family(image.Config.Labels, append(slices.Clip(groupingFamilies), rightsFamily)...)
+		labels = family(image.Config.Labels, append(slices.Clip(groupingFamilies),
+			rightsFamily)...)
 	}
 	im.mu.Lock()
 	defer im.mu.Unlock()

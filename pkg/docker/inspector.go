@@ -26,7 +26,8 @@ const (
 // places is the number of concurrent looks of each queue. The Engine holds a container's lock
 // during its start, so a look at a container that is about to start takes that long.
 var places = [priorities]int{
-	prioritySlow: 4, priorityRecheck: 8, priorityCreated: 64, priorityEvent: 16, priorityStarting: 16,
+	prioritySlow: 4, priorityRecheck: 8, priorityCreated: 64, priorityEvent: 16,
+	priorityStarting: 16,
 }
 
 const (
@@ -76,10 +77,11 @@ type subject struct {
 	inspect  bool     // the next look is at what the Engine says too
 	looking  bool
 	outdated bool // what the present look finds in the namespace is of before
-	slow     bool // the Engine did not answer in time: until it does, only its slowest line will do
-	tries    int  // failed looks in a row
-	awaits   int  // looks at a namespace that was not connected yet
-	retry    *time.Timer
+	// the Engine did not answer in time: until it does, only its slowest line will do
+	slow   bool
+	tries  int // failed looks in a row
+	awaits int // looks at a namespace that was not connected yet
+	retry  *time.Timer
 }
 
 // finding is the result of one look.
@@ -101,12 +103,14 @@ type finding struct {
 	timer    *time.Timer // to overtime
 }
 
-func newInspector(look func(context.Context, *finding), known func(string) (*description, int)) *inspector {
+func newInspector(look func(context.Context, *finding), known func(string) (*description,
+	int)) *inspector {
 	room := maxOvertime
 	for _, n := range places {
 		room += n
 	}
-	return &inspector{look: look, known: known, findings: make(chan *finding, room), due: make(chan func()),
+	return &inspector{look: look, known: known, findings: make(chan *finding, room),
+		due:      make(chan func()),
 		subjects: map[string]*subject{}, ended: make(chan struct{})}
 }
 
@@ -170,11 +174,14 @@ func (in *inspector) failed(id string) (tries int) {
 	return in.again(id)
 }
 
-// again queues another look for later, each time in a row with a longer delay. It returns the number of times.
+// again queues another look for later, each time in a row with a longer delay. It returns the
+// number of times.
 func (in *inspector) again(id string) (tries int) {
 	s := in.subject(id)
 	s.tries++
-	in.retryIn(s, backoff(20*time.Millisecond, s.tries, 10*time.Second), func() { in.want(id, priorityRecheck) })
+	in.retryIn(s, backoff(20*time.Millisecond, s.tries, 10*time.Second), func() {
+		in.want(id, priorityRecheck)
+	})
 	return s.tries
 }
 
@@ -185,7 +192,9 @@ func (in *inspector) succeeded(id string) { in.subject(id).tries = 0 }
 // to connect it, and does not report that.
 func (in *inspector) await(id string, p priority, longest time.Duration) {
 	s := in.subject(id)
-	in.retryIn(s, backoff(2*time.Millisecond, s.awaits, longest), func() { in.wantNamespace(id, p) })
+	in.retryIn(s, backoff(2*time.Millisecond, s.awaits, longest), func() {
+		in.wantNamespace(id, p)
+	})
 	s.awaits++
 }
 

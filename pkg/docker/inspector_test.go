@@ -25,7 +25,8 @@ type inspected struct {
 func inspect(t *testing.T, f func(*inspected)) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		i := &inspected{t: t, ctx: ctx, asked: make(chan string, 1000), answers: map[string]chan error{}}
+		i := &inspected{t: t, ctx: ctx, asked: make(chan string, 1000),
+			answers: map[string]chan error{}}
 		i.inspector = newInspector(func(ctx context.Context, f *finding) {
 			i.asked <- f.id
 			if answer := i.answers[f.id]; answer != nil {

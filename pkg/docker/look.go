@@ -39,7 +39,8 @@ func (f *Follower) look(ctx context.Context, l *finding) {
 }
 
 // inspect inspects a container. before is its last description, nil if there was none.
-func (f *Follower) inspect(ctx context.Context, id string, before *description) (*description, error) {
+func (f *Follower) inspect(ctx context.Context, id string, before *description) (*description,
+	error) {
 	var health *task.Health
 	if before != nil {
 		health = before.container.Health

@@ -27,25 +27,36 @@ func TestRootSwarm(t *testing.T) {
 	h := testdocker.StartSwarm(t)
 	bridges := make(chan []string, 100)
 	w := follow(t, h, func(c *Config) { c.Bridges = func(names []string) { bridges <- names } })
-	if _, err := h.Client.NetworkCreate(context.Background(), "ov", network.CreateOptions{Driver: "overlay", Attachable: true}); err != nil {
+	if _, err := h.Client.NetworkCreate(context.Background(), "ov",
+		network.CreateOptions{Driver: "overlay", Attachable: true}); err != nil {
 		t.Fatal(err)
 	}
 	id := h.Run(t, testdocker.Container{Network: "ov"})
-	tk, c := w.until(t, "an endpoint", id, func(tk *task.Task, c *task.Container) bool { return running(tk, c) && c.PID != 0 })
-	gateway := realEndpoint(t, h, id, "eth1", strings.Fields(h.Exec(t, id, "ip", "route", "show", "default"))[2])
+	tk, c := w.until(t, "an endpoint", id, func(tk *task.Task, c *task.Container) bool {
+		return running(tk, c) && c.PID != 0
+	})
+	gateway := realEndpoint(t, h, id, "eth1",
+		strings.Fields(h.Exec(t, id, "ip", "route", "show", "default"))[2])
 	if !slices.Equal(tk.Endpoints, []task.Endpoint{gateway}) {
-		t.Errorf("endpoints %v of networks %v, want %v", tk.Endpoints, c.DockerNetworks, gateway)
+		t.Errorf("endpoints %v of networks %v, want %v", tk.Endpoints, c.DockerNetworks,
+			gateway)
 	}
 	for known := false; !known; known = slices.Contains(<-bridges, gatewayNetwork) {
 	}
 	// What the container gives itself beside it is not believed.
-	thief := h.Run(t, testdocker.Container{Network: "ov", Configure: func(_ *container.Config, hc *container.HostConfig) { hc.CapAdd = []string{"NET_ADMIN"} }})
-	tt, _ := w.until(t, "the thief", thief, func(tk *task.Task, c *task.Container) bool { return running(tk, c) && c.PID != 0 })
+	thief := h.Run(t, testdocker.Container{Network: "ov", Configure: func(_ *container.Config,
+		hc *container.HostConfig) {
+		hc.CapAdd = []string{"NET_ADMIN"}
+	}})
+	tt, _ := w.until(t, "the thief", thief, func(tk *task.Task, c *task.Container) bool {
+		return running(tk, c) && c.PID != 0
+	})
 	h.Exec(t, thief, "ip", "addr", "add", gateway.Addr.String()+"/32", "dev", "eth1")
 	if err := h.Client.ContainerPause(context.Background(), thief); err != nil {
 		t.Fatal(err)
 	}
-	now, _ := w.until(t, "paused, and so looked at", thief, func(_ *task.Task, c *task.Container) bool { return c.State == "paused" })
+	now, _ := w.until(t, "paused, and so looked at", thief,
+		func(_ *task.Task, c *task.Container) bool { return c.State == "paused" })
 	if !slices.Equal(now.Endpoints, tt.Endpoints) {
 		t.Errorf("the thief has %v, had %v", now.Endpoints, tt.Endpoints)
 	}
@@ -62,7 +73,9 @@ func TestRootBridgeNames(t *testing.T) {
 	}
 	until("docker0", true)
 	ctx := context.Background()
-	if _, err := h.Client.NetworkCreate(ctx, "shop", network.CreateOptions{Driver: "bridge", Options: map[string]string{"com.docker.network.bridge.name": "shopnet"}}); err != nil {
+	if _, err := h.Client.NetworkCreate(ctx, "shop", network.CreateOptions{Driver: "bridge",
+		Options: map[string]string{
+			"com.docker.network.bridge.name": "shopnet"}}); err != nil {
 		t.Fatal(err)
 	}
 	until("shopnet", true)
@@ -83,24 +96,36 @@ func TestRootBridgeNames(t *testing.T) {
 func TestRootImageLabels(t *testing.T) {
 	h := testdocker.Shared(t)
 	w := follow(t, h, nil)
-	victim := h.RunTask(t, testdocker.Task{ID: "image-labels", Containers: []testdocker.Container{{Name: "app"}}})
+	victim := h.RunTask(t, testdocker.Task{ID: "image-labels",
+		Containers: []testdocker.Container{{Name: "app"}}})
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM "+testdocker.BusyboxImage+"\nLABEL com.amazonaws.ecs.task-arn="+victim.ARN+
-		" com.amazonaws.ecs.container-name=evil com.docker.compose.project=shop com.docker.compose.service=evil\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"),
+		[]byte("FROM "+testdocker.BusyboxImage+"\nLABEL com.amazonaws.ecs.task-arn="+
+			victim.ARN+
+			" com.amazonaws.ecs.container-name=evil com.docker.compose.project=shop "+
+			"com.docker.compose.service=evil\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	h.CLI(t, "build", "-t", "evil:latest", dir)
 	evil := h.Run(t, testdocker.Container{Image: "evil:latest"})
 	tk, c := w.until(t, "the container of the image", evil, running)
-	if !strings.HasPrefix(evil, tk.ID) || len(tk.Containers) != 1 || c.Labels[task.LabelTaskARN] != victim.ARN {
+	if !strings.HasPrefix(evil, tk.ID) || len(tk.Containers) != 1 ||
+		c.Labels[task.LabelTaskARN] != victim.ARN {
 		t.Errorf("it is in %s, of %d containers", tk.ARN, len(tk.Containers))
 	}
-	compose := h.Run(t, testdocker.Container{Image: "evil:latest", Labels: map[string]string{labelComposeProject: "blog", labelComposeService: "web", "com.docker.compose.oneoff": "False"}})
+	compose := h.Run(t, testdocker.Container{Image: "evil:latest",
+		Labels: map[string]string{labelComposeProject: "blog", labelComposeService: "web",
+			"com.docker.compose.oneoff": "False"}})
 	if tk, c = w.until(t, "Compose's", compose, running); tk.ID != "blog" || c.Name != "web" {
 		t.Errorf("Compose's is %s in %s", c.Name, tk.ARN)
 	}
-	other := h.RunTask(t, testdocker.Task{ID: "image-labels-2", Containers: []testdocker.Container{{Name: "app", Image: "evil:latest"}}})
-	if tk, c = w.until(t, "the agent's", other.Containers[0], func(_ *task.Task, c *task.Container) bool { return c != nil && c.Running() }); tk.ARN != other.ARN || c.Name != "app" {
+	other := h.RunTask(t, testdocker.Task{ID: "image-labels-2",
+		Containers: []testdocker.Container{{Name: "app", Image: "evil:latest"}}})
+	if tk, c = w.until(t, "the agent's", other.Containers[0],
+		func(_ *task.Task, c *task.Container) bool {
+			return c != nil &&
+				c.Running()
+		}); tk.ARN != other.ARN || c.Name != "app" {
 		t.Errorf("the agent's is %s in %s", c.Name, tk.ARN)
 	}
 }
@@ -118,10 +143,12 @@ func TestRootShortLived(t *testing.T) {
 		wg.Go(func() {
 			for range next {
 				id := h.Create(t, testdocker.Container{Cmd: []string{"true"}})
-				if err := h.Client.ContainerStart(context.Background(), id, container.StartOptions{}); err != nil {
+				if err := h.Client.ContainerStart(context.Background(), id,
+					container.StartOptions{}); err != nil {
 					t.Error(err)
 				}
-				_ = h.Client.ContainerRemove(context.Background(), id, container.RemoveOptions{Force: true})
+				_ = h.Client.ContainerRemove(context.Background(), id,
+					container.RemoveOptions{Force: true})
 			}
 		})
 	}
@@ -133,7 +160,8 @@ func TestRootShortLived(t *testing.T) {
 	marker := h.Run(t, testdocker.Container{})
 	w.until(t, "one that stays", marker, running)
 	if s := w.Status(); s.Errors != 0 || logs.Len() > 1 {
-		t.Errorf("%d errors; %d lines in the log, want one at the start: %v", s.Errors, logs.Len(), logs.All())
+		t.Errorf("%d errors; %d lines in the log, want one at the start: %v", s.Errors,
+			logs.Len(), logs.All())
 	}
 }
 
@@ -148,7 +176,8 @@ func TestRootRestored(t *testing.T) {
 	before := first.now()
 	h.Remove(t, ends)
 	sets := make(chan []*task.Task, 100)
-	cfg := Config{Engine: h.Client, HostNetns: h.NSPath(), BundleDirs: []string{h.BundleDir()}, Log: zap.NewNop(), Apply: func(tasks []*task.Task) { sets <- tasks }}
+	cfg := Config{Engine: h.Client, HostNetns: h.NSPath(), BundleDirs: []string{h.BundleDir()},
+		Log: zap.NewNop(), Apply: func(tasks []*task.Task) { sets <- tasks }}
 	second, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)

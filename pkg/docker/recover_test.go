@@ -63,16 +63,24 @@ func TestNewbornConnectedLater(t *testing.T) {
 		return fakeNamespace(c)
 	}
 	w.startWithBirths(t, dir)
-	id := e.run(func(c *container.InspectResponse) { *c.State = container.State{Status: "created"} })
+	id := e.run(func(c *container.InspectResponse) {
+		*c.State = container.State{Status: "created"}
+	})
 	e.emit(events.ActionCreate, id)
-	w.until(t, "created", func(tasks []*task.Task) bool { _, c := find(tasks, id); return c != nil })
+	w.until(t, "created", func(tasks []*task.Task) bool {
+		_, c := find(tasks, id)
+		return c != nil
+	})
 	never := make(chan struct{})
 	defer close(never)
 	e.mu.Lock()
 	e.onInspect = func(string) { <-never }
 	e.mu.Unlock()
 	writeBundle(t, dir, id, 4321)
-	w.until(t, "an endpoint before it runs", func(tasks []*task.Task) bool { tk, _ := find(tasks, id); return len(tk.Endpoints) == 1 })
+	w.until(t, "an endpoint before it runs", func(tasks []*task.Task) bool {
+		tk, _ := find(tasks, id)
+		return len(tk.Endpoints) == 1
+	})
 	n := reads.Load()
 	time.Sleep(20 * time.Millisecond)
 	if reads.Load() > n {
@@ -88,31 +96,39 @@ func TestRestartIsSeen(t *testing.T) {
 	id := e.run()
 	w := newWatched(t, e)
 	w.readNS = func(c *task.Container) (*namespace, error) {
-		if c.PID == 4321 && slices.ContainsFunc(c.DockerNetworks, func(n task.DockerNetwork) bool { return n.IPAddress != "" }) {
+		if c.PID == 4321 && slices.ContainsFunc(c.DockerNetworks,
+			func(n task.DockerNetwork) bool { return n.IPAddress != "" }) {
 			return nil, errors.New("asked to believe the address of the life before")
 		}
-		return &namespace{inode: uint64(c.PID), endpoints: []task.Endpoint{{Ifindex: c.PID}}}, nil
+		return &namespace{inode: uint64(c.PID),
+			endpoints: []task.Endpoint{{Ifindex: c.PID}}}, nil
 	}
 	w.startWithBirths(t, dir)
 	release := make(chan struct{})
 	e.mu.Lock()
-	e.onInspect = func(string) { <-release } // dockerd holds the container's lock while it starts it
+	// dockerd holds the container's lock while it starts it
+	e.onInspect = func(string) { <-release }
 	e.mu.Unlock()
 	e.emit(events.ActionDie, id)
 	w.until(t, "ended", func(tasks []*task.Task) bool {
 		tk, c := find(tasks, id)
-		return len(tk.Endpoints) == 0 && c.KnownStatus == task.StatusStopped && !c.Running() && !c.FinishedAt.IsZero()
+		return len(tk.Endpoints) == 0 && c.KnownStatus == task.StatusStopped &&
+			!c.Running() && !c.FinishedAt.IsZero()
 	})
 	writeBundle(t, dir, id, 4321)
 	w.until(t, "started again", func(tasks []*task.Task) bool {
 		tk, c := find(tasks, id)
-		return len(tk.Endpoints) == 1 && tk.Endpoints[0].Ifindex == 4321 && c.KnownStatus == task.StatusRunning
+		return len(tk.Endpoints) == 1 && tk.Endpoints[0].Ifindex == 4321 &&
+			c.KnownStatus == task.StatusRunning
 	})
 	e.change(id, func(c *container.InspectResponse) {
 		c.State.Pid, c.State.StartedAt = 4321, time.Now().UTC().Format(time.RFC3339Nano)
 	})
 	close(release)
-	w.until(t, "running, as the Engine says too", func(tasks []*task.Task) bool { _, c := find(tasks, id); return c.PID == 4321 })
+	w.until(t, "running, as the Engine says too", func(tasks []*task.Task) bool {
+		_, c := find(tasks, id)
+		return c.PID == 4321
+	})
 }
 
 // TestSharedNamespace: a container without labels that shares another's network namespace is a
@@ -130,7 +146,8 @@ func TestSharedNamespace(t *testing.T) {
 	gg := guest(g)
 	byName := guest("c1")
 	labelled := guest(host, func(c *container.InspectResponse) {
-		c.Config.Labels = map[string]string{labelComposeProject: "shop", labelComposeService: "web"}
+		c.Config.Labels = map[string]string{labelComposeProject: "shop",
+			labelComposeService: "web"}
 	})
 	w := watch(t, e)
 	tk, _ := find(w.current(), host)
@@ -139,7 +156,8 @@ func TestSharedNamespace(t *testing.T) {
 			t.Errorf("%.6s is not in its host's task", id)
 		}
 	}
-	if other, _ := find(w.current(), labelled); other == tk || len(w.current()) != 2 || len(tk.Endpoints) != 1 || tk.Family != "c1" {
+	if other, _ := find(w.current(), labelled); other == tk || len(w.current()) != 2 ||
+		len(tk.Endpoints) != 1 || tk.Family != "c1" {
 		t.Errorf("got %s", show(w.current()))
 	}
 	e.remove(host)
@@ -147,7 +165,8 @@ func TestSharedNamespace(t *testing.T) {
 	w.until(t, "a task of its own", func(tasks []*task.Task) bool {
 		own, _ := find(tasks, g)
 		h, _ := find(tasks, host)
-		return h == nil && own != nil && strings.HasPrefix(g, own.ID) && own.Container(gg) != nil && own.Container(byName) == nil
+		return h == nil && own != nil && strings.HasPrefix(g, own.ID) &&
+			own.Container(gg) != nil && own.Container(byName) == nil
 	})
 }
 
@@ -156,8 +175,10 @@ func TestSharedNamespace(t *testing.T) {
 // image is asked for once.
 func TestImageLabels(t *testing.T) {
 	const victim = "arn:aws:ecs:us-west-2:111122223333:task/default/victim"
-	ecs := map[string]string{task.LabelTaskARN: victim, task.LabelContainerName: "app", task.LabelFamily: "f"}
-	compose := map[string]string{labelComposeProject: "shop", labelComposeService: "web", "com.docker.compose.version": "2.26.1"}
+	ecs := map[string]string{task.LabelTaskARN: victim, task.LabelContainerName: "app",
+		task.LabelFamily: "f"}
+	compose := map[string]string{labelComposeProject: "shop", labelComposeService: "web",
+		"com.docker.compose.version": "2.26.1"}
 	with := func(labels map[string]string, kv ...string) map[string]string {
 		all := map[string]string{}
 		for k, v := range labels {
@@ -187,15 +208,20 @@ func TestImageLabels(t *testing.T) {
 			e := startEngine(t)
 			e.images = map[string]map[string]string{"sha256:1": tt.image}
 			run := func() string {
-				return e.run(func(c *container.InspectResponse) { c.Image, c.Config.Labels = "sha256:1", tt.inner })
+				return e.run(func(c *container.InspectResponse) {
+					c.Image, c.Config.Labels = "sha256:1", tt.inner
+				})
 			}
-			id, plain := run(), e.run(func(c *container.InspectResponse) { c.Image = "sha256:2" })
+			id, plain := run(), e.run(func(c *container.InspectResponse) {
+				c.Image = "sha256:2"
+			})
 			w := watch(t, e)
 			again := run()
 			e.emit(events.ActionStart, again)
 			w.until(t, "another of the image", up2(again))
 			tk, c := find(w.current(), id)
-			if want := tt.want; want != tk.ID && (want != "" || !strings.HasPrefix(id, tk.ID)) {
+			if want := tt.want; want != tk.ID &&
+				(want != "" || !strings.HasPrefix(id, tk.ID)) {
 				t.Errorf("task %s, want %q", tk.ID, want)
 			}
 			if len(c.Labels) != len(tt.inner) {
@@ -206,9 +232,14 @@ func TestImageLabels(t *testing.T) {
 			}
 			e.mu.Lock()
 			defer e.mu.Unlock()
-			asked := slices.DeleteFunc(slices.Clone(e.asked), func(p string) bool { return !strings.Contains(p, "/images/") })
-			if len(asked) > 2 || slices.ContainsFunc(asked, func(p string) bool { return strings.Contains(p, "sha256:2") }) {
-				t.Errorf("asked for %v, want the one image whose labels count", asked)
+			asked := slices.DeleteFunc(slices.Clone(e.asked), func(p string) bool {
+				return !strings.Contains(p, "/images/")
+			})
+			if len(asked) > 2 || slices.ContainsFunc(asked, func(p string) bool {
+				return strings.Contains(p, "sha256:2")
+			}) {
+				t.Errorf("asked for %v, want the one image whose labels count",
+					asked)
 			}
 		})
 	}
@@ -224,7 +255,9 @@ func TestImageGivesNoRight(t *testing.T) {
 		want         map[string]string
 	}{
 		{"from the image", map[string]string{right: "true", "team": "a"}, map[string]string{right: "true", "team": "a"}, map[string]string{"team": "a"}},
-		{"from the image, of a Compose service", map[string]string{right: "true"}, map[string]string{right: "true", labelComposeProject: "shop", labelComposeService: "web"},
+		{"from the image, of a Compose service", map[string]string{right: "true"},
+			map[string]string{right: "true", labelComposeProject: "shop",
+				labelComposeService: "web"},
 			map[string]string{labelComposeProject: "shop", labelComposeService: "web"}},
 		{"from the creation", map[string]string{"team": "a"}, map[string]string{right: "true", "team": "a"}, map[string]string{right: "true", "team": "a"}},
 		{"from the creation, against the image", map[string]string{right: "false"}, map[string]string{right: "true"}, map[string]string{right: "true"}},
@@ -232,7 +265,9 @@ func TestImageGivesNoRight(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			e := startEngine(t)
 			e.images = map[string]map[string]string{"sha256:1": tt.image}
-			id := e.run(func(c *container.InspectResponse) { c.Image, c.Config.Labels = "sha256:1", tt.inner })
+			id := e.run(func(c *container.InspectResponse) {
+				c.Image, c.Config.Labels = "sha256:1", tt.inner
+			})
 			w := watch(t, e)
 			w.until(t, "the container", up2(id))
 			if _, c := find(w.current(), id); !maps.Equal(c.Labels, tt.want) {
@@ -244,7 +279,10 @@ func TestImageGivesNoRight(t *testing.T) {
 
 // up2 reports that id runs, in a task of any number of endpoints.
 func up2(id string) func([]*task.Task) bool {
-	return func(tasks []*task.Task) bool { _, c := find(tasks, id); return c != nil && c.Running() }
+	return func(tasks []*task.Task) bool {
+		_, c := find(tasks, id)
+		return c != nil && c.Running()
+	}
 }
 
 // TestGatewayAddress: a container on an overlay network is reached at the address that the gateway
@@ -253,16 +291,21 @@ func up2(id string) func([]*task.Task) bool {
 func TestGatewayAddress(t *testing.T) {
 	e := startEngine(t)
 	id := e.run(func(c *container.InspectResponse) {
-		c.NetworkSettings.Networks = map[string]*network.EndpointSettings{"ov": {IPAddress: "10.0.1.5"}}
+		c.NetworkSettings.Networks = map[string]*network.EndpointSettings{
+			"ov": {IPAddress: "10.0.1.5"}}
 	})
-	e.networks = []network.Inspect{{Name: gatewayNetwork, Driver: "bridge", Containers: map[string]network.EndpointResource{id: {IPv4Address: "172.18.0.3/16"}}}}
+	e.networks = []network.Inspect{{Name: gatewayNetwork, Driver: "bridge",
+		Containers: map[string]network.EndpointResource{
+			id: {IPv4Address: "172.18.0.3/16"}}}}
 	w := newWatched(t, e)
 	w.readNS = func(c *task.Container) (*namespace, error) {
-		return &namespace{unclaimed: []task.Endpoint{{Addr: addr("172.18.0.3"), Ifindex: 7}, {Addr: addr("172.18.0.4"), Ifindex: 7}}}, nil
+		return &namespace{unclaimed: []task.Endpoint{{Addr: addr("172.18.0.3"), Ifindex: 7},
+			{Addr: addr("172.18.0.4"), Ifindex: 7}}}, nil
 	}
 	w.start(t)
 	<-w.Synced()
-	if tk, _ := find(w.current(), id); len(tk.Endpoints) != 1 || tk.Endpoints[0].Addr != addr("172.18.0.3") {
+	if tk, _ := find(w.current(), id); len(tk.Endpoints) != 1 ||
+		tk.Endpoints[0].Addr != addr("172.18.0.3") {
 		t.Errorf("got %v", tk.Endpoints)
 	}
 }
@@ -293,11 +336,13 @@ func TestBridges(t *testing.T) {
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		for ch := range e.streams {
-			ch <- events.Message{Type: events.NetworkEventType, Action: action, Actor: events.Actor{ID: "c"}}
+			ch <- events.Message{Type: events.NetworkEventType, Action: action,
+				Actor: events.Actor{ID: "c"}}
 		}
 	}
 	e.mu.Lock()
-	e.networks = append(e.networks, network.Inspect{Name: "shop", Driver: "bridge", Options: map[string]string{"com.docker.network.bridge.name": "shopnet"}})
+	e.networks = append(e.networks, network.Inspect{Name: "shop", Driver: "bridge",
+		Options: map[string]string{"com.docker.network.bridge.name": "shopnet"}})
 	e.mu.Unlock()
 	tell(events.ActionCreate)
 	want("br-bbbbbbbbbbbb", "docker0", "shopnet")
@@ -342,7 +387,8 @@ func TestEndedIsNoError(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	if s := w.Status(); s.Errors != 0 || logs.Len() != 0 {
-		t.Errorf("150 containers that lived and ended: %d errors, warnings %v", s.Errors, logs.All())
+		t.Errorf("150 containers that lived and ended: %d errors, warnings %v", s.Errors,
+			logs.All())
 	}
 }
 
@@ -356,14 +402,18 @@ func TestPortEventsCost(t *testing.T) {
 		for i := range n {
 			ids = append(ids, d.run(func(c *container.InspectResponse) {
 				if i > 0 {
-					c.HostConfig.NetworkMode, c.NetworkSettings.Networks = "none", nil
+					c.HostConfig.NetworkMode,
+						c.NetworkSettings.Networks = "none", nil
 				}
 			}))
 		}
 		o := observe(t, d, nil)
 		<-o.Synced()
 		var reads atomic.Int32
-		o.read = func(c *task.Container) (*namespace, error) { reads.Add(1); return fakeNamespace(c) }
+		o.read = func(c *task.Container) (*namespace, error) {
+			reads.Add(1)
+			return fakeNamespace(c)
+		}
 		for range 100 {
 			o.PortChanged(99999)
 			time.Sleep(time.Millisecond)
@@ -375,7 +425,8 @@ func TestPortEventsCost(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		if got := reads.Load(); got != n-1 {
-			t.Errorf("%d looks at containers without a port, want one at each of %d", got, n-1)
+			t.Errorf("%d looks at containers without a port, want one at each of %d",
+				got, n-1)
 		}
 		_, c := find(o.last(), ids[0])
 		o.PortChanged(c.PID)

@@ -37,7 +37,8 @@ type stream struct {
 // listing is the Engine's list of all containers.
 type listing struct {
 	containers []container.Summary
-	connected  bool // the first since the event stream was opened: anything may have changed unseen
+	// the first since the event stream was opened: anything may have changed unseen
+	connected bool
 }
 
 func newStream(engine Engine, log *zap.Logger) *stream {
@@ -91,7 +92,8 @@ var actions = []events.Action{events.ActionCreate, events.ActionStart, events.Ac
 	events.ActionDisconnect}
 
 // open opens an event stream that begins with the events of since. It ends with ctx.
-func (s *stream) open(ctx context.Context, since time.Time) (<-chan events.Message, <-chan error, error) {
+func (s *stream) open(ctx context.Context, since time.Time) (<-chan events.Message, <-chan error,
+	error) {
 	if e, ok := s.engine.(interface{ Renew() error }); ok {
 		if err := e.Renew(); err != nil {
 			return nil, nil, err
@@ -138,7 +140,8 @@ func (s *stream) follow(ctx context.Context, since *time.Time) error {
 			if t := time.Unix(0, m.TimeNano); m.TimeNano > 0 && t.After(*since) {
 				*since = t
 			}
-			if m.Type == events.NetworkEventType && m.Actor.Attributes["container"] == "" {
+			if m.Type == events.NetworkEventType &&
+				m.Actor.Attributes["container"] == "" {
 				s.bridgesChanged()
 			}
 			select {
@@ -170,7 +173,8 @@ func (s *stream) keepListing(ctx context.Context) {
 		} else if ctx.Err() == nil {
 			s.failures.Add(1)
 			if failing.isNew(err) {
-				s.log.Warn("containers not listed: keeping what is known", zap.Error(err))
+				s.log.Warn("containers not listed: keeping what is known",
+					zap.Error(err))
 			}
 			again = time.After(backoff(50*time.Millisecond, tries, 30*time.Second))
 			tries++

@@ -122,7 +122,9 @@ func ingressHooks(ifindex int) ([]hook, error) {
 			hooks = append(hooks, hook{kind: "tcx", name: programName(p.ID)})
 		}
 	}
-	filters, err := netdump.Whole(func() ([]netlink.Filter, error) { return netlink.FilterList(l, netlink.HANDLE_MIN_INGRESS) })
+	filters, err := netdump.Whole(func() ([]netlink.Filter, error) {
+		return netlink.FilterList(l, netlink.HANDLE_MIN_INGRESS)
+	})
 	if err != nil && !errors.Is(err, unix.EINVAL) { // no clsact there
 		return nil, fmt.Errorf("tc filters of %q: %w", l.Attrs().Name, err)
 	}
@@ -165,14 +167,18 @@ func claims() ([]claim, error) {
 		name[l.Attrs().Index] = l.Attrs().Name
 	}
 	var all []claim
-	addrs, err := netdump.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
+	addrs, err := netdump.Whole(func() ([]netlink.Addr, error) {
+		return netlink.AddrList(nil, netlink.FAMILY_V4)
+	})
 	if err != nil {
 		return nil, err
 	}
 	for _, a := range addrs {
 		all = append(all, claim{iface: name[a.LinkIndex], what: prefix(a.IPNet)})
 	}
-	routes, err := netdump.Whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_V4) })
+	routes, err := netdump.Whole(func() ([]netlink.Route, error) {
+		return netlink.RouteList(nil, netlink.FAMILY_V4)
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -165,7 +165,8 @@ type Status struct {
 
 // Status returns the state now.
 func (l *Loader) Status() Status {
-	s := Status{Attach: l.tc.mode, Metad0: l.end.metad0, Tasks: l.tasks.count(), MaxTasks: l.tasks.max}
+	s := Status{Attach: l.tc.mode, Metad0: l.end.metad0, Tasks: l.tasks.count(),
+		MaxTasks: l.tasks.max}
 	l.ports.status(&s)
 	s.Unwatched = len(l.Unwatched())
 	return s

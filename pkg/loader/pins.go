@@ -21,7 +21,8 @@ import (
 // emptying it at the process's death is what opens the ports again.
 var pinned = []string{
 	bpf.MetadMapIpTask, bpf.MetadMapContainerCgroup, bpf.MetadMapHostCgroup,
-	bpf.MetadMapNeighbours, bpf.MetadMapPortNeighbours, bpf.MetadMapCounters, bpf.MetadMapVerdicts,
+	bpf.MetadMapNeighbours, bpf.MetadMapPortNeighbours, bpf.MetadMapCounters,
+	bpf.MetadMapVerdicts,
 }
 
 func pinName(name string, layout uint32) string {
@@ -59,9 +60,11 @@ func checkOwner(dir string, uid int) error {
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
 		return fmt.Errorf("%w: %s is not a directory", ErrPinDir, dir)
 	case st.Uid != uint32(uid):
-		return fmt.Errorf("%w: %s belongs to uid %d, not to uid %d: remove it", ErrPinDir, dir, st.Uid, uid)
+		return fmt.Errorf("%w: %s belongs to uid %d, not to uid %d: remove it", ErrPinDir,
+			dir, st.Uid, uid)
 	case st.Mode&0o077 != 0:
-		return fmt.Errorf("%w: %s has mode %#o, not 0700: chmod it", ErrPinDir, dir, st.Mode&0o777)
+		return fmt.Errorf("%w: %s has mode %#o, not 0700: chmod it", ErrPinDir, dir,
+			st.Mode&0o777)
 	}
 	return nil
 }
@@ -81,7 +84,8 @@ func openPinned(spec *ebpf.MapSpec, dir string, layout uint32, log *zap.Logger) 
 		m.Close()
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		log.Warn("pinned map is not of this layout: starting with an empty one", zap.String("path", path), zap.Error(err))
+		log.Warn("pinned map is not of this layout: starting with an empty one",
+			zap.String("path", path), zap.Error(err))
 		if err := os.RemoveAll(path); err != nil {
 			return nil, fmt.Errorf("remove %s: %w", path, err)
 		}
@@ -128,7 +132,8 @@ func PinnedTasks(dir string) (map[netip.Addr]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, pinName(bpf.MetadMapIpTask, layout)), &ebpf.LoadPinOptions{ReadOnly: true})
+	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, pinName(bpf.MetadMapIpTask, layout)),
+		&ebpf.LoadPinOptions{ReadOnly: true})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

@@ -58,7 +58,8 @@ func load(cfg *Config, e *endpoint, given map[string]*ebpf.Map) (*programs, erro
 		}
 	}
 	p.Objects = new(bpf.Objects)
-	if err := spec.LoadAndAssign(p.Objects, &ebpf.CollectionOptions{MapReplacements: given}); err != nil {
+	if err := spec.LoadAndAssign(p.Objects,
+		&ebpf.CollectionOptions{MapReplacements: given}); err != nil {
 		if errors.Is(err, ebpf.ErrMapIncompatible) {
 			err = fmt.Errorf("%w: %w", ErrLayout, err)
 		}
@@ -140,9 +141,12 @@ func closeMaps(ms map[string]*ebpf.Map) {
 // maps returns all maps by name, in the order of a takeover's files.
 func (p *programs) maps() (names []string, ms []*ebpf.Map) {
 	return []string{
-			bpf.MetadMapIpTask, bpf.MetadMapNeighbours, bpf.MetadMapCounters, bpf.MetadMapVerdicts,
-			bpf.MetadMapEvents, bpf.MetadMapEventGates, bpf.MetadMapSlots, bpf.MetadMapHandshakes,
-			bpf.MetadMapContainerCgroup, bpf.MetadMapHostCgroup, bpf.MetadMapPortNeighbours,
+			bpf.MetadMapIpTask, bpf.MetadMapNeighbours, bpf.MetadMapCounters,
+			bpf.MetadMapVerdicts,
+			bpf.MetadMapEvents, bpf.MetadMapEventGates, bpf.MetadMapSlots,
+			bpf.MetadMapHandshakes,
+			bpf.MetadMapContainerCgroup, bpf.MetadMapHostCgroup,
+			bpf.MetadMapPortNeighbours,
 		}, []*ebpf.Map{
 			p.IpTask, p.Neighbours, p.Counters, p.Verdicts,
 			p.Events, p.EventGates, p.Slots, p.Handshakes,
@@ -152,8 +156,10 @@ func (p *programs) maps() (names []string, ms []*ebpf.Map) {
 
 // arm fills the program array: from then on the hooks hand packets to the server.
 func (p *programs) arm() error {
-	programs := [bpf.SlotCount]*ebpf.Program{bpf.SlotPort: p.FromPort, bpf.SlotBridge: p.FromBridge}
-	for slot, prog := range slices.Backward(programs[:]) { // the other way round than they are emptied
+	programs := [bpf.SlotCount]*ebpf.Program{bpf.SlotPort: p.FromPort,
+		bpf.SlotBridge: p.FromBridge}
+	// the other way round than they are emptied
+	for slot, prog := range slices.Backward(programs[:]) {
 		if err := p.Slots.Put(uint32(slot), prog); err != nil {
 			return fmt.Errorf("arm: %w", err)
 		}

@@ -17,13 +17,14 @@ func madeUp(from *testnet.Task, n int) [][]byte {
 	for i := range frames {
 		var a [4]byte
 		binary.BigEndian.PutUint32(a[:], 10<<24|uint32(i+1))
-		frames[i] = testnet.Frame{SrcMAC: from.MAC, DstMAC: from.Bridge.MAC, Src: netip.AddrFrom4(a)}.Bytes()
+		frames[i] = testnet.Frame{SrcMAC: from.MAC, DstMAC: from.Bridge.MAC,
+			Src: netip.AddrFrom4(a)}.Bytes()
 	}
 	return frames
 }
 
-// A container that uses an address before any task has it neither takes nor delays the first request
-// of the container that gets the address: not before metad knows that one, and not after.
+// A container that uses an address before any task has it neither takes nor delays the first
+// request of the container that gets the address: not before metad knows that one, and not after.
 func TestRootClaimedEarly(t *testing.T) {
 	h := testnet.NewHost(t)
 	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
@@ -35,12 +36,15 @@ func TestRootClaimedEarly(t *testing.T) {
 	raw := testnet.NewRaw(t, thief.NS, "eth0")
 	claim := func() {
 		for port := range uint16(50) {
-			raw.Send(testnet.Frame{SrcMAC: thief.MAC, DstMAC: b.MAC, Src: next, SrcPort: 1024 + port}.Bytes())
+			raw.Send(testnet.Frame{SrcMAC: thief.MAC, DstMAC: b.MAC, Src: next,
+				SrcPort: 1024 + port}.Bytes())
 		}
 	}
 	before := verdictsOf(t, l)["port_unknown"]
 	claim()
-	testnet.Until(t, "the address is claimed", func() bool { return verdictsOf(t, l)["port_unknown"] >= before+50 })
+	testnet.Until(t, "the address is claimed", func() bool {
+		return verdictsOf(t, l)["port_unknown"] >= before+50
+	})
 	owner := b.AddTask(next.String())
 	testnet.Until(t, "the port is hooked", func() bool { return hooked(l, owner.Ifindex) })
 	refused := owner.Netstat("TCPSynRetrans")
@@ -59,8 +63,8 @@ func TestRootClaimedEarly(t *testing.T) {
 	wantAnswer(t, thief, "metad 0x1")
 }
 
-// Made-up addresses of one port push no other port's out, however many: an answer that is on its way
-// arrives.
+// Made-up addresses of one port push no other port's out, however many: an answer that is on its
+// way arrives.
 func TestRootNeighboursOfAPort(t *testing.T) {
 	h := testnet.NewHost(t)
 	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
@@ -76,7 +80,9 @@ func TestRootNeighboursOfAPort(t *testing.T) {
 	raw := testnet.NewRaw(t, evil.NS, "eth0")
 	before := verdictsOf(t, l)["port_unknown"]
 	raw.Send(madeUp(evil, n)...)
-	testnet.Until(t, "the flood is seen", func() bool { return verdictsOf(t, l)["port_unknown"] >= before+n })
+	testnet.Until(t, "the flood is seen", func() bool {
+		return verdictsOf(t, l)["port_unknown"] >= before+n
+	})
 	var place bpf.NeighbourPlace
 	var value bpf.Neighbour
 	of := map[uint32]int{}
@@ -84,14 +90,17 @@ func TestRootNeighboursOfAPort(t *testing.T) {
 		of[place.Ifindex]++
 	}
 	if of[uint32(evil.Ifindex)] > 8 || of[uint32(newcomer.Ifindex)] != 1 {
-		t.Errorf("places by port: got %v, want at most 8 of %d and one of %d", of, evil.Ifindex, newcomer.Ifindex)
+		t.Errorf("places by port: got %v, want at most 8 of %d and one of %d", of,
+			evil.Ifindex, newcomer.Ifindex)
 	}
 	if _, body, err := testnet.GetOn(c, "/", timeout); err != nil || body != portTag(newcomer) {
-		t.Errorf("the connection from before: got %q, %v, want %q", body, err, portTag(newcomer))
+		t.Errorf("the connection from before: got %q, %v, want %q", body, err,
+			portTag(newcomer))
 	}
 }
 
-// Connections that one port begins push no other port's out of the table of handshakes, however many.
+// Connections that one port begins push no other port's out of the table of handshakes, however
+// many.
 func TestRootHandshakesOfAPort(t *testing.T) {
 	h := testnet.NewHost(t)
 	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
@@ -103,7 +112,8 @@ func TestRootHandshakesOfAPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	frame := func(k *testnet.Task, port uint16, flags byte) []byte {
-		return testnet.Frame{SrcMAC: k.MAC, DstMAC: b.MAC, Src: k.Addr, SrcPort: port, Flags: flags}.Bytes()
+		return testnet.Frame{SrcMAC: k.MAC, DstMAC: b.MAC, Src: k.Addr, SrcPort: port,
+			Flags: flags}.Bytes()
 	}
 	raw := testnet.NewRaw(t, evil.NS, "eth0")
 	flood := make([][]byte, 10_000) // made before the handshake, which has a second
@@ -113,11 +123,14 @@ func TestRootHandshakesOfAPort(t *testing.T) {
 	before := verdictsOf(t, l)["port_task"]
 	run(t, h, l.progs.MetadPort, frame(victim, 40000, testnet.SYN), victim.Ifindex, 0)
 	raw.Send(flood...)
-	testnet.Until(t, "the flood is seen", func() bool { return verdictsOf(t, l)["port_task"] > before+10_000 })
+	testnet.Until(t, "the flood is seen", func() bool {
+		return verdictsOf(t, l)["port_task"] > before+10_000
+	})
 	if err := l.Disarm(); err != nil {
 		t.Fatal(err)
 	}
-	if ret, _, _ := run(t, h, l.progs.MetadPort, frame(victim, 40000, testnet.ACK), victim.Ifindex, 0); ret != actRedirect {
+	if ret, _, _ := run(t, h, l.progs.MetadPort, frame(victim, 40000, testnet.ACK),
+		victim.Ifindex, 0); ret != actRedirect {
 		t.Errorf("the other's handshake: got %#x, want it to be ended by the server", ret)
 	}
 }

@@ -46,10 +46,10 @@ type Config struct {
 	// at most MaxUnknownWait; how many wait at a time is for Tasks to bound. Zero: not at all.
 	UnknownWait time.Duration
 
-	// MakerWait is how long a request waits for the container that it comes from to appear in its task,
-	// or to be shown as started. It may be longer than UnknownWait: the Engine may not answer for a
-	// container while it starts it, on a busy host for a second, and what the client would be told is
-	// wrong. Zero: not at all.
+	// MakerWait is how long a request waits for the container that it comes from to appear in
+	// its task, or to be shown as started. It may be longer than UnknownWait: the Engine may
+	// not answer for a container while it starts it, on a busy host for a second, and what the
+	// client would be told is wrong. Zero: not at all.
 	MakerWait time.Duration
 
 	// HostAddr is the source of the host's own processes: no task ever has it, and nobody waits
@@ -59,41 +59,42 @@ type Config struct {
 	// AgentURL is the ECS agent's task endpoint, "http://host:port", to which every request
 	// that metad does not serve is passed on. Empty: there is no agent.
 	AgentURL string
-	// AgentTrusted reports whether what listens there is the agent; it is called for each connection.
-	// Nil: it is.
+	// AgentTrusted reports whether what listens there is the agent; it is called for each
+	// connection. Nil: it is.
 	AgentTrusted func() bool
 	// AgentTimeout bounds such an exchange from the connection to the last byte.
 	AgentTimeout time.Duration
-	// AgentPatience bounds the wait for a metadata document of the agent's: then metad's own is the
-	// answer, and while the agent does not answer no request waits for it.
+	// AgentPatience bounds the wait for a metadata document of the agent's: then metad's own is
+	// the answer, and while the agent does not answer no request waits for it.
 	AgentPatience time.Duration
-	// MaxForwards bounds exchanges with the agent at a time, of which each task has a share; one too
-	// many is answered 503.
+	// MaxForwards bounds exchanges with the agent at a time, of which each task has a share;
+	// one too many is answered 503.
 	MaxForwards int
 
-	// OwnIDsOnly makes an endpoint id good for the task alone that it belongs to. Without it the id
-	// is enough, whoever has it, as at the agent.
+	// OwnIDsOnly makes an endpoint id good for the task alone that it belongs to. Without it
+	// the id is enough, whoever has it, as at the agent.
 	OwnIDsOnly bool
 
-	// NoStats says that nobody takes samples: every container's statistics are as those of one that
-	// nobody has a sample of, and of each alone there are none.
+	// NoStats says that nobody takes samples: every container's statistics are as those of one
+	// that nobody has a sample of, and of each alone there are none.
 	NoStats bool
 	// Samples, if set, serves statistics with ?stream=true; without it the query is ignored.
 	Samples Samples
-	// MaxStreams bounds the streams open at a time, of which each task has a share; one too many is
-	// answered 503.
+	// MaxStreams bounds the streams open at a time, of which each task has a share; one too
+	// many is answered 503.
 	MaxStreams int
 
 	// Tag tells the kernel's tag of an accepted connection. It is called once for each.
 	Tag func(net.Conn) (uint32, error)
 
-	// SocketCgroup returns the id of the cgroup in which the socket of a connection from one address to
-	// another was made, as the network namespace of process pid has it. It is asked about a connection
-	// once, if a client wants to know which container it is and nothing else tells. Nil: nobody knows.
+	// SocketCgroup returns the id of the cgroup in which the socket of a connection from one
+	// address to another was made, as the network namespace of process pid has it. It is asked
+	// about a connection once, if a client wants to know which container it is and nothing else
+	// tells. Nil: nobody knows.
 	SocketCgroup func(pid int, from, to netip.AddrPort) (uint64, error)
-	// CgroupContainer returns the Docker id of the container that such a cgroup, or one above it, was
-	// made for, "" if there is none. It is asked where no container of the task is known to have that
-	// cgroup. Nil: nobody knows.
+	// CgroupContainer returns the Docker id of the container that such a cgroup, or one above
+	// it, was made for, "" if there is none. It is asked where no container of the task is
+	// known to have that cgroup. Nil: nobody knows.
 	CgroupContainer func(cgroup uint64) string
 
 	// Log gets changes of state and panics.
@@ -118,8 +119,8 @@ type RateLimit struct {
 var agentRate = RateLimit{PerSecond: 40, Burst: 60}
 
 // ParseRateLimit reads the value of ECS_TASK_METADATA_RPS_LIMIT, "rate,burst". Anything but two
-// positive integers is not ok, and stands for the agent's default of 40,60, as it does for the agent. The
-// empty text, unlike there, is no limit.
+// positive integers is not ok, and stands for the agent's default of 40,60, as it does for the
+// agent. The empty text, unlike there, is no limit.
 func ParseRateLimit(text string) (limit RateLimit, ok bool) {
 	if text == "" {
 		return RateLimit{}, true
@@ -165,7 +166,8 @@ func (c *Config) validate() (agent string, err error) {
 		{"IdleTimeout", int64(c.IdleTimeout)}, {"MaxHeaderBytes", int64(c.MaxHeaderBytes)},
 		{"MaxBodyBytes", c.MaxBodyBytes}, {"MaxConns", int64(c.MaxConns)},
 		{"MaxConnsPerTask", int64(c.MaxConnsPerTask)},
-		{"AgentTimeout", int64(c.AgentTimeout)}, {"AgentPatience", int64(c.AgentPatience)}, {"MaxForwards", int64(c.MaxForwards)},
+		{"AgentTimeout", int64(c.AgentTimeout)}, {"AgentPatience", int64(c.AgentPatience)},
+		{"MaxForwards", int64(c.MaxForwards)},
 		{"MaxStreams", int64(c.MaxStreams)},
 	}
 	for _, p := range positive {
@@ -177,7 +179,8 @@ func (c *Config) validate() (agent string, err error) {
 	case c.MakerWait < 0:
 		return "", fmt.Errorf("server: MakerWait must not be negative")
 	case c.UnknownWait < 0 || c.UnknownWait > MaxUnknownWait:
-		return "", fmt.Errorf("server: UnknownWait must be between 0 and %v", MaxUnknownWait)
+		return "", fmt.Errorf("server: UnknownWait must be between 0 and %v",
+			MaxUnknownWait)
 	case c.Rate != RateLimit{} && (c.Rate.PerSecond <= 0 || c.Rate.Burst <= 0):
 		return "", fmt.Errorf("server: Rate must have both members positive, or none")
 	case c.Tag == nil:
@@ -191,8 +194,10 @@ func (c *Config) validate() (agent string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("server: AgentURL: %w", err)
 	}
-	if u.Scheme != "http" || u.Hostname() == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
-		return "", fmt.Errorf("server: AgentURL must have the form http://host:port, got %q", c.AgentURL)
+	if u.Scheme != "http" || u.Hostname() == "" || strings.Trim(u.Path, "/") != "" ||
+		u.RawQuery != "" || u.User != nil {
+		return "", fmt.Errorf(
+			"server: AgentURL must have the form http://host:port, got %q", c.AgentURL)
 	}
 	if u.Port() == "" {
 		return net.JoinHostPort(u.Hostname(), "80"), nil
