@@ -13,17 +13,19 @@ import (
 
 // state is where metad is in its life.
 //
-//	starting ─▶ filling ─▶ serving ◀─▶ offering ─▶ replaced (─▶ serving, if the successor dies)
+//	starting ─▶ filling ─▶ serving ◀─▶ offering ─▶ replaced
+//	(replaced ─▶ serving, if the successor dies)
 //	                any of these ─▶ stopping
 type state int
 
 const (
-	starting state = iota // the parts are made; another metad may still write to the kernel's map
-	filling               // tasks are published; packets go where they went before metad
-	serving               // packets come here
-	offering              // a successor may write to the kernel's map at any moment
-	replaced              // a successor serves; what was accepted here is answered here
-	stopping              // packets go where they went before metad; what was accepted is answered
+	// the parts are made; another metad may still write to the kernel's map
+	starting state = iota
+	filling        // tasks are published; packets go where they went before metad
+	serving        // packets come here
+	offering       // a successor may write to the kernel's map at any moment
+	replaced       // a successor serves; what was accepted here is answered here
+	stopping       // packets go where they went before metad; what was accepted is answered
 )
 
 // publishes reports whether this process writes to the kernel's map.
@@ -110,8 +112,8 @@ func (p *publisher) enter(s state) {
 	}
 }
 
-// serve goes from filling to serving by arm, which has packets come here. In any other state it does
-// nothing.
+// serve goes from filling to serving by arm, which has packets come here. In any other state it
+// does nothing.
 func (p *publisher) serve(arm func() error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -137,8 +139,8 @@ func (p *publisher) offer() error {
 	return nil
 }
 
-// resume goes back to serving after a takeover that did not happen, if there was one: go on says the
-// same to the kernel's side.
+// resume goes back to serving after a takeover that did not happen, if there was one: go on says
+// the same to the kernel's side.
 func (p *publisher) resume(goOn func() error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -202,7 +204,8 @@ func (p *publisher) carryOver() {
 	for _, t := range p.tasks {
 		for _, c := range t.Containers {
 			// The counters of a container that was started again begin anew.
-			if old := p.before[c.ID]; old != nil && c.Running() && c.StartedAt.Equal(old.StartedAt) && c.Stats.Load() == nil {
+			if old := p.before[c.ID]; old != nil && c.Running() &&
+				c.StartedAt.Equal(old.StartedAt) && c.Stats.Load() == nil {
 				c.Stats.Store(old.Stats.Load())
 			}
 		}

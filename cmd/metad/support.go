@@ -23,7 +23,9 @@ import (
 // runSupport starts them. sets is for the snapshot.
 func (d *daemon) runSupport(parts *parts, sets mailbox[[]*task.Task]) {
 	start := func(kind, name string, f func(context.Context, func()) error) {
-		parts.runLoose(name, func(ctx context.Context) { keepTrying(ctx, d.log, kind, name, f) })
+		parts.runLoose(name, func(ctx context.Context) {
+			keepTrying(ctx, d.log, kind, name, f)
+		})
 	}
 	start("part", "events", d.events)
 	start("part", "snapshot", d.keepSnapshot(sets))
@@ -121,7 +123,8 @@ func (d *daemon) serveProxy(ctx context.Context, up func()) error {
 }
 
 // serveAdmin returns what serves the operator, as soon as a predecessor has left the address.
-func (d *daemon) serveAdmin(listen func(admin.Config) (*admin.Server, error)) func(context.Context, func()) error {
+func (d *daemon) serveAdmin(listen func(admin.Config) (*admin.Server, error)) func(context.Context,
+	func()) error {
 	return func(ctx context.Context, up func()) error {
 		d.own.predecessorLeft(ctx)
 		s, err := listen(d.adminConfig())

@@ -62,7 +62,8 @@ func start(t *testing.T, cfg Config) (public, private func(method, path string) 
 			return r.StatusCode, string(b)
 		}
 	}
-	bySocket := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	bySocket := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context,
+		_, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", cfg.Socket)
 	}}}
 	t.Cleanup(bySocket.CloseIdleConnections)
@@ -81,7 +82,8 @@ func TestEndpoints(t *testing.T) {
 			if stats {
 				ct.Stats = json.RawMessage(`{"read":"x"}`)
 			}
-			return Tasks{Version: "v", Tasks: []Task{{ARN: "arn", Tag: 7, Containers: []Container{ct}}}}
+			return Tasks{Version: "v",
+				Tasks: []Task{{ARN: "arn", Tag: 7, Containers: []Container{ct}}}}
 		},
 	})
 	const nowhere = 404
@@ -101,12 +103,16 @@ func TestEndpoints(t *testing.T) {
 		{"/", nowhere, nowhere, "", ""},
 	} {
 		code, body := private("GET", tt.path)
-		if code != tt.private || !strings.Contains(body, tt.has) || tt.not != "" && strings.Contains(body, tt.not) {
-			t.Errorf("GET %s by the socket: got %d %q, want %d with %q without %q", tt.path, code, body, tt.private, tt.has, tt.not)
+		if code != tt.private || !strings.Contains(body, tt.has) || tt.not != "" &&
+			strings.Contains(body, tt.not) {
+			t.Errorf("GET %s by the socket: got %d %q, want %d with %q without %q",
+				tt.path, code, body, tt.private, tt.has, tt.not)
 		}
 		code, body = public("GET", tt.path)
-		if code != tt.public || tt.public != nowhere && !strings.Contains(body, tt.has) || strings.Contains(body, "Tag") {
-			t.Errorf("GET %s by TCP: got %d %q, want %d", tt.path, code, body, tt.public)
+		if code != tt.public || tt.public != nowhere && !strings.Contains(body, tt.has) ||
+			strings.Contains(body, "Tag") {
+			t.Errorf("GET %s by TCP: got %d %q, want %d", tt.path, code, body,
+				tt.public)
 		}
 	}
 	ready = nil
@@ -118,7 +124,8 @@ func TestEndpoints(t *testing.T) {
 // Profiles tell about tasks too: they are for the socket alone, and only if asked for.
 func TestPProfByFlag(t *testing.T) {
 	public, private := start(t, Config{PProf: true})
-	if code, body := private("GET", "/debug/pprof/"); code != 200 || !strings.Contains(body, "goroutine") {
+	if code, body := private("GET", "/debug/pprof/"); code != 200 ||
+		!strings.Contains(body, "goroutine") {
 		t.Errorf("by the socket: got %d, want 200 with the list", code)
 	}
 	if code, _ := public("GET", "/debug/pprof/"); code != 404 {
@@ -137,12 +144,14 @@ func TestSocketMode(t *testing.T) {
 		}
 		info, err := os.Lstat(path)
 		if err != nil || info.Mode().Perm() != want {
-			t.Errorf("group %q: got %v, %v, want mode %v", group, info.Mode(), err, want)
+			t.Errorf("group %q: got %v, %v, want mode %v", group, info.Mode(), err,
+				want)
 		}
 		if group != "" && fmt.Sprint(info.Sys().(*syscall.Stat_t).Gid) != group {
 			t.Errorf("group %q: got %d", group, info.Sys().(*syscall.Stat_t).Gid)
 		}
-		// A second one, as after a kill or a takeover, takes the place; the first leaves it alone.
+		// A second one, as after a kill or a takeover, takes the place; the first leaves it
+		// alone.
 		next, err := ListenSocket(Config{Socket: path, Group: group})
 		if err != nil {
 			t.Fatal(err)
@@ -151,7 +160,8 @@ func TestSocketMode(t *testing.T) {
 			t.Error(err)
 		}
 		if left, err := os.ReadDir(filepath.Dir(path)); err != nil || len(left) != 1 {
-			t.Errorf("after the first is closed: got %v, %v, want the socket alone", left, err)
+			t.Errorf("after the first is closed: got %v, %v, want the socket alone",
+				left, err)
 		}
 		if err := next.ln.Close(); err != nil {
 			t.Error(err)
@@ -162,17 +172,23 @@ func TestSocketMode(t *testing.T) {
 	}
 	f("", 0o600)
 	f(fmt.Sprint(os.Getgid()), 0o660)
-	if _, err := ListenSocket(Config{Socket: filepath.Join(t.TempDir(), "s"), Group: "no-such-group"}); err == nil || !strings.Contains(err.Error(), `admin group "no-such-group"`) {
+	if _, err := ListenSocket(Config{Socket: filepath.Join(t.TempDir(), "s"),
+		Group: "no-such-group"}); err == nil || !strings.Contains(err.Error(),
+		`admin group "no-such-group"`) {
 		t.Errorf("bad group: got %v", err)
 	}
-	if _, err := ListenSocket(Config{Socket: "/nonexistent/admin.sock"}); err == nil || !strings.Contains(err.Error(), `admin socket "/nonexistent/admin.sock"`) {
+	if _, err := ListenSocket(Config{Socket: "/nonexistent/admin.sock"}); err == nil ||
+		!strings.Contains(err.Error(), `admin socket "/nonexistent/admin.sock"`) {
 		t.Errorf("bad directory: got %v", err)
 	}
 }
 
 // The metrics of containers are there, by TCP too, if the operator asked for them.
 func TestContainersByFlag(t *testing.T) {
-	public, private := start(t, Config{Containers: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "page") })})
+	public, private := start(t,
+		Config{Containers: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprint(w, "page")
+		})})
 	for _, ask := range []func(method, path string) (int, string){public, private} {
 		if code, body := ask("GET", "/metrics/containers"); code != 200 || body != "page" {
 			t.Errorf("got %d %q, want the page", code, body)
@@ -191,14 +207,19 @@ func (b broken) Collect(ch chan<- prometheus.Metric) {
 
 func TestMetricsWithoutOne(t *testing.T) {
 	public, _ := start(t, Config{Collectors: []prometheus.Collector{broken{
-		prometheus.NewDesc("metad_lost_total", "", nil, nil), prometheus.NewDesc("metad_fine_total", "", nil, nil)}}})
-	if code, body := public("GET", "/metrics"); code != 200 || !strings.Contains(body, "metad_fine_total 7") || strings.Contains(body, "metad_lost_total ") {
+		prometheus.NewDesc("metad_lost_total", "", nil, nil),
+		prometheus.NewDesc("metad_fine_total", "", nil, nil)}}})
+	if code, body := public("GET", "/metrics"); code != 200 || !strings.Contains(body,
+		"metad_fine_total 7") || strings.Contains(body, "metad_lost_total ") {
 		t.Errorf("got %d %s", code, body)
 	}
 }
 
 func TestOnlyGet(t *testing.T) {
-	_, private := start(t, Config{Tasks: func(bool) Tasks { t.Error("asked for tasks"); return Tasks{} }})
+	_, private := start(t, Config{Tasks: func(bool) Tasks {
+		t.Error("asked for tasks")
+		return Tasks{}
+	}})
 	for _, path := range []string{"/metrics", "/healthz", "/readyz", "/tasks"} {
 		if code, _ := private("POST", path); code != http.StatusMethodNotAllowed {
 			t.Errorf("POST %s: got %d, want 405", path, code)
@@ -220,7 +241,8 @@ func TestServeEndsWithOpenConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if _, err := io.WriteString(c, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /he"); err != nil {
+	if _, err := io.WriteString(c,
+		"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /he"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.Read(make([]byte, 1)); err != nil {
@@ -241,10 +263,12 @@ func TestListenNamesTheAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	if _, err := Listen(Config{Addr: ln.Addr().String()}); !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), ln.Addr().String()) {
+	if _, err := Listen(Config{Addr: ln.Addr().String()}); !errors.Is(err,
+		syscall.EADDRINUSE) || !strings.Contains(err.Error(), ln.Addr().String()) {
 		t.Errorf("Listen on an address in use: got %v, want an error naming it", err)
 	}
-	if _, err := Listen(Config{Addr: "127.0.0.1:99999"}); err == nil || !strings.Contains(err.Error(), "127.0.0.1:99999") {
+	if _, err := Listen(Config{Addr: "127.0.0.1:99999"}); err == nil ||
+		!strings.Contains(err.Error(), "127.0.0.1:99999") {
 		t.Errorf("Listen on a bad port: got %v, want an error naming it", err)
 	}
 }

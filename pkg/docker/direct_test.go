@@ -32,13 +32,16 @@ type direct struct {
 
 func newDirect(t testing.TB) *direct {
 	return &direct{
-		engine:     &engine{t: t, containers: map[string]*container.InspectResponse{}, streams: map[chan events.Message]bool{}},
-		inspecting: func(context.Context, string) error { return nil }, listing: func(context.Context) error { return nil },
-		dropped: make(chan error),
+		engine: &engine{t: t, containers: map[string]*container.InspectResponse{},
+			streams: map[chan events.Message]bool{}},
+		inspecting: func(context.Context, string) error { return nil },
+		listing:    func(context.Context) error { return nil },
+		dropped:    make(chan error),
 	}
 }
 
-func (d *direct) ContainerList(ctx context.Context, _ container.ListOptions) ([]container.Summary, error) {
+func (d *direct) ContainerList(ctx context.Context, _ container.ListOptions) ([]container.Summary,
+	error) {
 	d.mu.Lock()
 	d.lists++
 	d.mu.Unlock()
@@ -48,7 +51,8 @@ func (d *direct) ContainerList(ctx context.Context, _ container.ListOptions) ([]
 	return d.list(), nil
 }
 
-func (d *direct) ContainerInspect(ctx context.Context, id string) (container.InspectResponse, error) {
+func (d *direct) ContainerInspect(ctx context.Context, id string) (container.InspectResponse,
+	error) {
 	d.mu.Lock()
 	d.inspects++
 	d.mu.Unlock()
@@ -64,7 +68,8 @@ func (d *direct) ContainerInspect(ctx context.Context, id string) (container.Ins
 	return copyOf(d.t, c), nil
 }
 
-func (d *direct) Events(ctx context.Context, _ events.ListOptions) (<-chan events.Message, <-chan error) {
+func (d *direct) Events(ctx context.Context, _ events.ListOptions) (<-chan events.Message,
+	<-chan error) {
 	ch, errs := make(chan events.Message, 10000), make(chan error, 1)
 	d.mu.Lock()
 	d.streams[ch] = true
@@ -84,11 +89,13 @@ func (d *direct) Events(ctx context.Context, _ events.ListOptions) (<-chan event
 	return ch, errs
 }
 
-func (d *direct) ImageInspect(context.Context, string, ...client.ImageInspectOption) (image.InspectResponse, error) {
+func (d *direct) ImageInspect(context.Context, string,
+	...client.ImageInspectOption) (image.InspectResponse, error) {
 	return image.InspectResponse{}, errdefs.ErrNotFound
 }
 
-func (d *direct) NetworkInspect(context.Context, string, network.InspectOptions) (network.Inspect, error) {
+func (d *direct) NetworkInspect(context.Context, string, network.InspectOptions) (network.Inspect,
+	error) {
 	return network.Inspect{}, errdefs.ErrNotFound
 }
 
@@ -217,17 +224,22 @@ func TestRestoredStay(t *testing.T) {
 				gone := d.run()
 				before := known(t, d)
 				d.remove(gone)
-				d.inspecting = func(ctx context.Context, id string) error { return inspect(ctx, number[id]) }
+				d.inspecting = func(ctx context.Context, id string) error {
+					return inspect(ctx, number[id])
+				}
 				o := observe(t, d, before)
 				time.Sleep(5 * time.Minute)
 				synctest.Wait()
 				for i, set := range o.all() {
 					if served(set) != n || len(set) != n {
-						t.Fatalf("set %d of %d has %d tasks, %d of them with an address, want %d", i, len(o.all()), len(set), served(set), n)
+						t.Fatalf("set %d of %d has %d tasks, %d of them "+
+							"with an address, want %d", i, len(o.all()),
+							len(set), served(set), n)
 					}
 				}
 				if len(o.all()) != 1 {
-					t.Errorf("%d sets, although nothing has changed", len(o.all()))
+					t.Errorf("%d sets, although nothing has changed",
+						len(o.all()))
 				}
 				same := 0
 				for _, tk := range before {
@@ -238,7 +250,8 @@ func TestRestoredStay(t *testing.T) {
 					}
 				}
 				if s := o.Status(); same != n || !s.Complete || s.Missing != 0 {
-					t.Errorf("%d of %d tasks have the pointer they had; status %+v", same, n, s)
+					t.Errorf("%d of %d tasks have the pointer they had; "+
+						"status %+v", same, n, s)
 				}
 				o.end(t)
 			})
@@ -253,10 +266,14 @@ func TestRestoredChanges(t *testing.T) {
 		d := newDirect(t)
 		stops, restarts, stays := d.run(), d.run(), d.run()
 		before := known(t, d)
-		cell := func(tasks []*task.Task, id string) *task.StatsCell { _, c := find(tasks, id); return c.Stats }
+		cell := func(tasks []*task.Task, id string) *task.StatsCell {
+			_, c := find(tasks, id)
+			return c.Stats
+		}
 		d.change(stops, stopped)
 		d.change(restarts, func(c *container.InspectResponse) {
-			c.State.Pid, c.State.StartedAt = 4711, time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
+			c.State.Pid, c.State.StartedAt = 4711,
+				time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
 		})
 		d.inspecting = func(ctx context.Context, id string) error {
 			if id == stops {
@@ -270,8 +287,10 @@ func TestRestoredChanges(t *testing.T) {
 		if tk, _ := find(set, stops); len(tk.Endpoints) != 0 {
 			t.Errorf("one that the list shows stopped has the address %v", tk.Endpoints)
 		}
-		if tk, _ := find(set, restarts); tk.Endpoints[0].Ifindex != 4711 || cell(set, restarts) == cell(before, restarts) {
-			t.Errorf("one that was started again has %v, and its old statistics: %v", tk.Endpoints, cell(set, restarts) == cell(before, restarts))
+		if tk, _ := find(set, restarts); tk.Endpoints[0].Ifindex != 4711 ||
+			cell(set, restarts) == cell(before, restarts) {
+			t.Errorf("one that was started again has %v, and its old statistics: %v",
+				tk.Endpoints, cell(set, restarts) == cell(before, restarts))
 		}
 		if cell(set, stays) != cell(before, stays) {
 			t.Error("one that runs on has lost its statistics")
@@ -301,7 +320,8 @@ func TestFirstSetIsComplete(t *testing.T) {
 		o := observe(t, d, nil)
 		time.Sleep(9 * time.Second)
 		if s := o.Status(); s.Complete || len(o.all()) != 0 {
-			t.Errorf("after 9 s of an Engine that takes longer: %d sets, status %+v", len(o.all()), s)
+			t.Errorf("after 9 s of an Engine that takes longer: %d sets, status %+v",
+				len(o.all()), s)
 		}
 		<-o.Synced()
 		if got := served(o.last()); got != n-1 {
@@ -321,7 +341,8 @@ func TestFirstSetIsComplete(t *testing.T) {
 		d.mu.Unlock()
 		time.Sleep(time.Minute)
 		if s := o.Status(); s.Missing != 0 || served(o.last()) != n || o.Ready() != nil {
-			t.Errorf("after the Engine has answered: %d containers, status %+v", served(o.last()), s)
+			t.Errorf("after the Engine has answered: %d containers, status %+v",
+				served(o.last()), s)
 		}
 		o.end(t)
 	})
@@ -387,7 +408,8 @@ func TestSlowList(t *testing.T) {
 		}
 		after, lists := d.counts()
 		if s := o.Status(); s.Reconnects != 0 || after != inspects+1 || lists < 5 {
-			t.Errorf("%d inspects for one event, %d lists, status %+v", after-inspects, lists, s)
+			t.Errorf("%d inspects for one event, %d lists, status %+v", after-inspects,
+				lists, s)
 		}
 		o.end(t)
 	})

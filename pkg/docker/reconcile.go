@@ -39,7 +39,8 @@ func (s *state) list(l listing) {
 		case c.restored != nil:
 			s.forget(id)
 		default:
-			s.want(id, priorityRecheck) // it may be younger than the list: the Engine has the last word
+			// it may be younger than the list: the Engine has the last word
+			s.want(id, priorityRecheck)
 		}
 	}
 }
@@ -83,7 +84,8 @@ func (d *description) differs(sum *container.Summary) bool {
 	if !known.Running() {
 		return false
 	}
-	if shown := listedHealth(sum.Status); known.Health != nil && shown != "" && shown != known.Health.Status {
+	if shown := listedHealth(sum.Status); known.Health != nil && shown != "" &&
+		shown != known.Health.Status {
 		return true
 	}
 	if sum.NetworkSettings == nil {
@@ -93,7 +95,8 @@ func (d *description) differs(sum *container.Summary) bool {
 		return true
 	}
 	for _, n := range known.DockerNetworks {
-		if ep := sum.NetworkSettings.Networks[n.Name]; ep == nil || ep.IPAddress != n.IPAddress {
+		if ep := sum.NetworkSettings.Networks[n.Name]; ep == nil ||
+			ep.IPAddress != n.IPAddress {
 			return true
 		}
 	}
@@ -114,5 +117,6 @@ func listedHealth(status string) string {
 
 // moved reports whether the container has another namespace than the one that was read.
 func (s *state) moved(c *tracked) bool {
-	return c.ns != nil && c.restored == nil && s.inode(max(c.desc.container.PID, c.newborn)) != c.ns.inode
+	return c.ns != nil && c.restored == nil &&
+		s.inode(max(c.desc.container.PID, c.newborn)) != c.ns.inode
 }

@@ -22,7 +22,8 @@ func (s *state) restore(tasks []*task.Task) {
 			if tc.Stats != nil {
 				c.stats = tc.Stats
 			}
-			d := &description{container: *tc, identity: identity{arn: t.ARN, id: t.ID, cluster: t.Cluster, family: t.Family, revision: t.Revision}}
+			d := &description{container: *tc, identity: identity{arn: t.ARN, id: t.ID,
+				cluster: t.Cluster, family: t.Family, revision: t.Revision}}
 			d.madeUp = t.MadeUp
 			if eps := owners[tc.ID]; len(eps) > 0 {
 				c.ns = &namespace{endpoints: eps}

@@ -129,7 +129,8 @@ func (l *Loader) load(given map[string]*ebpf.Map) (err error) {
 	if l.progs, err = load(&l.cfg, l.end, given); err != nil {
 		return err
 	}
-	l.tc = &tcAttacher{mode: l.cfg.Attach, mixed: l.cfg.Attach == AttachAuto, host: l.host, nl: l.nl, fds: l.fds,
+	l.tc = &tcAttacher{mode: l.cfg.Attach, mixed: l.cfg.Attach == AttachAuto, host: l.host,
+		nl: l.nl, fds: l.fds,
 		progs: &l.progs.MetadPrograms}
 	l.gate = &gate{progs: l.progs, end: l.end, tc: l.tc, hostRoute: l.cfg.HostRoute, log: l.log}
 	l.ports = newPorts(l.tc, l.cfg.Bridges, l.log)
@@ -162,7 +163,8 @@ func (l *Loader) follow() error {
 	}
 	f := &follower{
 		host: l.host, nl: l.nl, ports: l.ports, tasks: l.tasks, log: l.log,
-		onPort: l.cfg.OnPort, onPortGone: l.cfg.OnPortGone, own: l.end.metad0, gate: l.gate, done: make(chan struct{}),
+		onPort: l.cfg.OnPort, onPortGone: l.cfg.OnPortGone, own: l.end.metad0, gate: l.gate,
+		done: make(chan struct{}),
 	}
 	if err := f.start(); err != nil {
 		return err
@@ -270,8 +272,10 @@ func (l *Loader) Put(addr netip.Addr, v *bpf.TaskValue) error {
 		return nil
 	}
 	if device, is := l.ports.unwatched(int(v.Ifindex)); is {
-		l.log.Warn("a task's address is behind a device that metad does not watch: its requests are refused, or go to the agent",
-			zap.Stringer("addr", addr), zap.String("device", device), zap.Uint32("ifindex", v.Ifindex))
+		l.log.Warn("a task's address is behind a device that metad does not watch: its "+
+			"requests are refused, or go to the agent",
+			zap.Stringer("addr", addr), zap.String("device", device),
+			zap.Uint32("ifindex", v.Ifindex))
 	}
 	return nil
 }

@@ -36,12 +36,14 @@ const (
 
 // run runs the program on a frame that came in on the device, and returns its answer, the frame and
 // the mark.
-func run(t testing.TB, h *testnet.Host, p *ebpf.Program, frame []byte, ifindex int, mark uint32) (uint32, []byte, uint32) {
+func run(t testing.TB, h *testnet.Host, p *ebpf.Program, frame []byte, ifindex int,
+	mark uint32) (uint32, []byte, uint32) {
 	t.Helper()
 	ctx, ctxOut := make([]byte, skbSize), make([]byte, skbSize)
 	binary.NativeEndian.PutUint32(ctx[skbIfindex:], uint32(ifindex))
 	binary.NativeEndian.PutUint32(ctx[skbMark:], mark)
-	o := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)), Context: ctx, ContextOut: ctxOut}
+	o := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)), Context: ctx,
+		ContextOut: ctxOut}
 	var ret uint32
 	err := testnet.In(h.NS, func() (err error) { ret, err = p.Run(o); return err })
 	if err != nil {
@@ -90,7 +92,8 @@ func TestRootVerdicts(t *testing.T) {
 	h.StandInAgent(testnet.Endpoint)
 	const agentPort, lingerPort = 40001, 40002
 	dial := func(k *testnet.Task, port uint16) net.Conn {
-		c, err := testnet.Dial(k.NS, netip.AddrPortFrom(k.Addr, port).String(), testnet.Endpoint, timeout)
+		c, err := testnet.Dial(k.NS, netip.AddrPortFrom(k.Addr, port).String(),
+			testnet.Endpoint, timeout)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -106,8 +109,10 @@ func TestRootVerdicts(t *testing.T) {
 	}
 	lingers.Close()
 	l := open(t, h, Config{AgentAddr: Endpoint})
-	trusting := open(t, testnet.NewHost(t), Config{TrustBridge: true, PinDir: testnet.PinDir(t)})
-	dropping := open(t, testnet.NewHost(t), Config{OnExit: OnExitDrop, PinDir: testnet.PinDir(t)})
+	trusting := open(t, testnet.NewHost(t),
+		Config{TrustBridge: true, PinDir: testnet.PinDir(t)})
+	dropping := open(t, testnet.NewHost(t),
+		Config{OnExit: OnExitDrop, PinDir: testnet.PinDir(t)})
 	trustedTask := *known
 	for _, x := range []*Loader{l, dropping, trusting} {
 		x.ports.mu.Lock() // the entries' ports are in another namespace: let them in
@@ -131,7 +136,10 @@ func TestRootVerdicts(t *testing.T) {
 
 	own := testnet.Frame{SrcMAC: known.MAC, DstMAC: b.MAC, Src: known.Addr}
 	stranger := testnet.Frame{SrcMAC: unknown.MAC, DstMAC: b.MAC, Src: unknown.Addr}
-	with := func(f testnet.Frame, change func(*testnet.Frame)) []byte { change(&f); return f.Bytes() }
+	with := func(f testnet.Frame, change func(*testnet.Frame)) []byte {
+		change(&f)
+		return f.Bytes()
+	}
 	wrongMAC := with(own, func(f *testnet.Frame) { f.SrcMAC = other.MAC })
 	port, bridge := known.Ifindex, b.Ifindex
 	agents := func(f *testnet.Frame) { f.SrcPort, f.Flags = agentPort, testnet.ACK }
@@ -202,9 +210,10 @@ func TestRootVerdicts(t *testing.T) {
 		{"bridge: another mac", l, metadBridge, wrongMAC, bridge, actShot, 0, "bridge_wrong_mac"},
 		{"bridge: another mac, trusting", trusting, metadBridge, wrongMAC, 1, actShot, 0, "bridge_wrong_mac"},
 		{"bridge: unknown", l, metadBridge, with(stranger, func(f *testnet.Frame) { f.Src = netip.MustParseAddr("169.254.173.1") }), bridge, actRedirect, unproved, "bridge_unknown"},
-		{"bridge: unknown, another mac", l, metadBridge, with(stranger, func(f *testnet.Frame) {
-			f.Src, f.SrcMAC = netip.MustParseAddr("169.254.173.1"), other.MAC
-		}), bridge, actShot, 0, "bridge_claimed"},
+		{"bridge: unknown, another mac", l, metadBridge,
+			with(stranger, func(f *testnet.Frame) {
+				f.Src, f.SrcMAC = netip.MustParseAddr("169.254.173.1"), other.MAC
+			}), bridge, actShot, 0, "bridge_claimed"},
 		{"port against bridge", l, metadPort, with(stranger, func(f *testnet.Frame) {
 			f.Src, f.SrcMAC = netip.MustParseAddr("169.254.173.1"), other.MAC
 		}), other.Ifindex, actRedirect, portTag(other.Ifindex), "port_unknown"},
@@ -221,12 +230,15 @@ func TestRootVerdicts(t *testing.T) {
 			if c.l != l {
 				host = nil
 			}
-			ret, _, mark := runOn(t, host, c.program(&c.l.progs.MetadPrograms), c.frame, c.ifindex, 0)
+			ret, _, mark := runOn(t, host, c.program(&c.l.progs.MetadPrograms), c.frame,
+				c.ifindex, 0)
 			if ret != c.ret || mark != c.mark {
-				t.Errorf("got %#x and mark %#x, want %#x and mark %#x", ret, mark, c.ret, c.mark)
+				t.Errorf("got %#x and mark %#x, want %#x and mark %#x", ret, mark,
+					c.ret, c.mark)
 			}
 			if got := moved(t, c.l, before); !slices.Equal(got, []string{c.verdict}) {
-				t.Errorf("counters that moved: got %v, want %s alone", got, c.verdict)
+				t.Errorf("counters that moved: got %v, want %s alone", got,
+					c.verdict)
 			}
 		})
 	}
@@ -235,7 +247,9 @@ func TestRootVerdicts(t *testing.T) {
 	t.Run("not armed", func(t *testing.T) {
 		const halfOpen, lateOpen, bridgeOpen = 41001, 41002, 41003
 		from := func(port uint16, flags byte) []byte {
-			return with(own, func(f *testnet.Frame) { f.SrcPort, f.Flags = port, flags })
+			return with(own, func(f *testnet.Frame) {
+				f.SrcPort, f.Flags = port, flags
+			})
 		}
 		for _, p := range []uint16{halfOpen, lateOpen} {
 			run(t, h, l.progs.MetadPort, from(p, testnet.SYN), port, 0)
@@ -260,20 +274,25 @@ func TestRootVerdicts(t *testing.T) {
 			{"another port's", l.progs.MetadPort, from(halfOpen, testnet.ACK), other.Ifindex, actUnspec, 0, "unarmed", 0},
 			{"bridge: a port's", l.progs.MetadBridge, from(halfOpen, testnet.ACK), bridge, actUnspec, 0, "unarmed", 0},
 			{"another connection", l.progs.MetadPort, from(halfOpen+100, testnet.ACK), port, actUnspec, 0, "unarmed", 0},
-			{"another address, in the same place", l.progs.MetadPort, with(own, func(f *testnet.Frame) {
-				f.Src, f.SrcPort, f.Flags = samePlace(f.Src, halfOpen), halfOpen, testnet.ACK
-			}), port, actUnspec, 0, "unarmed", 0},
+			{"another address, in the same place", l.progs.MetadPort,
+				with(own, func(f *testnet.Frame) {
+					f.Src, f.SrcPort, f.Flags = samePlace(f.Src, halfOpen),
+						halfOpen, testnet.ACK
+				}), port, actUnspec, 0, "unarmed", 0},
 			{"a new connection", l.progs.MetadPort, from(halfOpen, testnet.SYN), port, actUnspec, 0, "unarmed", 0},
 			{"which is somebody else's", l.progs.MetadPort, from(halfOpen, testnet.ACK), port, actUnspec, 0, "unarmed", 0},
 			{"too long ago", l.progs.MetadPort, from(lateOpen, testnet.ACK), port, actUnspec, 0, "unarmed", 1100 * time.Millisecond},
 		} {
 			time.Sleep(c.after)
 			before := verdictsOf(t, l)
-			if ret, _, mark := run(t, h, c.program, c.frame, c.ifindex, 0); ret != c.ret || mark != c.mark {
-				t.Errorf("%s: got %#x and mark %#x, want %#x and mark %#x", c.name, ret, mark, c.ret, c.mark)
+			if ret, _, mark := run(t, h, c.program, c.frame, c.ifindex,
+				0); ret != c.ret || mark != c.mark {
+				t.Errorf("%s: got %#x and mark %#x, want %#x and mark %#x", c.name,
+					ret, mark, c.ret, c.mark)
 			}
 			if got := moved(t, l, before); !slices.Equal(got, []string{c.verdict}) {
-				t.Errorf("%s: counters that moved: got %v, want %s alone", c.name, got, c.verdict)
+				t.Errorf("%s: counters that moved: got %v, want %s alone", c.name,
+					got, c.verdict)
 			}
 		}
 	})
@@ -294,10 +313,12 @@ func TestRootVerdicts(t *testing.T) {
 			before := verdictsOf(t, l)
 			ret, _, mark := run(t, h, l.progs.MetadEnter, own.Bytes(), 1, c.mark)
 			if ret != c.ret || mark != c.want {
-				t.Errorf("got %#x and mark %#x, want %#x and mark %#x", ret, mark, c.ret, c.want)
+				t.Errorf("got %#x and mark %#x, want %#x and mark %#x", ret, mark,
+					c.ret, c.want)
 			}
 			if got := moved(t, l, before); !slices.Equal(got, []string{c.verdict}) {
-				t.Errorf("counters that moved: got %v, want %s alone", got, c.verdict)
+				t.Errorf("counters that moved: got %v, want %s alone", got,
+					c.verdict)
 			}
 		})
 	}
@@ -310,13 +331,15 @@ func TestRootVerdicts(t *testing.T) {
 	atBridge := netip.MustParseAddr("169.254.173.2")
 	run(t, h, l.progs.MetadBridge, with(stranger, func(f *testnet.Frame) { f.Src = atBridge }), bridge, 0)
 	answer := func(to netip.Addr, tag uint32, change func(*testnet.Frame)) []byte {
-		f := testnet.Frame{Src: Endpoint.Addr(), Dst: to, SrcPort: 80, DstPort: 40000, Flags: testnet.SYN | testnet.ACK}
+		f := testnet.Frame{Src: Endpoint.Addr(), Dst: to, SrcPort: 80, DstPort: 40000,
+			Flags: testnet.SYN | testnet.ACK}
 		if change != nil {
 			change(&f)
 		}
 		before := verdictsOf(t, l)
 		ret, out, _ := run(t, h, l.progs.MetadCarry, f.Bytes(), 1, tag)
-		if got := moved(t, l, before); ret != actUnspec || !slices.Equal(got, []string{"carried"}) {
+		if got := moved(t, l, before); ret != actUnspec ||
+			!slices.Equal(got, []string{"carried"}) {
 			t.Errorf("metad_carry: got %#x, counters that moved %v", ret, got)
 		}
 		return out
@@ -366,10 +389,12 @@ func TestRootVerdicts(t *testing.T) {
 			before := verdictsOf(t, l)
 			ret, out, _ := run(t, h, l.progs.MetadReply, frame, l.end.metad0, 0)
 			if ret != c.ret || ret == actRedirect && [6]byte(out) != c.mac {
-				t.Errorf("got %#x to %x, want %#x to %x", ret, out[:6], c.ret, c.mac)
+				t.Errorf("got %#x to %x, want %#x to %x", ret, out[:6], c.ret,
+					c.mac)
 			}
 			if got := moved(t, l, before); !slices.Equal(got, []string{c.verdict}) {
-				t.Errorf("counters that moved: got %v, want %s alone", got, c.verdict)
+				t.Errorf("counters that moved: got %v, want %s alone", got,
+					c.verdict)
 			}
 		})
 	}
@@ -386,11 +411,14 @@ func TestRootVerdicts(t *testing.T) {
 	} {
 		before := verdictsOf(t, l)[c.verdict]
 		raw.Send(c.frame)
-		testnet.Until(t, c.name+" is counted", func() bool { return verdictsOf(t, l)[c.verdict] > before })
+		testnet.Until(t, c.name+" is counted", func() bool {
+			return verdictsOf(t, l)[c.verdict] > before
+		})
 	}
 
 	// A verdict that nothing above has seen is an exit without a test.
-	seen := map[string]bool{"port_container": true, "host_container": true} // TestRootContainers
+	// TestRootContainers
+	seen := map[string]bool{"port_container": true, "host_container": true}
 	for _, x := range []*Loader{l, trusting, dropping} {
 		for name, n := range verdictsOf(t, x) {
 			seen[name] = seen[name] || n != 0
@@ -410,8 +438,8 @@ func otherPlace(addr netip.Addr) netip.Addr {
 	return netip.AddrFrom4(b)
 }
 
-// samePlace returns another address whose handshake from port has the same place in the device's group
-// (handshake_of in C).
+// samePlace returns another address whose handshake from port has the same place in the device's
+// group (handshake_of in C).
 func samePlace(addr netip.Addr, port uint16) netip.Addr {
 	place := func(addr netip.Addr) uint32 {
 		key := (be32(addr) ^ uint32(be16(port))) * 0x9e3779b1
@@ -425,7 +453,8 @@ func samePlace(addr netip.Addr, port uint16) netip.Addr {
 }
 
 // runOn is run, in the test process's namespace if h is nil.
-func runOn(t testing.TB, h *testnet.Host, p *ebpf.Program, frame []byte, ifindex int, mark uint32) (uint32, []byte, uint32) {
+func runOn(t testing.TB, h *testnet.Host, p *ebpf.Program, frame []byte, ifindex int,
+	mark uint32) (uint32, []byte, uint32) {
 	t.Helper()
 	if h == nil {
 		h = testnet.NewHost(t)

@@ -71,7 +71,9 @@ func TestRootReuses(t *testing.T) {
 	for a := range pools {
 		for range portsPerAddr {
 			k := b.AddTask("")
-			testnet.Until(t, "the port is hooked", func() bool { return hooked(l, k.Ifindex) })
+			testnet.Until(t, "the port is hooked", func() bool {
+				return hooked(l, k.Ifindex)
+			})
 			k.DropAddr()
 			pools[a] = append(pools[a], k)
 		}
@@ -87,8 +89,11 @@ func TestRootReuses(t *testing.T) {
 				k := ports[i%len(ports)]
 				k.TakeAddr(addr)
 				id := fmt.Sprintf("reuse-%d-%d", a, i)
-				tk := &task.Task{ID: id, ARN: "arn:aws:ecs:us-west-2:111122223333:task/default/" + id,
-					Endpoints: []task.Endpoint{{Addr: addr, Ifindex: k.Ifindex, MAC: k.MAC}}}
+				tk := &task.Task{ID: id,
+					ARN: "arn:aws:ecs:us-west-2:111122223333:task/default/" +
+						id,
+					Endpoints: []task.Endpoint{{Addr: addr, Ifindex: k.Ifindex,
+						MAC: k.MAC}}}
 				var late sync.WaitGroup
 				switch i % 3 {
 				case 0:

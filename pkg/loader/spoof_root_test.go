@@ -31,12 +31,15 @@ import (
 
 // wantDropped sends the frames from the task and wants all of them counted under the verdict, and
 // no answer to port, neither at the sender nor at the one it pretends to be.
-func wantDropped(t *testing.T, l *Loader, from, victim *testnet.Task, verdict string, port uint16, frames ...[]byte) {
+func wantDropped(t *testing.T, l *Loader, from, victim *testnet.Task, verdict string, port uint16,
+	frames ...[]byte) {
 	t.Helper()
 	raw, atVictim := testnet.NewRaw(t, from.NS, "eth0"), testnet.NewRaw(t, victim.NS, "eth0")
 	before := verdictsOf(t, l)[verdict]
 	raw.Send(frames...)
-	testnet.Until(t, verdict, func() bool { return verdictsOf(t, l)[verdict] >= before+uint64(len(frames)) })
+	testnet.Until(t, verdict, func() bool {
+		return verdictsOf(t, l)[verdict] >= before+uint64(len(frames))
+	})
 	for name, r := range map[string]*testnet.Raw{"sender": raw, "victim": atVictim} {
 		if s, ok := r.Answer(port, 60*time.Millisecond); ok {
 			t.Errorf("%s: %s got an answer: %+v", verdict, name, s)
@@ -49,41 +52,55 @@ func TestRootSpoof(t *testing.T) {
 	bothModes(t, func(t *testing.T, mode AttachMode) {
 		h := testnet.NewHost(t)
 		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
-		victim, evil, stranger, newcomer := b.AddTask(""), b.AddTask(""), b.AddTask(""), b.AddTask("")
+		victim, evil, stranger, newcomer := b.AddTask(""), b.AddTask(""), b.AddTask(""),
+			b.AddTask("")
 		l := open(t, h, Config{Attach: mode})
 		put(t, l, victim, 1)
 		put(t, l, evil, 2)
 		serve(t, l)
 		asVictim := testnet.Frame{SrcMAC: evil.MAC, DstMAC: b.MAC, Src: victim.Addr}
-		with := func(f testnet.Frame, change func(*testnet.Frame)) []byte { change(&f); return f.Bytes() }
+		with := func(f testnet.Frame, change func(*testnet.Frame)) []byte {
+			change(&f)
+			return f.Bytes()
+		}
 
 		// A neighbour's address; its MAC as well; and that after telling everybody that the
 		// address is here.
 		wantDropped(t, l, evil, victim, "port_wrong_port", 41000, with(asVictim, func(f *testnet.Frame) { f.SrcPort = 41000 }))
-		both := with(asVictim, func(f *testnet.Frame) { f.SrcPort, f.SrcMAC = 41001, victim.MAC })
+		both := with(asVictim, func(f *testnet.Frame) {
+			f.SrcPort, f.SrcMAC = 41001, victim.MAC
+		})
 		wantDropped(t, l, evil, victim, "port_wrong_port", 41001, both)
-		testnet.NewRaw(t, evil.NS, "eth0").Send(testnet.GratuitousARP(evil.MAC, victim.Addr), testnet.GratuitousARP(victim.MAC, victim.Addr))
+		testnet.NewRaw(t, evil.NS, "eth0").Send(testnet.GratuitousARP(evil.MAC,
+			victim.Addr), testnet.GratuitousARP(victim.MAC, victim.Addr))
 		wantDropped(t, l, evil, victim, "port_wrong_port", 41002, with(asVictim, func(f *testnet.Frame) { f.SrcPort, f.SrcMAC = 41002, victim.MAC }))
 		wantAnswer(t, victim, "metad 0x1") // also after the bridge has learned its MAC elsewhere
 		// From a port that is not a known task's.
 		wantDropped(t, l, stranger, victim, "port_wrong_port", 41003, with(asVictim, func(f *testnet.Frame) { f.SrcPort, f.SrcMAC = 41003, victim.MAC }))
 		// In fragments, with options, addressed to somebody else's MAC.
-		fr := testnet.Frame{SrcMAC: victim.MAC, DstMAC: b.MAC, Src: victim.Addr, SrcPort: 41004}.Fragments(8)
+		fr := testnet.Frame{SrcMAC: victim.MAC, DstMAC: b.MAC, Src: victim.Addr,
+			SrcPort: 41004}.Fragments(8)
 		wantDropped(t, l, evil, victim, "port_wrong_port", 41004, fr[0], fr[1])
 		wantDropped(t, l, evil, victim, "port_wrong_port", 41005, with(asVictim, func(f *testnet.Frame) { f.SrcPort, f.Options = 41005, 8 }))
 		wantDropped(t, l, evil, victim, "port_wrong_port", 41006, with(asVictim, func(f *testnet.Frame) { f.SrcPort, f.DstMAC = 41006, victim.MAC }))
 		// One's own address with another's MAC.
-		wantDropped(t, l, evil, victim, "port_wrong_mac", 41007, with(asVictim, func(f *testnet.Frame) {
-			f.SrcPort, f.Src, f.SrcMAC = 41007, evil.Addr, victim.MAC
-		}))
+		wantDropped(t, l, evil, victim, "port_wrong_mac", 41007,
+			with(asVictim, func(f *testnet.Frame) {
+				f.SrcPort, f.Src, f.SrcMAC = 41007, evil.Addr, victim.MAC
+			}))
 
-		// An address that no task has, in use by another: its answers stay its own, and those to
-		// another port go there.
+		// An address that no task has, in use by another: its answers stay its own, and
+		// those to another port go there.
 		wantAnswer(t, newcomer, portTag(newcomer))
-		atNewcomer, claims := testnet.NewRaw(t, newcomer.NS, "eth0"), testnet.NewRaw(t, stranger.NS, "eth0")
-		claims.Send(with(asVictim, func(f *testnet.Frame) { f.SrcPort, f.Src, f.SrcMAC = 41008, newcomer.Addr, newcomer.MAC }))
-		if s, ok := claims.Answer(41008, time.Second); !ok || s.Flags != testnet.SYN|testnet.ACK {
-			t.Errorf("a port that uses a neighbour's address: got %+v, %v, want its own SYN's answer", s, ok)
+		atNewcomer, claims := testnet.NewRaw(t, newcomer.NS, "eth0"),
+			testnet.NewRaw(t, stranger.NS, "eth0")
+		claims.Send(with(asVictim, func(f *testnet.Frame) {
+			f.SrcPort, f.Src, f.SrcMAC = 41008, newcomer.Addr, newcomer.MAC
+		}))
+		if s, ok := claims.Answer(41008, time.Second); !ok ||
+			s.Flags != testnet.SYN|testnet.ACK {
+			t.Errorf("a port that uses a neighbour's address: got %+v, %v, want its "+
+				"own SYN's answer", s, ok)
 		}
 		if s, ok := atNewcomer.Answer(41008, 60*time.Millisecond); ok {
 			t.Errorf("the neighbour got an answer that is not its own: %+v", s)
@@ -94,10 +111,14 @@ func TestRootSpoof(t *testing.T) {
 		// It gets in without a tag, and the answer goes to the task.
 		unhook(t, l, stranger.Ifindex)
 		wantDropped(t, l, stranger, victim, "bridge_wrong_mac", 41009, with(asVictim, func(f *testnet.Frame) { f.SrcPort, f.SrcMAC = 41009, stranger.MAC }))
-		atStranger, atVictim := testnet.NewRaw(t, stranger.NS, "eth0"), testnet.NewRaw(t, victim.NS, "eth0")
+		atStranger, atVictim := testnet.NewRaw(t, stranger.NS, "eth0"),
+			testnet.NewRaw(t, victim.NS, "eth0")
 		before := verdictsOf(t, l)["bridge_task"]
-		atStranger.Send(with(asVictim, func(f *testnet.Frame) { f.SrcPort, f.SrcMAC = 41010, victim.MAC }))
-		if s, ok := atVictim.Answer(41010, time.Second); !ok || s.Flags != testnet.SYN|testnet.ACK {
+		atStranger.Send(with(asVictim, func(f *testnet.Frame) {
+			f.SrcPort, f.SrcMAC = 41010, victim.MAC
+		}))
+		if s, ok := atVictim.Answer(41010, time.Second); !ok ||
+			s.Flags != testnet.SYN|testnet.ACK {
 			t.Errorf("the task itself: got %+v, %v, want the SYN's answer", s, ok)
 		}
 		if s, ok := atStranger.Answer(41010, 60*time.Millisecond); ok {
@@ -136,7 +157,9 @@ func TestRootSpoof(t *testing.T) {
 
 		// A flood of SYNs harms nobody else.
 		for i := range 3000 {
-			raw.Send(with(own, func(f *testnet.Frame) { f.SrcPort, f.Seq = uint16(1024+i), uint32(i) }))
+			raw.Send(with(own, func(f *testnet.Frame) {
+				f.SrcPort, f.Seq = uint16(1024+i), uint32(i)
+			}))
 		}
 		wantAnswer(t, victim, "metad 0x1")
 		wantAnswer(t, evil, "metad 0x2")
@@ -165,7 +188,8 @@ func TestRootReusedAddress(t *testing.T) {
 		testnet.Until(t, "the port is hooked", func() bool { return hooked(l, k.Ifindex) })
 		tag++
 		put(t, l, k, tag)
-		client, err := testnet.Dial(k.NS, netip.AddrPortFrom(k.Addr, port).String(), testnet.Endpoint, timeout)
+		client, err := testnet.Dial(k.NS, netip.AddrPortFrom(k.Addr, port).String(),
+			testnet.Endpoint, timeout)
 		if err != nil {
 			t.Fatalf("task %d: %v", tag, err)
 		}
@@ -179,14 +203,18 @@ func TestRootReusedAddress(t *testing.T) {
 	}
 	goAway := func(k *testnet.Task) { // without a word
 		k.Remove()
-		testnet.Until(t, "the port is forgotten", func() bool { return !hooked(l, k.Ifindex) })
+		testnet.Until(t, "the port is forgotten", func() bool {
+			return !hooked(l, k.Ifindex)
+		})
 	}
 
 	first, client, server := connect("", 0)
 	port := client.LocalAddr().(*net.TCPAddr).AddrPort().Port()
 	goAway(first)
 	second := b.AddTask(first.Addr.String())
-	testnet.Until(t, "the second one's port is hooked", func() bool { return hooked(l, second.Ifindex) })
+	testnet.Until(t, "the second one's port is hooked", func() bool {
+		return hooked(l, second.Ifindex)
+	})
 	tag++
 	put(t, l, second, tag)
 	atSecond := testnet.NewRaw(t, second.NS, "eth0")
@@ -206,7 +234,8 @@ func TestRootReusedAddress(t *testing.T) {
 	goAway(third)
 	_, _, server = connect(first.Addr.String(), port)
 	if client.LocalAddr().String() != server.RemoteAddr().String() {
-		t.Fatalf("connected from %v, want the TCP port of %v", server.RemoteAddr(), client.LocalAddr())
+		t.Fatalf("connected from %v, want the TCP port of %v", server.RemoteAddr(),
+			client.LocalAddr())
 	}
 	_ = old.SetReadDeadline(time.Now().Add(timeout))
 	if _, err := old.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
@@ -228,7 +257,11 @@ func TestRootEvents(t *testing.T) {
 	var events []Event
 	done := make(chan error, 1)
 	go func() {
-		done <- l.Events(ctx, func(e Event) { mu.Lock(); events = append(events, e); mu.Unlock() })
+		done <- l.Events(ctx, func(e Event) {
+			mu.Lock()
+			events = append(events, e)
+			mu.Unlock()
+		})
 	}()
 	got := func() (es []Event) {
 		mu.Lock()
@@ -251,7 +284,8 @@ func TestRootEvents(t *testing.T) {
 		return len(got()) >= 2
 	})
 	es := got()
-	if e := es[0]; e.Addr != victim.Addr || e.MAC != evil.MAC || e.Ifindex != evil.Ifindex || e.HeldBack != 0 ||
+	if e := es[0]; e.Addr != victim.Addr || e.MAC != evil.MAC || e.Ifindex != evil.Ifindex ||
+		e.HeldBack != 0 ||
 		time.Since(e.Time) > time.Minute || time.Until(e.Time) > time.Minute {
 		t.Errorf("first event: got %+v", e)
 	}
@@ -291,7 +325,9 @@ func TestRootEventsOfEachPort(t *testing.T) {
 	flood := testnet.NewRaw(t, evil.NS, "eth0")
 	for range 5 {
 		other := b.AddTask("")
-		testnet.Until(t, "the port is hooked", func() bool { return hooked(l, other.Ifindex) })
+		testnet.Until(t, "the port is hooked", func() bool {
+			return hooked(l, other.Ifindex)
+		})
 		put(t, l, other, 2)
 		for range 100 {
 			flood.Send(wrongMAC(evil))
@@ -301,7 +337,8 @@ func TestRootEventsOfEachPort(t *testing.T) {
 			flood.Send(wrongMAC(evil))
 			select {
 			case e := <-events:
-				return e.Verdict == "port_wrong_mac" && e.Ifindex == other.Ifindex && e.Addr == other.Addr
+				return e.Verdict == "port_wrong_mac" &&
+					e.Ifindex == other.Ifindex && e.Addr == other.Addr
 			default:
 				return false
 			}
@@ -329,7 +366,8 @@ func TestRootCounters(t *testing.T) {
 		}
 		return all[a]
 	}
-	if c := read(k.Addr); c.Connections != 3 || c.Packets < 9 || c.Bytes < 9*54 || time.Since(c.LastSeen) > time.Minute {
+	if c := read(k.Addr); c.Connections != 3 || c.Packets < 9 || c.Bytes < 9*54 ||
+		time.Since(c.LastSeen) > time.Minute {
 		t.Errorf("got %+v", c)
 	}
 	if c := read(other.Addr); c != (TaskCounters{}) {
@@ -390,7 +428,8 @@ func TestRootHostRoute(t *testing.T) {
 		refused := func(name string, ns netns.NsHandle, local, verdict string) {
 			t.Helper()
 			before := verdictsOf(t, l)[verdict]
-			if c, err := testnet.Dial(ns, local, testnet.Endpoint, 100*time.Millisecond); err == nil {
+			if c, err := testnet.Dial(ns, local, testnet.Endpoint,
+				100*time.Millisecond); err == nil {
 				c.Close()
 				t.Errorf("%s is answered", name)
 			}
@@ -406,7 +445,8 @@ func TestRootHostRoute(t *testing.T) {
 		// Forwarded, with the host's address: the kernel knows better, or metad_host does.
 		raw := testnet.NewRaw(t, outside.NS, "eth0")
 		before := verdictsOf(t, l)
-		raw.Send(testnet.Frame{SrcMAC: outside.MAC, DstMAC: outside.Bridge.MAC, Src: HostAddr, SrcPort: 41001}.Bytes())
+		raw.Send(testnet.Frame{SrcMAC: outside.MAC, DstMAC: outside.Bridge.MAC,
+			Src: HostAddr, SrcPort: 41001}.Bytes())
 		if s, ok := raw.Answer(41001, 60*time.Millisecond); ok {
 			t.Errorf("a forwarded packet from the host's address got an answer: %+v", s)
 		}
@@ -428,7 +468,8 @@ func TestRootHostRoute(t *testing.T) {
 func hostRoutes(t testing.TB, h *testnet.Host, l *Loader) []netlink.Route {
 	t.Helper()
 	over := &netlink.Route{LinkIndex: l.end.metad0, Table: unix.RT_TABLE_UNSPEC}
-	routes, err := h.NL.RouteListFiltered(netlink.FAMILY_ALL, over, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
+	routes, err := h.NL.RouteListFiltered(netlink.FAMILY_ALL, over,
+		netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -483,7 +524,8 @@ func TestRootBpftool(t *testing.T) {
 		"verdicts":   {`"packets": `},
 		"neighbours": nil, "port_neighbours": nil,
 	} {
-		out, err := exec.Command("bpftool", "map", "dump", "pinned", filepath.Join(l.cfg.PinDir, pinName(name, l.progs.layout))).CombinedOutput()
+		out, err := exec.Command("bpftool", "map", "dump", "pinned",
+			filepath.Join(l.cfg.PinDir, pinName(name, l.progs.layout))).CombinedOutput()
 		if err != nil {
 			t.Errorf("%s: %v: %s", name, err, out)
 		}
@@ -504,7 +546,8 @@ func TestRootBpftool(t *testing.T) {
 		defer close(done)
 		err := testnet.In(h.NS, func() error {
 			c := exec.Command("sh", "-c", show)
-			c.Env = append(os.Environ(), "PINS="+l.cfg.PinDir, "PORT="+k.Port, fmt.Sprint("PID=", os.Getpid()))
+			c.Env = append(os.Environ(), "PINS="+l.cfg.PinDir, "PORT="+k.Port,
+				fmt.Sprint("PID=", os.Getpid()))
 			out, err := c.CombinedOutput()
 			t.Logf("%s", out)
 			return err
@@ -546,7 +589,8 @@ func TestRootThousandPorts(t *testing.T) {
 		}
 		testnet.ServeOn(t, ln, func(c net.Conn, _ *http.Request) string {
 			tag, err := testnet.Mark(c)
-			v := table.Resolve(tag, netip.MustParseAddrPort(c.RemoteAddr().String()).Addr())
+			v := table.Resolve(tag,
+				netip.MustParseAddrPort(c.RemoteAddr().String()).Addr())
 			if err != nil || v == nil {
 				return fmt.Sprint("nobody ", err)
 			}
@@ -558,11 +602,13 @@ func TestRootThousandPorts(t *testing.T) {
 		wantAnswer(t, first, "first")
 		wantAnswer(t, last, "last") // seen at the bridge: no tag, and the answer can go nowhere else
 		s := l.Status()
-		t.Logf("first answers after %v, with %d ports hooked and %d to come", time.Since(began).Round(time.Millisecond), s.Ports, s.Pending)
+		t.Logf("first answers after %v, with %d ports hooked and %d to come",
+			time.Since(began).Round(time.Millisecond), s.Ports, s.Pending)
 		if mode == AttachAuto && s.Pending == 0 {
 			t.Error("metad served only when all ports were hooked")
 		}
-		for end := began.Add(2 * time.Minute); l.Status().Ports < n+2 && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		for end := began.Add(2 * time.Minute); l.Status().Ports < n+2 &&
+			time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		}
 		if s := l.Status(); s.Ports != n+2 || s.NotAttached != 0 || s.Pending != 0 {
 			t.Errorf("got %+v, want %d ports", s, n+2)
@@ -604,7 +650,8 @@ func TestRootReuse(t *testing.T) {
 		case err != nil:
 			unanswered++
 			t.Logf("reuse %d: %v", i, err)
-		case early && body == own, body == portTag(k), body == "metad 0x0": // the last: its port was not hooked yet
+		// the last: its port was not hooked yet
+		case early && body == own, body == portTag(k), body == "metad 0x0":
 		default:
 			t.Fatalf("reuse %d: got %q, want %q or %q", i, body, own, portTag(k))
 		}

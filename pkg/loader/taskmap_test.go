@@ -85,10 +85,13 @@ type fakeTasks struct {
 // newFakeTasks returns a map of tasks on a host whose devices are all there but 99.
 func newFakeTasks(t *testing.T) fakeTasks {
 	t.Helper()
-	f := fakeTasks{tasks: newFakeMap[bpf.TaskValue](3), counters: newFakeMap[[]bpf.TaskCounters](3), neighbours: newFakeMap[bpf.Neighbour](9)}
+	f := fakeTasks{tasks: newFakeMap[bpf.TaskValue](3),
+		counters:   newFakeMap[[]bpf.TaskCounters](3),
+		neighbours: newFakeMap[bpf.Neighbour](9)}
 	f.ofPorts = &fakePorts{}
 	f.taskMap = &taskMap{
-		tasks: f.tasks, counters: f.counters, neighbours: f.neighbours, ofPorts: f.ofPorts, max: 3,
+		tasks: f.tasks, counters: f.counters, neighbours: f.neighbours, ofPorts: f.ofPorts,
+		max:    3,
 		exists: func(ifindex int) bool { return ifindex != 99 },
 	}
 	if err := f.open(); err != nil {
@@ -232,7 +235,8 @@ func TestTaskMapOpen(t *testing.T) {
 		t.Errorf("ports: got %v", f.ports())
 	}
 	f.neighbours.m[addr(2)] = bpf.Neighbour{Ifindex: 3}
-	if err := f.clearNeighbours(); err != nil || len(f.neighbours.m) != 0 || !f.ofPorts.cleared {
+	if err := f.clearNeighbours(); err != nil || len(f.neighbours.m) != 0 ||
+		!f.ofPorts.cleared {
 		t.Errorf("neighbours: got %v, %v, want none", f.neighbours.m, err)
 	}
 }
@@ -246,7 +250,8 @@ func TestTaskMapDeviceGoes(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Go(func() { _ = f.put(addr(1), &bpf.TaskValue{Tag: 1, Ifindex: 3}) })
 		wg.Go(func() {
-			gone.Store(true) // as the follower: first the device, then what is behind it
+			// as the follower: first the device, then what is behind it
+			gone.Store(true)
 			if err := f.dropPort(3); err != nil {
 				t.Error(err)
 			}

@@ -1,8 +1,8 @@
 package lookup
 
 // Changed returns a channel that is closed as soon as v is no longer its task's view, because the
-// task has changed or is no more: at once if it is not now. The channel is shared by all that ask for
-// the same view, and need not be waited for.
+// task has changed or is no more: at once if it is not now. The channel is shared by all that ask
+// for the same view, and need not be waited for.
 func (t *Table) Changed(v *View) <-chan struct{} {
 	t.wmu.Lock()
 	defer t.wmu.Unlock()

@@ -8,8 +8,8 @@ import (
 	"metad/pkg/task"
 )
 
-// A view's channel is closed by the first publication without that view, for everybody who asked, and
-// by no other; of a view that is no more it is closed at once.
+// A view's channel is closed by the first publication without that view, for everybody who asked,
+// and by no other; of a view that is no more it is closed at once.
 func TestChanged(t *testing.T) {
 	table := New(newFakeKernel(), zap.NewNop())
 	one, two := newTask("a", endpoint(1, 1)), newTask("b", endpoint(2, 2))
@@ -19,7 +19,8 @@ func TestChanged(t *testing.T) {
 	}
 	set(one, two)
 	view := table.Views()[0]
-	first, second, other := table.Changed(view), table.Changed(view), table.Changed(table.Views()[1])
+	first, second, other := table.Changed(view), table.Changed(view),
+		table.Changed(table.Views()[1])
 	is := func(ch <-chan struct{}, want bool) {
 		t.Helper()
 		select {

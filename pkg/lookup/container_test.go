@@ -14,7 +14,8 @@ import (
 
 // newContainer is a running container with an id made of name, which is its endpoint id too.
 func newContainer(name string) *task.Container {
-	return &task.Container{ID: strings.Repeat(name, 64/len(name)), Name: name, DockerName: "docker-" + name, EndpointID: "id-" + name,
+	return &task.Container{ID: strings.Repeat(name, 64/len(name)), Name: name,
+		DockerName: "docker-" + name, EndpointID: "id-" + name,
 		KnownStatus: task.StatusRunning, Stats: &task.StatsCell{}}
 }
 
@@ -40,7 +41,8 @@ func at(n int, c *task.Container) task.Endpoint {
 	return ep
 }
 
-// An endpoint id names its container from the first publication on until one in which the container has stopped or is gone.
+// An endpoint id names its container from the first publication on until one in which the container
+// has stopped or is gone.
 func TestEndpoint(t *testing.T) {
 	table := New(newFakeKernel(), zap.NewNop())
 	f := func(id string, tk *task.Task, c *task.Container) {
@@ -49,7 +51,8 @@ func TestEndpoint(t *testing.T) {
 		switch {
 		case (v == nil) != (tk == nil) || (cv == nil) != (c == nil):
 			t.Errorf("%s: got %v, %v", id, v, cv)
-		case v != nil && (v.Task != tk || cv.Container != c || cv != v.Container([]byte(c.ID))):
+		case v != nil && (v.Task != tk || cv.Container != c ||
+			cv != v.Container([]byte(c.ID))):
 			t.Errorf("%s: got container %s of %s", id, cv.ID, v.Task.ID)
 		}
 	}
@@ -76,7 +79,8 @@ func TestEndpoint(t *testing.T) {
 	}
 }
 
-// An id that two containers hold, of one task or of two, is neither's and is counted once; the other one's end gives it back.
+// An id that two containers hold, of one task or of two, is neither's and is counted once; the
+// other one's end gives it back.
 func TestEndpointHeldTwice(t *testing.T) {
 	core, logs := observer.New(zapcore.WarnLevel)
 	table := New(newFakeKernel(), zap.New(core))
@@ -101,8 +105,9 @@ func TestEndpointHeldTwice(t *testing.T) {
 			t.Errorf("held once: got %v", c)
 		}
 	}
-	if line := logs.All()[0]; strings.Contains(line.Message, "id-a") || slices.ContainsFunc(line.Context,
-		func(f zapcore.Field) bool { return f.String == "id-a" }) {
+	if line := logs.All()[0]; strings.Contains(line.Message, "id-a") ||
+		slices.ContainsFunc(line.Context,
+			func(f zapcore.Field) bool { return f.String == "id-a" }) {
 		t.Errorf("the log has the id, which opens the container's documents: %v", line)
 	}
 }
@@ -124,7 +129,8 @@ func TestRestoreContainers(t *testing.T) {
 	}
 }
 
-// A name is the one of the task definition before it is Docker's, and of a running container before a stopped one.
+// A name is the one of the task definition before it is Docker's, and of a running container before
+// a stopped one.
 func TestNamed(t *testing.T) {
 	a, b, old := newContainer("a"), newContainer("b"), stopped(newContainer("c"))
 	b.DockerName = "a"
@@ -158,7 +164,8 @@ func TestOnly(t *testing.T) {
 			t.Fatalf("%s: no task", name)
 		}
 		got := v.Only(addr(2))
-		if (got == nil) != (want == nil) || got != nil && (got.Container != want || got != v.Container([]byte(want.ID))) {
+		if (got == nil) != (want == nil) || got != nil &&
+			(got.Container != want || got != v.Container([]byte(want.ID))) {
 			t.Errorf("%s: got %v, want %v", name, got, want)
 		}
 		if got := v.Only(addr(99)); got != nil {
@@ -192,7 +199,8 @@ func TestOnly(t *testing.T) {
 	f("a namespace of a container that is gone", nil, with(newTask("1", at(2, b)), a))
 }
 
-// A guest that comes or goes changes the answer of a view whose task has not changed, and nothing else of it.
+// A guest that comes or goes changes the answer of a view whose task has not changed, and nothing
+// else of it.
 func TestGuestOfUnchangedTask(t *testing.T) {
 	table := New(newFakeKernel(), zap.NewNop())
 	a := newContainer("a")
@@ -202,7 +210,8 @@ func TestGuestOfUnchangedTask(t *testing.T) {
 	alone := table.Resolve(0, addr(2))
 	apply(t, table, one, two)
 	shared := table.Resolve(0, addr(2))
-	if alone.Only(addr(2)) == nil || shared.Only(addr(2)) != nil || shared.Tag != alone.Tag || shared.Task != alone.Task {
+	if alone.Only(addr(2)) == nil || shared.Only(addr(2)) != nil || shared.Tag != alone.Tag ||
+		shared.Task != alone.Task {
 		t.Errorf("got %v, then %v", alone.Only(addr(2)), shared.Only(addr(2)))
 	}
 	if table.Views()[0] != shared {

@@ -8,13 +8,15 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 )
 
-// A task keeps its address, as long as it claims it from its port, whoever else claims it, wherever the other stands
-// in the list, and after a restart. The other is counted and named once, and keeps what nobody else claims.
+// A task keeps its address, as long as it claims it from its port, whoever else claims it, wherever
+// the other stands in the list, and after a restart. The other is counted and named once, and keeps
+// what nobody else claims.
 func TestIncumbentKeepsItsAddress(t *testing.T) {
 	core, logs := observer.New(zapcore.WarnLevel)
 	k := newFakeKernel()
 	table := New(k, zap.New(core))
-	victim, thief := newTask("victim", endpoint(2, 12)), newTask("thief", endpoint(3, 13), endpoint(2, 13))
+	victim, thief := newTask("victim", endpoint(2, 12)), newTask("thief", endpoint(3, 13),
+		endpoint(2, 13))
 	second := newTask("second", endpoint(2, 14))
 	check := func() {
 		t.Helper()
@@ -36,8 +38,10 @@ func TestIncumbentKeepsItsAddress(t *testing.T) {
 	check()
 	apply(t, table, thief, second, victim)
 	check()
-	if table.Conflicts() != 1 || logs.Len() != 1 || logs.All()[0].ContextMap()["claimedBy"] != thief.ARN {
-		t.Errorf("got %d conflicts and %v, want one that names the thief", table.Conflicts(), logs.All())
+	if table.Conflicts() != 1 || logs.Len() != 1 ||
+		logs.All()[0].ContextMap()["claimedBy"] != thief.ARN {
+		t.Errorf("got %d conflicts and %v, want one that names the thief",
+			table.Conflicts(), logs.All())
 	}
 	saved := []Saved{{table.Views()[2].Tag, victim}}
 	table = New(k, zap.NewNop())

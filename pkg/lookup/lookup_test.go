@@ -59,7 +59,8 @@ func (k *fakeKernel) Entries() (map[netip.Addr]bpf.TaskValue, error) {
 func addr(n int) netip.Addr { return netip.AddrFrom4([4]byte{169, 254, 172, byte(n)}) }
 
 func endpoint(n, ifindex int) task.Endpoint {
-	return task.Endpoint{Addr: addr(n), Ifindex: ifindex, MAC: [6]byte{2, 0, 0, 0, 0, byte(ifindex)}}
+	return task.Endpoint{Addr: addr(n), Ifindex: ifindex,
+		MAC: [6]byte{2, 0, 0, 0, 0, byte(ifindex)}}
 }
 
 func newTask(name string, eps ...task.Endpoint) *task.Task {
@@ -99,7 +100,8 @@ func TestResolve(t *testing.T) {
 	f(portTag(12), addr(9), nil)
 	f(0, addr(2), a)
 	f(0, addr(9), nil)
-	if got := k.m[addr(4)]; got.Tag != tagB || got.Ifindex != 13 || got.TaskId[0] != 'b' || got.TaskId[1] != 0 {
+	if got := k.m[addr(4)]; got.Tag != tagB || got.Ifindex != 13 || got.TaskId[0] != 'b' ||
+		got.TaskId[1] != 0 {
 		t.Errorf("kernel's entry: got %+v", got)
 	}
 }
@@ -165,7 +167,8 @@ func TestConflict(t *testing.T) {
 		t.Error("b lost the address that nobody else claims")
 	}
 	if got := table.Conflicts(); got != 1 || logs.Len() != 2 {
-		t.Errorf("got %d conflicts and %d warnings, want 1 and one for each task", got, logs.Len())
+		t.Errorf("got %d conflicts and %d warnings, want 1 and one for each task", got,
+			logs.Len())
 	}
 	apply(t, table, b)
 	if v := table.Resolve(0, addr(2)); v == nil || v.Task != b {
@@ -174,7 +177,8 @@ func TestConflict(t *testing.T) {
 	// Two tasks behind one port are two claimants too.
 	apply(t, table, newTask("c", endpoint(5, 14)), newTask("d", endpoint(5, 14)))
 	if _, ok := k.m[addr(5)]; ok || table.Conflicts() != 2 {
-		t.Errorf("address of two tasks: in the kernel %v, conflicts %d", ok, table.Conflicts())
+		t.Errorf("address of two tasks: in the kernel %v, conflicts %d", ok,
+			table.Conflicts())
 	}
 }
 
@@ -200,8 +204,8 @@ func TestPortGone(t *testing.T) {
 	}
 }
 
-// A port that comes back under its number, before anybody has looked at its task again, is its task's
-// again.
+// A port that comes back under its number, before anybody has looked at its task again, is its
+// task's again.
 func TestPortCameBack(t *testing.T) {
 	k := newFakeKernel()
 	table := New(k, zap.NewNop())
@@ -217,12 +221,14 @@ func TestPortCameBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	apply(t, table, a)
-	if v := table.Resolve(portTag(12), addr(2)); v == nil || v.Task != a || k.m[addr(2)].Ifindex != 12 {
+	if v := table.Resolve(portTag(12), addr(2)); v == nil || v.Task != a ||
+		k.m[addr(2)].Ifindex != 12 {
 		t.Errorf("after it came back: got %v, in the kernel %v", v, k.m[addr(2)])
 	}
 }
 
-// The kernel must never say that an address is the new task's while readers still say the old one's.
+// The kernel must never say that an address is the new task's while readers still say the old
+// one's.
 func TestReadersLoseFirst(t *testing.T) {
 	k := newFakeKernel()
 	table := New(k, zap.NewNop())
@@ -239,7 +245,8 @@ func TestFullAndRetry(t *testing.T) {
 	k := newFakeKernel()
 	k.max = 2
 	table := New(k, zap.NewNop())
-	tasks := []*task.Task{newTask("a", endpoint(2, 12)), newTask("b", endpoint(3, 13)), newTask("c", endpoint(4, 14))}
+	tasks := []*task.Task{newTask("a", endpoint(2, 12)), newTask("b", endpoint(3, 13)),
+		newTask("c", endpoint(4, 14))}
 	if err := table.Apply(tasks); !errors.Is(err, errFull) {
 		t.Fatalf("got %v, want errFull", err)
 	}
@@ -277,15 +284,17 @@ func TestFullAndRetry(t *testing.T) {
 func TestRestore(t *testing.T) {
 	k := newFakeKernel()
 	before := New(k, zap.NewNop())
-	a, b, c := newTask("a", endpoint(2, 12)), newTask("b", endpoint(3, 13)), newTask("c", endpoint(4, 14))
+	a, b, c := newTask("a", endpoint(2, 12)), newTask("b", endpoint(3, 13)),
+		newTask("c", endpoint(4, 14))
 	apply(t, before, a, b, c)
 	var saved []Saved
 	for _, v := range before.Views() {
 		saved = append(saved, Saved{v.Tag, v.Task})
 	}
-	tags := map[string]uint32{"a": k.m[addr(2)].Tag, "b": k.m[addr(3)].Tag, "c": k.m[addr(4)].Tag}
-	// In between: b's veth went, so the loader dropped the entry; c is not in the snapshot; d is, but
-	// the map says that its address is a's.
+	tags := map[string]uint32{"a": k.m[addr(2)].Tag, "b": k.m[addr(3)].Tag,
+		"c": k.m[addr(4)].Tag}
+	// In between: b's veth went, so the loader dropped the entry; c is not in the snapshot; d
+	// is, but the map says that its address is a's.
 	delete(k.m, addr(3))
 	saved = saved[:2]
 	saved = append(saved, Saved{tags["a"] + 100, newTask("d", endpoint(2, 12))})
@@ -330,7 +339,8 @@ func TestAwait(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 10 {
 		wg.Go(func() {
-			if v := table.Await(t.Context(), portTag(12), addr(2)); v == nil || v.Task != a {
+			if v := table.Await(t.Context(), portTag(12), addr(2)); v == nil ||
+				v.Task != a {
 				t.Errorf("got %v", v)
 			}
 		})
@@ -431,7 +441,8 @@ func FuzzEqual(f *testing.F) {
 		tasks := map[string]*task.Task{}
 		gone := map[int]bool{}
 		for len(ops) >= 4 {
-			op, who, where, port := ops[0]%8, fmt.Sprint(ops[1]%5), int(ops[2]%8), 10+int(ops[3]%8)
+			op, who, where, port := ops[0]%8, fmt.Sprint(ops[1]%5), int(ops[2]%8),
+				10+int(ops[3]%8)
 			ops = ops[4:]
 			k.refuse = nil
 			before := maps.Clone(k.m)
@@ -472,7 +483,8 @@ func FuzzEqual(f *testing.F) {
 	})
 }
 
-func check(t *testing.T, table *Table, k *fakeKernel, before map[netip.Addr]bpf.TaskValue, tasks map[string]*task.Task) {
+func check(t *testing.T, table *Table, k *fakeKernel, before map[netip.Addr]bpf.TaskValue,
+	tasks map[string]*task.Task) {
 	t.Helper()
 	s := table.snap.Load()
 	addrs := maps.Collect(s.addrs.all())
@@ -486,11 +498,14 @@ func check(t *testing.T, table *Table, k *fakeKernel, before map[netip.Addr]bpf.
 		if table.Resolve(k.m[a].Tag, a) != e.view {
 			t.Fatalf("%s: the kernel's tag leads elsewhere", a)
 		}
-		kept := before[a].Ifindex == uint32(e.ep.Ifindex) && before[a].TaskId == taskID(e.view.Task.ID)
+		kept := before[a].Ifindex == uint32(e.ep.Ifindex) &&
+			before[a].TaskId == taskID(e.view.Task.ID)
 		for _, tk := range tasks {
 			for _, ep := range tk.Endpoints {
-				if ep.Addr == a && !kept && tk.ARN != e.view.Task.ARN && !table.gone[ep.Ifindex] {
-					t.Fatalf("%s is %s's, and %s claims it", a, e.view.Task.ID, tk.ID)
+				if ep.Addr == a && !kept && tk.ARN != e.view.Task.ARN &&
+					!table.gone[ep.Ifindex] {
+					t.Fatalf("%s is %s's, and %s claims it", a, e.view.Task.ID,
+						tk.ID)
 				}
 			}
 		}

@@ -21,10 +21,12 @@ type fakeContainers struct {
 }
 
 func newFakeContainers() *fakeContainers {
-	return &fakeContainers{own: map[uint64]bpf.ContainerValue{}, host: map[uint64]bpf.ContainerValue{}}
+	return &fakeContainers{own: map[uint64]bpf.ContainerValue{},
+		host: map[uint64]bpf.ContainerValue{}}
 }
 
-func (k *fakeContainers) put(m map[uint64]bpf.ContainerValue, cgroup uint64, v *bpf.ContainerValue) error {
+func (k *fakeContainers) put(m map[uint64]bpf.ContainerValue, cgroup uint64,
+	v *bpf.ContainerValue) error {
 	if _, ok := m[cgroup]; !ok && k.max > 0 && len(k.own)+len(k.host) >= k.max {
 		return errFull
 	}
@@ -73,7 +75,8 @@ func in(c *task.Container, cgroup uint64, level uint8) *task.Container {
 func sender(k *fakeKernel, c *fakeContainers, table *Table, cgroup uint64, n int) (string, string) {
 	t := k.m[addr(n)]
 	tag := t.Tag
-	if v, ok := c.own[cgroup]; ok && v.Tag&^bpf.TagContainer == t.Tag && t.Levels != [2]uint8{} {
+	if v, ok := c.own[cgroup]; ok && v.Tag&^bpf.TagContainer == t.Tag &&
+		t.Levels != [2]uint8{} {
 		tag = v.Tag
 	}
 	return whose(table, tag, n)
@@ -99,14 +102,16 @@ func TestSender(t *testing.T) {
 	table := newProver(k, c)
 	pause := newContainer("9")
 	pause.Type = task.TypeCNIPause
-	a, b, other := in(newContainer("a"), 100, 3), in(newContainer("b"), 101, 3), in(newContainer("c"), 102, 2)
+	a, b, other := in(newContainer("a"), 100, 3), in(newContainer("b"), 101, 3),
+		in(newContainer("c"), 102, 2)
 	one := with(newTask("1", at(1, pause)), pause, a, b)
 	two := with(newTask("2", at(2, other)), other)
 	apply(t, table, one, two)
 	f := func(cgroup uint64, n int, wantTask, want string) {
 		t.Helper()
 		if tk, name := sender(k, c, table, cgroup, n); tk != wantTask || name != want {
-			t.Errorf("cgroup %d at address %d: got %q of %q, want %q of %q", cgroup, n, name, tk, want, wantTask)
+			t.Errorf("cgroup %d at address %d: got %q of %q, want %q of %q", cgroup, n,
+				name, tk, want, wantTask)
 		}
 	}
 	f(100, 1, "1", "a")
@@ -131,7 +136,8 @@ func TestSender(t *testing.T) {
 		t.Errorf("a socket of a container that has ended: got %q of %q", name, tk)
 	}
 	f(101, 1, "1", "b")
-	if yes, no := table.Provable(); yes != 2 || no != 1 { // the pause container's cgroup is not known
+	// the pause container's cgroup is not known
+	if yes, no := table.Provable(); yes != 2 || no != 1 {
 		t.Errorf("got %d and %d provable", yes, no)
 	}
 	apply(t, table, two)
@@ -148,11 +154,13 @@ func TestContainerNumberHasOneOwner(t *testing.T) {
 	c.onPut = func(cgroup uint64, v *bpf.ContainerValue) {
 		for other, o := range c.own {
 			if other != cgroup && o.Tag == v.Tag {
-				t.Errorf("cgroup %d gets the tag %#x, which is %d's", cgroup, v.Tag, other)
+				t.Errorf("cgroup %d gets the tag %#x, which is %d's", cgroup, v.Tag,
+					other)
 			}
 		}
 		if tk, name := whose(table, v.Tag, 1); name != "" {
-			t.Errorf("cgroup %d: readers see %q of %q by its new number", cgroup, name, tk)
+			t.Errorf("cgroup %d: readers see %q of %q by its new number", cgroup, name,
+				tk)
 		}
 	}
 	const alive = 100
@@ -165,7 +173,8 @@ func TestContainerNumberHasOneOwner(t *testing.T) {
 		}
 		apply(t, table, tk)
 		if len(c.own) != alive {
-			t.Fatalf("step %d: got %d containers in the kernel, want %d", step, len(c.own), alive)
+			t.Fatalf("step %d: got %d containers in the kernel, want %d", step,
+				len(c.own), alive)
 		}
 		for cgroup, v := range c.own {
 			if had, ok := numbers[cgroup]; ok && had != v.Tag {
@@ -174,8 +183,10 @@ func TestContainerNumberHasOneOwner(t *testing.T) {
 			numbers[cgroup] = v.Tag
 		}
 		for back := range min(step, uint64(bpf.Containers-alive-1)) {
-			if newest := 1000 + step + alive - 1; numbers[newest] == numbers[1000+step-1-back] {
-				t.Fatalf("step %d: tag %#x is given again too soon", step, numbers[newest])
+			if newest := 1000 + step + alive - 1; numbers[newest] == numbers[1000+
+				step-1-back] {
+				t.Fatalf("step %d: tag %#x is given again too soon", step,
+					numbers[newest])
 			}
 		}
 	}
@@ -189,10 +200,12 @@ func TestContainerNumberOfStuckEntry(t *testing.T) {
 	tag := c.own[100].Tag
 	c.stuck = true
 	for i, name := range []string{"b", "d"} {
-		table.containers.of(tag & bpf.TagTask).last = bpf.Containers // so that the first number would come next
+		// so that the first number would come next
+		table.containers.of(tag & bpf.TagTask).last = bpf.Containers
 		apply(t, table, with(newTask("1", endpoint(1, 1)), in(newContainer(name), uint64(101+i), 2)))
 		if v := c.own[uint64(101+i)]; v.Tag == tag || v.Tag == 0 {
-			t.Errorf("%s: got tag %#x, which the kernel still gives to the old container", name, v.Tag)
+			t.Errorf("%s: got tag %#x, which the kernel still gives to the old "+
+				"container", name, v.Tag)
 		}
 	}
 	c.stuck = false
@@ -211,7 +224,8 @@ func TestTooManyContainers(t *testing.T) {
 		with(tk, append(tk.Containers, in(newContainer(fmt.Sprintf("%016d", i)), 1000+i, 2))...)
 	}
 	apply(t, table, tk)
-	if yes, no := table.Provable(); yes != bpf.Containers || no != 3 || len(c.own) != bpf.Containers {
+	if yes, no := table.Provable(); yes != bpf.Containers || no != 3 ||
+		len(c.own) != bpf.Containers {
 		t.Errorf("got %d and %d provable, %d in the kernel", yes, no, len(c.own))
 	}
 
@@ -289,7 +303,8 @@ func TestHostContainers(t *testing.T) {
 func TestRestoreNumbers(t *testing.T) {
 	k, c := newFakeKernel(), newFakeContainers()
 	table := newProver(k, c)
-	a, b, d := in(newContainer("a"), 100, 2), in(newContainer("b"), 101, 2), in(newContainer("d"), 103, 2)
+	a, b, d := in(newContainer("a"), 100, 2), in(newContainer("b"), 101, 2),
+		in(newContainer("d"), 103, 2)
 	before := with(newTask("1", endpoint(1, 1)), a, b, d)
 	apply(t, table, before)
 	tags := maps.Clone(c.own)
@@ -307,7 +322,8 @@ func TestRestoreNumbers(t *testing.T) {
 	apply(t, next, with(newTask("1", endpoint(1, 1)), a, b, e))
 	for _, cgroup := range []uint64{100, 101} {
 		if c.own[cgroup].Tag != tags[cgroup].Tag {
-			t.Errorf("cgroup %d: got tag %#x, had %#x", cgroup, c.own[cgroup].Tag, tags[cgroup].Tag)
+			t.Errorf("cgroup %d: got tag %#x, had %#x", cgroup, c.own[cgroup].Tag,
+				tags[cgroup].Tag)
 		}
 	}
 	if _, ok := c.own[103]; ok || c.own[104].Tag == tags[103].Tag {

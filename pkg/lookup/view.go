@@ -73,8 +73,8 @@ func (v *View) Sender(tag uint32, addr netip.Addr) *ContainerView {
 // InCgroup returns the task's container that has the cgroup alone, nil if there is none.
 func (v *View) InCgroup(cgroup uint64) *ContainerView { return v.numbered(v.numberOf(cgroup)) }
 
-// NamespaceOf returns a process in the network namespace that has addr, one of the task's addresses; 0 if none is
-// known. The namespace may be another's by the time that it is opened.
+// NamespaceOf returns a process in the network namespace that has addr, one of the task's
+// addresses; 0 if none is known. The namespace may be another's by the time that it is opened.
 func (v *View) NamespaceOf(addr netip.Addr) (pid int) {
 	for _, ep := range v.Task.Endpoints {
 		if c := v.byID[ep.Container]; ep.Addr == addr && c != nil {
@@ -166,7 +166,8 @@ func newView(tag uint32, t *task.Task) *View {
 		cv := &v.Containers[i]
 		cv.Container = c
 		cv.documents = each[i]
-		cv.StatsKey = append(append([]byte{'"'}, c.ID...), '"', ':') // hexadecimal: nothing to escape
+		// hexadecimal: nothing to escape
+		cv.StatsKey = append(append([]byte{'"'}, c.ID...), '"', ':')
 		if c.ID != "" {
 			v.byID[c.ID] = cv
 		}

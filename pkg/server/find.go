@@ -12,8 +12,8 @@ import (
 // proven returns the task that c comes from, as the kernel proves it, and the container, nil if the
 // proof does not go so far; nil, nil if the task is not known. It does not wait.
 //
-// The container is the one in whose cgroup the socket was made, where the kernel says so, and else one
-// that no other can be: nobody else can send from the task's address.
+// The container is the one in whose cgroup the socket was made, where the kernel says so, and else
+// one that no other can be: nobody else can send from the task's address.
 func (s *Server) proven(c *conn) (*lookup.View, *lookup.ContainerView) {
 	v := s.tasks.Resolve(c.tag, c.remote.Addr())
 	if v == nil {
@@ -31,23 +31,23 @@ func (s *Server) proven(c *conn) (*lookup.View, *lookup.ContainerView) {
 	case c.maker == "":
 		c.maker = cv.ID
 	case c.maker != cv.ID:
-		// The container is gone, and its number another's, while a process that it gave the socket
-		// to still asks.
+		// The container is gone, and its number another's, while a process that it gave the
+		// socket to still asks.
 		cv = nil
 	}
 	return v, cv
 }
 
-// namesContainer reports whether the kernel has said of a connection with the mark tag which container
-// made its socket.
+// namesContainer reports whether the kernel has said of a connection with the mark tag which
+// container made its socket.
 func namesContainer(tag uint32) bool {
 	return tag&bpf.TagPort == 0 && bpf.ContainerNumber(tag) != 0
 }
 
-// findMaker finds out, by the socket itself, which container c comes from, where the mark does not say
-// it: the container's cgroup may not have been known when the connection was made. It reports whether
-// that is known now. A container that the task does not show as started is waited for. Once for each
-// connection, whatever comes of it.
+// findMaker finds out, by the socket itself, which container c comes from, where the mark does not
+// say it: the container's cgroup may not have been known when the connection was made. It reports
+// whether that is known now. A container that the task does not show as started is waited for. Once
+// for each connection, whatever comes of it.
 func (s *Server) findMaker(c *conn) bool {
 	if s.cfg.SocketCgroup == nil || c.searched || c.view == nil || namesContainer(c.tag) {
 		return false
@@ -107,7 +107,9 @@ func (s *Server) find(c *conn) *failure {
 	if (f != nil || c.view.Task.Settling && c.target.by != byEndpoint) && s.await(c) {
 		f = s.locate(c, &c.question)
 	}
-	lacks := func() bool { return f != nil && c.target.by == theCaller && c.view != nil && c.container == nil }
+	lacks := func() bool {
+		return f != nil && c.target.by == theCaller && c.view != nil && c.container == nil
+	}
 	if lacks() && s.findMaker(c) {
 		f = s.locate(c, &c.question)
 	}
@@ -120,8 +122,8 @@ func (s *Server) find(c *conn) *failure {
 	return f
 }
 
-// await waits, for UnknownWait at most, if c's task is not known and never was, or if the client may
-// be a container that the task does not show yet. It reports whether it waited.
+// await waits, for UnknownWait at most, if c's task is not known and never was, or if the client
+// may be a container that the task does not show yet. It reports whether it waited.
 func (s *Server) await(c *conn) bool {
 	v := s.tasks.Resolve(c.tag, c.remote.Addr())
 	ofHost := c.remote.Addr() == s.cfg.HostAddr && c.tag == bpf.TagNone // no container's
@@ -173,8 +175,10 @@ func (s *Server) locateEndpoint(r *question) *failure {
 	if r.view == nil {
 		return r.target.lost.id
 	}
-	// An id is as good as a password, except where the operator or the path wants the proof too.
-	if (s.cfg.OwnIDsOnly || r.target.forms&ofHost != 0) && (caller == nil || caller.Tag != r.view.Tag) {
+	// An id is as good as a password, except where the operator or the path wants the proof
+	// too.
+	if (s.cfg.OwnIDsOnly || r.target.forms&ofHost != 0) &&
+		(caller == nil || caller.Tag != r.view.Tag) {
 		r.view, r.container = nil, nil
 		return r.target.lost.id
 	}

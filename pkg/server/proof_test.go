@@ -29,17 +29,20 @@ func (noMaps) Containers() (own, host map[uint64]bpf.ContainerValue, err error) 
 	return nil, nil, nil
 }
 
-// proofHost serves a task of three containers that share its address, d in the cgroup 101 and f in x. f
-// has a status of its own; without one the task does not show it.
+// proofHost serves a task of three containers that share its address, d in the cgroup 101 and f in
+// x. f has a status of its own; without one the task does not show it.
 func proofHost(t *testing.T, cfg Config) (h *host, apply func(x uint64, f task.Status)) {
 	t.Helper()
 	table := lookup.New(&fakeKernel{}, zap.NewNop())
 	table.NameContainers(noMaps{})
 	apply = func(x uint64, f task.Status) {
-		tk := &task.Task{ID: "t", ARN: arnT, Endpoints: []task.Endpoint{{Addr: addrT, Ifindex: 12}}}
+		tk := &task.Task{ID: "t", ARN: arnT,
+			Endpoints: []task.Endpoint{{Addr: addrT, Ifindex: 12}}}
 		for id, cgroup := range map[string]uint64{"e": 99, "f": x, "d": 101} {
-			c := &task.Container{ID: strings.Repeat(id, 64), Name: id, KnownStatus: task.StatusRunning,
-				PID: 7, Cgroup: task.Cgroup{ID: cgroup, Level: 2}, Stats: &task.StatsCell{}}
+			c := &task.Container{ID: strings.Repeat(id, 64), Name: id,
+				KnownStatus: task.StatusRunning,
+				PID:         7, Cgroup: task.Cgroup{ID: cgroup, Level: 2},
+				Stats: &task.StatsCell{}}
 			if id == "f" {
 				c.KnownStatus = f
 			}
@@ -66,7 +69,8 @@ func proofHost(t *testing.T, cfg Config) (h *host, apply func(x uint64, f task.S
 	return h, apply
 }
 
-// askSelf asks on one connection for the container that asks: its Docker id's first digit, or the status.
+// askSelf asks on one connection for the container that asks: its Docker id's first digit, or the
+// status.
 func askSelf(t *testing.T, c net.Conn) string {
 	t.Helper()
 	if _, err := io.WriteString(c, "GET /v4/self HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
@@ -79,8 +83,8 @@ func askSelf(t *testing.T, c net.Conn) string {
 	return strings.TrimPrefix(r.body, `{"DockerId":"`)[:1]
 }
 
-// Where the mark names no container, the socket itself is asked, once for each connection; what it says
-// is believed if it is a container of the task, and as long as that container is there.
+// Where the mark names no container, the socket itself is asked, once for each connection; what it
+// says is believed if it is a container of the task, and as long as that container is there.
 func TestSocketCgroup(t *testing.T) {
 	var cgroup, asked atomic.Uint64
 	cfg := DefaultConfig()
@@ -90,7 +94,8 @@ func TestSocketCgroup(t *testing.T) {
 	cfg.SocketCgroup = func(pid int, from, to netip.AddrPort) (uint64, error) {
 		asked.Add(1)
 		if pid != 7 || from.Addr() != addrT || !to.IsValid() {
-			t.Errorf("asked for a socket from %v to %v in the namespace of %d", from, to, pid)
+			t.Errorf("asked for a socket from %v to %v in the namespace of %d", from,
+				to, pid)
 		}
 		if cgroup.Load() == 0 {
 			return 0, errors.New("no socket")
@@ -106,7 +111,8 @@ func TestSocketCgroup(t *testing.T) {
 		}
 	}
 	const unknown = "404 Not Found"
-	for socket, want := range map[uint64]string{0: unknown, 1: unknown, 555: unknown, 101: "d"} {
+	for socket, want := range map[uint64]string{0: unknown, 1: unknown, 555: unknown,
+		101: "d"} {
 		cgroup.Store(socket)
 		before := asked.Load()
 		c := h.dial(t, addrT)
@@ -120,10 +126,12 @@ func TestSocketCgroup(t *testing.T) {
 	c := h.dial(t, addrT)
 	f(c, "f")
 
-	// The mark's word needs no other, and a number that is another container's by now names nobody.
+	// The mark's word needs no other, and a number that is another container's by now names
+	// nobody.
 	var n int
 	for n = 1; ; n++ {
-		if cv := h.table.Views()[0].Sender(bpf.ContainerTag(tag.Load(), n), addrT); cv.Name == "f" {
+		if cv := h.table.Views()[0].Sender(bpf.ContainerTag(tag.Load(), n),
+			addrT); cv.Name == "f" {
 			break
 		}
 	}
@@ -141,8 +149,9 @@ func TestSocketCgroup(t *testing.T) {
 	}
 }
 
-// A container whose cgroup is not known yet is named by the cgroup's directory. If the task does not show
-// it as started, the request waits for that, and not for ever; a cgroup of no container is not waited for.
+// A container whose cgroup is not known yet is named by the cgroup's directory. If the task does
+// not show it as started, the request waits for that, and not for ever; a cgroup of no container is
+// not waited for.
 func TestAwaitMaker(t *testing.T) {
 	const unknown, made, nobodys = "404 Not Found", 555, 556
 	var cgroup atomic.Uint64
@@ -150,7 +159,9 @@ func TestAwaitMaker(t *testing.T) {
 	cfg.Log = zap.NewNop()
 	var tag atomic.Uint32
 	cfg.Tag = func(net.Conn) (uint32, error) { return tag.Load(), nil }
-	cfg.SocketCgroup = func(int, netip.AddrPort, netip.AddrPort) (uint64, error) { return cgroup.Load(), nil }
+	cfg.SocketCgroup = func(int, netip.AddrPort, netip.AddrPort) (uint64, error) {
+		return cgroup.Load(), nil
+	}
 	cfg.CgroupContainer = func(cgroup uint64) string {
 		if cgroup == made {
 			return strings.Repeat("f", 64)
@@ -173,7 +184,9 @@ func TestAwaitMaker(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			expect.Until(t, "the request to wait", func() bool { return h.waiting.Load() == 1 })
+			expect.Until(t, "the request to wait", func() bool {
+				return h.waiting.Load() == 1
+			})
 			apply(0, before) // a change, but not the one
 			apply(0, task.StatusRunning)
 		}()

@@ -76,7 +76,8 @@ const (
 // Metrics counts what the sampler did since its start.
 type Metrics struct {
 	Samples atomic.Uint64 // rendered
-	Damaged atomic.Uint64 // not rendered: a file was missing, cut off, huge, or in another format
+	// not rendered: a file was missing, cut off, huge, or in another format
+	Damaged atomic.Uint64
 	Gone    atomic.Uint64 // not rendered: the container had ended
 	Short   atomic.Uint64 // not rendered: the process had no file descriptor free
 	Failed  atomic.Uint64 // not rendered: anything else, such as a container that was not found
@@ -90,7 +91,8 @@ type Sampler struct {
 	metrics Metrics
 	wake    chan struct{} // there is something new to do
 
-	mu      sync.Mutex // guards what follows, the entries, their feeds, and what the feeds share
+	// guards what follows, the entries, their feeds, and what the feeds share
+	mu      sync.Mutex
 	stopped bool
 	applied []*task.Task      // by the last Apply
 	entries map[string]*entry // by container id
@@ -335,7 +337,8 @@ func (s *Sampler) pass() time.Duration {
 			continue // Apply has replaced the list meanwhile
 		}
 		if s.step(e, now, wall) {
-			// Unlocked between two containers, so that Apply does not wait for a thousand of them.
+			// Unlocked between two containers, so that Apply does not wait for a
+			// thousand of them.
 			s.mu.Unlock()
 			s.mu.Lock()
 		}
@@ -462,11 +465,13 @@ func (s *Sampler) failed(e *entry, err error) {
 		s.metrics.Failed.Add(1)
 	}
 	if e.failures == 0 {
-		s.cfg.Log.Warn("no statistics of container", zap.String("container", e.c.ID), zap.String("task", e.task.ID), zap.Error(err))
+		s.cfg.Log.Warn("no statistics of container", zap.String("container", e.c.ID),
+			zap.String("task", e.task.ID), zap.Error(err))
 	}
 }
 
-// short is called when the process had no descriptor free. It has the budget release what is kept open.
+// short is called when the process had no descriptor free. It has the budget release what is kept
+// open.
 func (s *Sampler) short(err error) {
 	s.metrics.Short.Add(1)
 	s.cfg.Budget.Exhausted()
@@ -485,7 +490,8 @@ func (s *Sampler) short(err error) {
 func (s *Sampler) publish(e *entry, c *Counters) {
 	var prev previous
 	if e.last != nil {
-		prev = previous{read: e.last.Read, cpu: e.last.JSON[e.cpuStart:e.cpuEnd], net: e.net}
+		prev = previous{read: e.last.Read, cpu: e.last.JSON[e.cpuStart:e.cpuEnd],
+			net: e.net}
 	}
 	s.scratch, e.cpuStart, e.cpuEnd = appendSample(s.scratch[:0], e.c.ID, e.name, c, prev)
 	var v2 int

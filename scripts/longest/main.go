@@ -39,7 +39,8 @@ func measure(paths []string) (functions, files []sized, err error) {
 			continue
 		}
 		set := token.NewFileSet()
-		file, err := parser.ParseFile(set, path, nil, parser.ParseComments|parser.SkipObjectResolution)
+		file, err := parser.ParseFile(set, path, nil,
+			parser.ParseComments|parser.SkipObjectResolution)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -51,7 +52,8 @@ func measure(paths []string) (functions, files []sized, err error) {
 		for _, d := range file.Decls {
 			if f, ok := d.(*ast.FuncDecl); ok {
 				name := fmt.Sprintf("%s:%d %s", path, line(f.Pos()), f.Name.Name)
-				functions = append(functions, sized{line(f.End()) - line(f.Pos()) + 1, name})
+				functions = append(functions,
+					sized{line(f.End()) - line(f.Pos()) + 1, name})
 			}
 		}
 	}

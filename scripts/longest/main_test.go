@@ -19,7 +19,9 @@ func TestMeasure(t *testing.T) {
 		}
 		return path
 	}
-	a := write("a.go", "package a\n\n// F does nothing.\nfunc F() {\n\t_ = 1\n}\n\nfunc (T) G() {}\n\ntype T struct{}\n")
+	a := write("a.go",
+		"package a\n\n// F does nothing.\nfunc F() {\n\t_ = 1\n}\n\nfunc (T) G() "+
+			"{}\n\ntype T struct{}\n")
 	functions, files, err := measure([]string{
 		a,
 		write("a_test.go", "package a\n"),
