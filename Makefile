@@ -78,7 +78,7 @@ fuzz: ## every fuzz target for FUZZTIME
 	@scripts/install build
 	scripts/fuzz $(FUZZTIME)
 
-lint: ## formatting, vet, linters; prints the longest functions and files
+lint: ## formatting, vet, linters, lines of 100 columns; prints the longest functions and files
 	@scripts/install build generate
 	@out=$$(go tool goimports -l -local metad $$(git ls-files '*.go')); [[ -z $$out ]] || { echo "goimports: $$out"; exit 1; }
 	clang-format-14 --dry-run --Werror bpf/*.[ch]
@@ -88,7 +88,7 @@ lint: ## formatting, vet, linters; prints the longest functions and files
 	go tool ineffassign ./...
 	go tool misspell -error $$(git ls-files '*.go' '*.md' '*.[ch]')
 	GOOS=windows go vet ./pkg/mdfile
-	@go run ./scripts/longest $$(git ls-files '*.go')
+	@go run ./scripts/longest $$(git ls-files '*.go' '*.[ch]')
 
 check: generate-check lint build ## everything that CI runs; needs root
 	$(MAKE) --no-print-directory test-kernels
