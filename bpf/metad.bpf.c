@@ -114,8 +114,8 @@ static __always_inline int is_agents(struct __sk_buff *skb, const struct sender 
 	return !connection(skb, s, META_ADDR, META_DPORT, server_netns);
 }
 
-/* is_left says whether an unknown sender opens a connection that is to be the agent's. Where no rule
- * leads to the agent, metad_host refuses it. */
+/* is_left says whether an unknown sender opens a connection that is to be the agent's. Where no
+ * rule leads to the agent, metad_host refuses it. */
 static __always_inline int is_left(const struct sender *s)
 {
 	return s->syn && agent_dport && bpf_map_lookup_elem(&left_alone, &s->addr);

@@ -212,8 +212,8 @@ struct {
 	__uint(max_entries, 8192);
 } port_neighbours SEC(".maps");
 
-/* Addresses of containers that the Engine lists but answers no inspect of: only the ECS agent may know
- * them. Only user space writes. Full: the next container is an unknown sender. */
+/* Addresses of containers that the Engine lists but answers no inspect of: only the ECS agent may
+ * know them. Only user space writes. Full: the next container is an unknown sender. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

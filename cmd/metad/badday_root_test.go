@@ -128,8 +128,8 @@ func TestRootFirstStartWaitsForTheList(t *testing.T) {
 	}
 }
 
-// A container whose inspect hangs stays with the agent, while the others are answered by metad; where
-// no rule leads to the agent it is refused. Once the Engine answers, metad does.
+// A container whose inspect hangs stays with the agent, while the others are answered by metad;
+// where no rule leads to the agent it is refused. Once the Engine answers, metad does.
 func TestRootHungInspectStaysWithTheAgent(t *testing.T) {
 	h := testdocker.Start(t) // with an agent's rule: not the shared one
 	putAgentBehind(t, h)
@@ -147,19 +147,24 @@ func TestRootHungInspectStaysWithTheAgent(t *testing.T) {
 		return strings.Contains(ask(t, h, known, "/v2/metadata"), known)
 	})
 	for _, netfilter := range []string{"1", "0"} {
-		if out, err := h.Command("sysctl", "-qw", "net.bridge.bridge-nf-call-iptables="+netfilter).CombinedOutput(); err != nil {
+		if out, err := h.Command("sysctl", "-qw", "net.bridge.bridge-nf-call-iptables="+
+			netfilter).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
 		for range 5 {
 			if got := ask(t, h, hung, "/v2/metadata"); got != agentAnswer {
-				t.Errorf("netfilter on bridges %s: got %q, want the agent's answer", netfilter, got)
+				t.Errorf("netfilter on bridges %s: got %q, want the agent's answer",
+					netfilter, got)
 			}
 		}
 	}
-	if out, err := h.Command("iptables", "-w", "-t", "nat", "-F", "PREROUTING").CombinedOutput(); err != nil {
+	if out, err := h.Command("iptables", "-w", "-t", "nat", "-F",
+		"PREROUTING").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if out, _, err := h.TryExec(hung, "wget", "-qO-", "http://169.254.170.2/v2/metadata"); err != nil || !strings.Contains(out, "Connection refused") {
+	if out, _, err := h.TryExec(hung, "wget", "-qO-",
+		"http://169.254.170.2/v2/metadata"); err != nil ||
+		!strings.Contains(out, "Connection refused") {
 		t.Errorf("without the agent's rule: got %q, %v, want that it is refused", out, err)
 	}
 	close(answers)

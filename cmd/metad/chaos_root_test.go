@@ -38,7 +38,8 @@ type chaos struct {
 	partial atomic.Pointer[string] // one that must not be
 }
 
-// longestHang is the longest that metad is stopped, well within the time that the load waits for an answer.
+// longestHang is the longest that metad is stopped, well within the time that the load waits for an
+// answer.
 const longestHang = 3 * time.Second
 
 // fault is one thing that goes wrong, and what puts an end to it.
@@ -92,12 +93,15 @@ func (c *chaos) metadFaults() []fault {
 		c.signal(c.d.cmd.Process.Pid, syscall.SIGSTOP)
 		p := c.d.cmd.Process
 		// A dockerd that is stopped meanwhile may need longer than a request waits.
-		hung.process, hung.enough = p, time.AfterFunc(longestHang, func() { _ = p.Signal(syscall.SIGCONT) })
+		hung.process, hung.enough = p, time.AfterFunc(longestHang, func() {
+			_ = p.Signal(syscall.SIGCONT)
+		})
 	}
 	wake := func() {
 		hung.enough.Stop()
 		// It may have been replaced since it was woken.
-		if err := hung.process.Signal(syscall.SIGCONT); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		if err := hung.process.Signal(syscall.SIGCONT); err != nil &&
+			!errors.Is(err, os.ErrProcessDone) {
 			c.t.Fatalf("wake metad: %v", err)
 		}
 		c.hangs = append(c.hangs, time.Since(loadStart))

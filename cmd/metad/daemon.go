@@ -26,7 +26,7 @@ import (
 	"metad/pkg/task"
 )
 
-// daemon is the parts of a running metad, and what one is to the other.
+// daemon is the parts of a running metad and their connections.
 type daemon struct {
 	cfg *config
 	log *zap.Logger
@@ -48,10 +48,10 @@ type daemon struct {
 	answers     firstAnswers
 	containers  http.Handler // nil: containers' metrics are not shown
 	dropped     eventLog
-	abandoned   atomic.Uint64 // takeovers of this metad that did not happen
+	abandoned   atomic.Uint64 // takeovers of this metad that failed
 }
 
-// newDaemon makes the parts. None of them does anything yet.
+// newDaemon makes the parts. None of them runs yet.
 func newDaemon(c *config, log *zap.Logger, own *possession) (_ *daemon, err error) {
 	d := &daemon{cfg: c, log: log, own: own, answers: firstAnswers{since: time.Now()}}
 	defer func() {
@@ -93,7 +93,7 @@ func newDaemon(c *config, log *zap.Logger, own *possession) (_ *daemon, err erro
 	return d, nil
 }
 
-// Close frees what newDaemon took. The parts have been stopped.
+// Close releases the resources of newDaemon. The parts must have been stopped.
 func (d *daemon) Close() error {
 	var errs []error
 	if d.engine != nil {
@@ -108,8 +108,7 @@ func (d *daemon) Close() error {
 	return errors.Join(errs...)
 }
 
-// closeWithin returns when c is closed, but after t in any case: a disk may hold c up for as long as
-// it likes.
+// closeWithin returns when c is closed, at the latest after t: a frozen disk may hold up c.
 func closeWithin(t time.Duration, c io.Closer) error {
 	closed := make(chan error, 1)
 	go func() { closed <- c.Close() }()
@@ -124,11 +123,12 @@ func closeWithin(t time.Duration, c io.Closer) error {
 // leaveAlone has the addresses of containers that the Engine says nothing of left to the agent.
 func (d *daemon) leaveAlone(addrs []netip.Addr) {
 	if err := d.own.loader.LeaveAlone(addrs); err != nil {
-		d.log.Warn("containers that the Docker Engine does not answer for are not left to the agent", zap.Error(err))
+		d.log.Warn("containers that the Docker Engine does not answer for are not left "+
+			"to the agent", zap.Error(err))
 	}
 }
 
-// enrich adds what only the ECS agent knows.
+// enrich adds the facts that only the ECS agent has.
 func (d *daemon) enrich(t *task.Task) {
 	if d.agent != nil {
 		d.agent.Enrich(t)
@@ -138,14 +138,15 @@ func (d *daemon) enrich(t *task.Task) {
 	}
 }
 
-// listen has containers' connections accepted.
+// listen makes the server accept the containers' connections.
 func (d *daemon) listen(parts *parts) error {
 	ln, err := d.own.listener()
 	if err != nil {
 		return err
 	}
 	d.guard = newAgentGuard(agentAddr(d.cfg.agentURL), d.log)
-	d.endpoint = &endpoint{ln: ln, parts: parts, log: d.log, make: func() (*server.Server, error) {
+	d.endpoint = &endpoint{ln: ln, parts: parts, log: d.log, make: func() (*server.Server,
+		error) {
 		cfg := d.cfg.serverConfig(samples{d.sampler}, d.log)
 		if d.guard != nil {
 			cfg.AgentTrusted = d.guard.trusted.Load
@@ -166,13 +167,16 @@ func (d *daemon) listen(parts *parts) error {
 func (d *daemon) run(parts *parts) {
 	if !d.cfg.disableMetrics {
 		sets := d.tasks.mailbox()
-		parts.run(func(ctx context.Context) error { sets.each(ctx, d.sampler.Apply); return nil })
+		parts.run(func(ctx context.Context) error {
+			sets.each(ctx, d.sampler.Apply)
+			return nil
+		})
 	}
 	files, saved, seen := d.tasks.mailbox(), d.tasks.mailbox(), d.tasks.mailbox()
 	parts.runLoose("metadata files", func(ctx context.Context) { d.keepFiles(ctx, files) })
 	parts.run(d.sample)
 	parts.run(func(ctx context.Context) error { seen.each(ctx, d.answers.note); return nil })
-	d.tasks.to(filling) // what an earlier process knew needs no list of containers
+	d.tasks.to(filling) // the tasks of an earlier process need no list of containers
 	parts.run(d.follower.Run)
 	parts.run(d.retry)
 	parts.run(d.arm)
@@ -187,7 +191,7 @@ func (d *daemon) run(parts *parts) {
 		parts.run(func(ctx context.Context) error { d.agent.Run(ctx); return nil })
 	}
 	d.runSupport(parts, saved)
-	// Not only when packets come here: the Docker Engine is started after metad.
+	// Not later, when packets come here: the Docker Engine starts after metad.
 	notify(d.log, sd.SdNotifyReady)
 }
 
@@ -198,8 +202,8 @@ func (d *daemon) sample(ctx context.Context) error {
 	return nil
 }
 
-// keepFiles keeps the metadata files up to date. A file that the disk had no room for gets another
-// chance each second.
+// keepFiles keeps the metadata files up to date. It writes a file again each second while the disk
+// is full.
 func (d *daemon) keepFiles(ctx context.Context, sets mailbox[[]*task.Task]) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -219,7 +223,7 @@ func (d *daemon) keepFiles(ctx context.Context, sets mailbox[[]*task.Task]) {
 	}
 }
 
-// retry gives addresses that the kernel's map had no room for another chance each second.
+// retry tries each second to add the addresses for which the kernel's map had no room.
 func (d *daemon) retry(ctx context.Context) error {
 	return eachSecond(ctx, d.tasks.retry)
 }
@@ -238,8 +242,8 @@ func eachSecond(ctx context.Context, f func()) error {
 	}
 }
 
-// arm has packets come here. Where an earlier process's tasks are known that is at once, else when
-// every container has been looked at: until then whatever answered before metad knows more.
+// arm makes packets come here. With the tasks of an earlier process it does so at once, otherwise
+// after every container has been inspected: until then the agent, if any, has better answers.
 func (d *daemon) arm(ctx context.Context) error {
 	known := d.follower.Synced()
 	if len(d.tasks.table.Views()) > 0 {
@@ -251,7 +255,8 @@ func (d *daemon) arm(ctx context.Context) error {
 		if err := d.tasks.serve(arm); err != nil {
 			return err
 		}
-		d.log.Info("serving", zap.String("version", version), zap.Stringer("endpoint", loader.Endpoint),
+		d.log.Info("serving", zap.String("version", version),
+			zap.Stringer("endpoint", loader.Endpoint),
 			zap.Int("tasks", len(d.tasks.table.Views())))
 		return nil
 	})
@@ -271,7 +276,7 @@ func (d *daemon) untilReplaced(ctx context.Context) *takeover.Successor {
 	return succ
 }
 
-// offer returns what a successor gets.
+// offer returns the state for a successor.
 func (d *daemon) offer() (takeover.State, error) {
 	if err := d.tasks.offer(); err != nil {
 		return takeover.State{}, err
@@ -279,14 +284,15 @@ func (d *daemon) offer() (takeover.State, error) {
 	return d.own.offer(d.tasks.table.Views(), d.proxySocket.Load())
 }
 
-// resume goes on after a takeover that did not happen.
+// resume continues after a takeover that failed.
 func (d *daemon) resume() error {
 	d.abandoned.Add(1)
 	return d.tasks.resume(d.own.loader.CancelTakeover)
 }
 
-// leave answers what was accepted here, while succ has all that is in the kernel and accepts. It
-// reports whether this metad is done: if succ dies before that, this one serves again.
+// leave answers the connections that were accepted here, while succ owns the kernel's side and
+// accepts new ones. It reports whether this metad is done: if succ dies before that, this one
+// serves again.
 func (d *daemon) leave(succ *takeover.Successor, parts *parts) (done bool, err error) {
 	d.log.Info("another metad takes over")
 	d.tasks.to(replaced)
@@ -301,17 +307,19 @@ func (d *daemon) leave(succ *takeover.Successor, parts *parts) (done bool, err e
 	default:
 	}
 	d.own.ours = false
-	// Now, not after all else: if succ is killed meanwhile, the kernel must find in it the last owner
-	// of the listener, and reset what waits there while succ's programs still carry the resets.
+	// First of all: if succ is killed meanwhile, it must be the last owner of the listener, so
+	// that the kernel resets the waiting connections while succ's programs still carry the
+	// resets.
 	err = d.endpoint.Close()
 	if s := d.proxySocket.Load(); s != nil {
 		s.Succeed() // waits until what was accepted here has had its answers
 	}
-	return true, errors.Join(err, parts.stop(), succ.Close()) // the successor waits for the admin address
+	// the successor waits for the admin address
+	return true, errors.Join(err, parts.stop(), succ.Close())
 }
 
-// stop ends the serving. No new packets first: a container that asks from now on is answered by
-// whatever is behind metad.
+// stop ends the serving. First packets stop coming here: from now on the agent, if any, answers
+// new requests.
 func (d *daemon) stop() error {
 	d.log.Info("stopping")
 	notify(d.log, sd.SdNotifyStopping)

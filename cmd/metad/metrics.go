@@ -78,7 +78,8 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 }
 
 var (
-	descBuild = desc("build_info", "1, with the version of metad and of Go.", "version", "goversion")
+	descBuild = desc("build_info", "1, with the version of metad and of Go.", "version",
+		"goversion")
 	descLimit = desc("limit_max", "The most that a limit of metad's allows.", "limit")
 	descUsed  = desc("limit_used", "How much of a limit is used.", "limit")
 )
@@ -86,12 +87,17 @@ var (
 func buildMetrics(s scraper) { s.gauge(descBuild, 1, version, runtime.Version()) }
 
 var (
-	descVerdicts = desc("verdicts_total", "Packets by what the eBPF programs decided.", "verdict")
-	descPorts    = desc("ports", "Ports of the watched bridges that metad's program is attached to.")
-	descPending  = desc("ports_pending", "Ports that metad's program is still to be attached to after a start.")
-	descUnhooked = desc("devices_not_attached", "Ports and bridges that metad's program could not be attached to.")
-	descUnwatch  = desc("addresses_unwatched", "Task addresses behind devices that are no ports of watched bridges.")
-	descAttach   = desc("attach_errors_total", "Attachments that failed.")
+	descVerdicts = desc("verdicts_total", "Packets by what the eBPF programs decided.",
+		"verdict")
+	descPorts = desc("ports",
+		"Ports of the watched bridges that metad's program is attached to.")
+	descPending = desc("ports_pending",
+		"Ports that metad's program is still to be attached to after a start.")
+	descUnhooked = desc("devices_not_attached",
+		"Ports and bridges that metad's program could not be attached to.")
+	descUnwatch = desc("addresses_unwatched",
+		"Task addresses behind devices that are no ports of watched bridges.")
+	descAttach = desc("attach_errors_total", "Attachments that failed.")
 )
 
 // kernel is the loader.
@@ -119,11 +125,15 @@ func (s scraper) kernel(k kernel) {
 
 var (
 	descTasks    = desc("tasks", "Tasks known.")
-	descProvable = desc("containers", "Running containers, by whether the kernel tells which of them "+
-		"a connection comes from (proof=\"kernel\") or at best its address does (proof=\"address\").", "proof")
+	descProvable = desc("containers",
+		"Running containers, by whether the kernel tells which of them "+
+			"a connection comes from (proof=\"kernel\") or at best its address does "+
+			"(proof=\"address\").", "proof")
 	descConflict = desc("address_conflicts_total", "Addresses that two ports began to claim.")
-	descCopied   = desc("endpoint_id_conflicts_total", "Endpoint ids refused because two containers held them.")
-	descTurned   = desc("waits_refused_total", "Requests that did not wait for their task because too many did.")
+	descCopied   = desc("endpoint_id_conflicts_total",
+		"Endpoint ids refused because two containers held them.")
+	descTurned = desc("waits_refused_total",
+		"Requests that did not wait for their task because too many did.")
 )
 
 func (s scraper) table(t *lookup.Table) {
@@ -139,21 +149,33 @@ func (s scraper) table(t *lookup.Table) {
 }
 
 var (
-	descRequests = desc("requests_total", "Requests that metad answered itself, by path and class of the status.", "route", "status")
-	descTook     = desc("request_duration_seconds", "Time from the end of a request's header to metad's answer.", "route")
-	descAgent    = desc("agent_requests_total", "What the ECS agent was asked for: requests passed on "+
-		"(kind=\"request\") and metadata documents (kind=\"document\"), by outcome.", "kind", "outcome")
-	descAgentTook = desc("agent_request_duration_seconds", "Time from the beginning of a question to the ECS agent to its end.", "kind")
-	descAge       = desc("sample_age_seconds", "Age of statistics samples when they were asked for.")
-	descReceived  = desc("received_bytes_total", "Bytes from containers, HTTP headers included.")
-	descSent      = desc("sent_bytes_total", "Bytes to containers, HTTP headers included.")
-	descOpen      = desc("connections", "Open connections from containers.")
-	descRefused   = desc("connections_refused_total", "Connections over a limit.")
-	descDelayed   = desc("requests_delayed_total", "Requests that waited because their client sent them before it had its answers.")
-	descWaiting   = desc("waiting_requests", "Requests from addresses whose task is not known yet.")
-	descUnnamed   = desc("callers_not_named_total", "Requests about the container that asks of which nothing told which it is: answered 404.")
-	descFallback  = desc("agent_fallbacks_total", "Metadata documents of metad's own in place of the ECS agent's, "+
-		"by reason: the agent is away, or does not know the id.", "reason")
+	descRequests = desc("requests_total",
+		"Requests that metad answered itself, by path and class of the status.", "route",
+		"status")
+	descTook = desc("request_duration_seconds",
+		"Time from the end of a request's header to metad's answer.", "route")
+	descAgent = desc("agent_requests_total",
+		"What the ECS agent was asked for: requests passed on "+
+			"(kind=\"request\") and metadata documents (kind=\"document\"), by "+
+			"outcome.", "kind", "outcome")
+	descAgentTook = desc("agent_request_duration_seconds",
+		"Time from the beginning of a question to the ECS agent to its end.", "kind")
+	descAge = desc("sample_age_seconds",
+		"Age of statistics samples when they were asked for.")
+	descReceived = desc("received_bytes_total", "Bytes from containers, HTTP headers included.")
+	descSent     = desc("sent_bytes_total", "Bytes to containers, HTTP headers included.")
+	descOpen     = desc("connections", "Open connections from containers.")
+	descRefused  = desc("connections_refused_total", "Connections over a limit.")
+	descDelayed  = desc("requests_delayed_total",
+		"Requests that waited because their client sent them before it had its answers.")
+	descWaiting = desc("waiting_requests",
+		"Requests from addresses whose task is not known yet.")
+	descUnnamed = desc("callers_not_named_total",
+		"Requests about the container that asks of which nothing told which it is: "+
+			"answered 404.")
+	descFallback = desc("agent_fallbacks_total",
+		"Metadata documents of metad's own in place of the ECS agent's, "+
+			"by reason: the agent is away, or does not know the id.", "reason")
 	descPanics = desc("panics_total", "Requests answered 500 because of a bug.")
 )
 
@@ -212,8 +234,10 @@ func (s scraper) sampler(m *stats.Metrics) {
 }
 
 var (
-	descKept = desc("descriptors_kept", "File descriptors that statistics keep open to save work.")
-	descRoom = desc("descriptors_room", "File descriptors that may be kept: what connections and namespaces leave.")
+	descKept = desc("descriptors_kept",
+		"File descriptors that statistics keep open to save work.")
+	descRoom = desc("descriptors_room",
+		"File descriptors that may be kept: what connections and namespaces leave.")
 )
 
 func (s scraper) descriptors(u fdbudget.Usage) {
@@ -223,12 +247,15 @@ func (s scraper) descriptors(u fdbudget.Usage) {
 }
 
 var (
-	descDocker   = desc("docker_connected", "1 while the Docker Engine's event stream is open.")
-	descNRI      = desc("nri_connected", "1 while the Docker Engine asks metad by NRI what to put into new containers.")
+	descDocker = desc("docker_connected", "1 while the Docker Engine's event stream is open.")
+	descNRI    = desc("nri_connected",
+		"1 while the Docker Engine asks metad by NRI what to put into new containers.")
 	descEvents   = desc("docker_events_total", "Events received from the Docker Engine.")
 	descInspects = desc("docker_inspects_total", "Containers inspected.")
-	descStrays   = desc("addresses_not_believed_total", "Addresses that a container has beside that of its port.")
-	descErrors   = desc("docker_errors_total", "Inspects that failed, namespaces that could not be read, streams lost.")
+	descStrays   = desc("addresses_not_believed_total",
+		"Addresses that a container has beside that of its port.")
+	descErrors = desc("docker_errors_total",
+		"Inspects that failed, namespaces that could not be read, streams lost.")
 )
 
 func (s scraper) docker(f docker.Status, byNRI bool) {
@@ -240,7 +267,8 @@ func (s scraper) docker(f docker.Status, byNRI bool) {
 	s.counter(descStrays, f.Strays)
 }
 
-var descCreations = desc("creations_total", "Creations of containers that metad was asked about, by way and outcome.", "way", "outcome")
+var descCreations = desc("creations_total",
+	"Creations of containers that metad was asked about, by way and outcome.", "way", "outcome")
 
 func (s scraper) creations(i *inject.Injector) {
 	for _, c := range i.Creations() {
@@ -248,8 +276,9 @@ func (s scraper) creations(i *inject.Injector) {
 	}
 }
 
-var descTakeovers = desc("takeovers_total", "Takeovers: completed, if this metad took over from another when it started; "+
-	"abandoned, those that another began and did not finish.", "outcome")
+var descTakeovers = desc("takeovers_total",
+	"Takeovers: completed, if this metad took over from another when it started; "+
+		"abandoned, those that another began and did not finish.", "outcome")
 
 func (s scraper) takeovers(tookOver bool, abandoned uint64) {
 	s.counter(descTakeovers, uint64(number(tookOver)), "completed")
@@ -264,7 +293,8 @@ func number(yes bool) int {
 	return 0
 }
 
-var descFirstAnswer = desc("first_answer_seconds", "Time from a container's start to its first answer about itself or its task.")
+var descFirstAnswer = desc("first_answer_seconds",
+	"Time from a container's start to its first answer about itself or its task.")
 
 // firstAnswers measures how long after their start containers get their first answer.
 type firstAnswers struct {

@@ -21,40 +21,43 @@ import (
 	"metad/pkg/takeover"
 )
 
-// takeoverLayout is the version of takeoverMeta and of what is in it. A metad with another one is
-// refused, and is started after this one has stopped.
+// takeoverLayout is the version of takeoverMeta and its contents. A metad with another version is
+// refused; it can start after this one has stopped.
 const takeoverLayout = 2
 
-// takeoverMeta goes with the files that the successor gets.
+// takeoverMeta goes to the successor with the files.
 type takeoverMeta struct {
 	Loader []byte // loader.OfferTakeover's
 	Tasks  []byte // snapshot.Encode's
-	// Proxy is the path of the Docker API proxy's socket, whose listener is the last file; "": none.
+	// Proxy is the path of the Docker API proxy's socket, whose listener is the last file; "":
+	// none.
 	Proxy string
 }
 
 // lockTime is how long the exit of a killed metad may take.
 const lockTime = 2 * time.Second
 
-// possession is what only one metad on a host can have: the takeover socket, the pins, and all that
-// is in the kernel. A metad comes into it in one of two ways: where no metad serves it makes
-// everything fresh, else it takes over from the one that serves. Nothing else asks which it was.
+// possession is what only one metad on a host can have: the takeover socket, the pins, and the
+// programs, maps and devices in the kernel. There are two ways to it: if no metad serves, it makes
+// everything fresh; otherwise it takes over from the one that serves. No other code depends on
+// which way it was.
 type possession struct {
 	cfg    *config
 	log    *zap.Logger
 	socket *takeover.Socket
 	pred   *takeover.Predecessor // nil: fresh
-	lock   io.Closer             // nil: not had
+	lock   io.Closer             // nil: another process has it
 	loader *loader.Loader
 	ln     net.Listener
 	proxy  *givenProxy    // nil: the predecessor had none
 	saved  []lookup.Saved // what an earlier process knew
-	ours   bool           // this process takes out of the kernel what is there
+	ours   bool           // this process removes what is in the kernel at its end
 }
 
-// takePossession returns when everything is there but the listener. ports hears of every port of the
-// host from then on. Errors: takeover.ErrRefused.
-func takePossession(ctx context.Context, c *config, log *zap.Logger, ports *ports) (_ *possession, err error) {
+// takePossession returns when everything exists except the listener. From then on ports gets every
+// port of the host. Errors: takeover.ErrRefused.
+func takePossession(ctx context.Context, c *config, log *zap.Logger, ports *ports) (_ *possession,
+	err error) {
 	p := &possession{cfg: c, log: log}
 	if p.socket, p.pred, err = takeover.Start(ctx, c.takeoverConfig(log)); err != nil {
 		return nil, runDirError(c.runDir, err)
@@ -102,15 +105,15 @@ func (p *possession) takeOver(cfg loader.Config) error {
 	return err
 }
 
-// givenProxy is the socket of a predecessor's Docker API proxy. Where a container has it mounted as a
-// file, a new socket in its place would not be seen.
+// givenProxy is the socket of a predecessor's Docker API proxy. Where a container has it mounted as
+// a file, a new socket in its place would not be seen.
 type givenProxy struct {
 	file *os.File // the listener
 	path string
 }
 
-// proxySocket returns the listener of the Docker API proxy: the predecessor's, or a new one. It is for
-// one goroutine at a time.
+// proxySocket returns the listener of the Docker API proxy: the predecessor's, or a new one. It is
+// for one goroutine at a time.
 func (p *possession) proxySocket(engine string) (*dockerproxy.Socket, error) {
 	if had := p.proxy; had != nil {
 		p.proxy = nil
@@ -122,8 +125,8 @@ func (p *possession) proxySocket(engine string) (*dockerproxy.Socket, error) {
 	return dockerproxy.Listen(p.cfg.proxySocket, engine)
 }
 
-// dropProxy ends a predecessor's socket that this process does not serve: the predecessor leaves it to
-// this one.
+// dropProxy ends a predecessor's socket that this process does not serve: the predecessor leaves it
+// to this one.
 func (p *possession) dropProxy() {
 	if p.proxy == nil || p.proxy.path == p.cfg.proxySocket {
 		return
@@ -135,8 +138,8 @@ func (p *possession) dropProxy() {
 }
 
 // listener returns the listener of the endpoint. It is the last descriptor to be opened, and the
-// program array is the last thing to be filled: if this process is killed, the kernel takes both
-// away first, and no client waits for an answer.
+// program array is filled last. So if this process is killed, the kernel removes both first, and
+// no client waits for an answer.
 func (p *possession) listener() (net.Listener, error) {
 	if p.pred != nil {
 		return p.ln, nil
@@ -144,8 +147,8 @@ func (p *possession) listener() (net.Listener, error) {
 	return p.loader.Listen()
 }
 
-// commit makes everything this process's. The caller serves already. After an error the predecessor
-// goes on, and the caller ends.
+// commit makes this process the owner of everything. The caller already serves. After an error the
+// predecessor goes on, and the caller ends.
 func (p *possession) commit(ctx context.Context) error {
 	if p.pred == nil {
 		return nil
@@ -159,9 +162,10 @@ func (p *possession) commit(ctx context.Context) error {
 	return nil
 }
 
-// arm has packets come here, if they do not yet. It waits for known: before metad knows a task,
-// whatever answered before metad knows more.
-func (p *possession) arm(ctx context.Context, known <-chan struct{}, serve func(arm func() error) error) error {
+// arm makes packets come here, if they do not yet. It waits for known: before metad knows the
+// tasks, the agent, if any, has better answers.
+func (p *possession) arm(ctx context.Context, known <-chan struct{},
+	serve func(arm func() error) error) error {
 	if p.pred != nil {
 		return serve(func() error { return nil })
 	}
@@ -184,7 +188,7 @@ func (p *possession) predecessorLeft(ctx context.Context) {
 	}
 }
 
-// keepLock takes the lock of the pins as soon as a predecessor has left it.
+// keepLock takes the lock of the pins as soon as a predecessor has released it.
 func (p *possession) keepLock(ctx context.Context) error {
 	for p.pred != nil && p.lock == nil && ctx.Err() == nil {
 		if lock, err := loader.LockPinDir(ctx, p.cfg.pinDir, time.Minute); err == nil {
@@ -196,9 +200,10 @@ func (p *possession) keepLock(ctx context.Context) error {
 	return nil
 }
 
-// offer returns what a successor gets, proxy's listener too if it is not nil. From then on this process
-// changes nothing in the kernel.
-func (p *possession) offer(views []*lookup.View, proxy *dockerproxy.Socket) (takeover.State, error) {
+// offer returns what a successor gets, proxy's listener too if it is not nil. From then on this
+// process changes nothing in the kernel.
+func (p *possession) offer(views []*lookup.View, proxy *dockerproxy.Socket) (takeover.State,
+	error) {
 	files, kernel, err := p.loader.OfferTakeover()
 	if err != nil {
 		return takeover.State{}, err
@@ -206,7 +211,8 @@ func (p *possession) offer(views []*lookup.View, proxy *dockerproxy.Socket) (tak
 	s := takeover.State{Files: files}
 	meta := takeoverMeta{Loader: kernel}
 	if proxy != nil {
-		if file, path, err := proxy.File(); err == nil { // else the successor makes another one
+		// else the successor makes another one
+		if file, path, err := proxy.File(); err == nil {
 			s.Files, meta.Proxy = append(s.Files, file), path
 		}
 	}
@@ -223,8 +229,8 @@ func (p *possession) offer(views []*lookup.View, proxy *dockerproxy.Socket) (tak
 	return s, nil
 }
 
-// Close lets go. If everything is this process's it is taken out of the kernel; else another metad
-// has it, and it stays.
+// Close releases everything. If this process owns it, Close removes it from the kernel; otherwise
+// another metad has it, and it stays.
 func (p *possession) Close() error {
 	var errs []error
 	switch {
@@ -240,7 +246,7 @@ func (p *possession) Close() error {
 	if p.proxy != nil {
 		errs = append(errs, p.proxy.file.Close())
 	}
-	// Last: the next metad to start finds nothing of ours in its way.
+	// Last, so that the next metad finds nothing of this one in its way.
 	if p.pred != nil {
 		return errors.Join(append(errs, p.pred.Close())...)
 	}

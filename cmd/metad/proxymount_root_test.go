@@ -49,7 +49,8 @@ func TestRootProxySocketMounted(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "docker.sock")
 	d := startMetad(t, h, "--docker-proxy", socket)
 	waitFor(t, "the proxy", func() bool { return pingAt(socket) == nil })
-	id := h.Run(t, testdocker.Container{Network: "none", Configure: func(_ *container.Config, hc *container.HostConfig) {
+	id := h.Run(t, testdocker.Container{Network: "none", Configure: func(_ *container.Config,
+		hc *container.HostConfig) {
 		hc.Binds = []string{socket + ":/proxy.sock"}
 	}})
 	mounted := fmt.Sprintf("/proc/%d/root/proxy.sock", h.Inspect(t, id).State.Pid)

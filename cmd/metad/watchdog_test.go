@@ -123,7 +123,8 @@ func TestWatchdogProvesTheRequestPath(t *testing.T) {
 		t.Error(err)
 	}
 	if n := logs.Len(); n != changes {
-		t.Errorf("got %d lines, want one for each of %d changes: %v", n, changes, logs.All())
+		t.Errorf("got %d lines, want one for each of %d changes: %v", n, changes,
+			logs.All())
 	}
 	// Proofs of the time before the hang may still be unread, but there are no more than good
 	// probes.

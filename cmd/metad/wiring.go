@@ -28,8 +28,8 @@ import (
 	"metad/pkg/takeover"
 )
 
-// This file has every way from the flags to what the packages want. A method here fills in what
-// comes from flags; functions and channels between the parts are the caller's to add.
+// This file has every mapping from flags to the Configs of the packages. A method here sets the
+// fields that come from flags; the caller adds functions and channels between the parts.
 
 func (c *config) logger() (*zap.Logger, error) {
 	level, err := zapcore.ParseLevel(c.logLevel)
@@ -47,7 +47,7 @@ func (c *config) logger() (*zap.Logger, error) {
 	return zc.Build()
 }
 
-// engine returns a client of the Docker Engine, which need not be there yet.
+// engine returns a client of the Docker Engine, which may not run yet.
 func (c *config) engine() (*docker.Client, error) {
 	engine, err := docker.NewClient(c.dockerHost)
 	if err != nil {
@@ -57,7 +57,8 @@ func (c *config) engine() (*docker.Client, error) {
 }
 
 func (c *config) takeoverConfig(log *zap.Logger) takeover.Config {
-	return takeover.Config{Dir: c.runDir, Layout: takeoverLayout, Build: version, Log: log.Named("takeover")}
+	return takeover.Config{Dir: c.runDir, Layout: takeoverLayout, Build: version,
+		Log: log.Named("takeover")}
 }
 
 func (c *config) loaderConfig(log *zap.Logger) loader.Config {
@@ -110,8 +111,8 @@ func (c *config) followerConfig(engine docker.Engine, log *zap.Logger) docker.Co
 	}
 }
 
-// madeUpZone is the zone of tasks that ECS does not know. Scripts cut its last letter off to get the
-// region.
+// madeUpZone is the zone of tasks that ECS does not know. Scripts remove its last letter to get
+// the region.
 func (c *config) madeUpZone() string {
 	if c.disableAZ {
 		return ""
@@ -126,8 +127,8 @@ func (c *config) availabilityZone() string {
 	return c.az
 }
 
-// agentClient returns a client of the agent's introspection API and task endpoint, or nil if there
-// is to be neither. changed is called when the agent says something new.
+// agentClient returns a client of the agent's introspection API and task endpoint, or nil if both
+// are off. changed is called when the agent's answers change.
 func (c *config) agentClient(changed func(arns ...string), log *zap.Logger) (*agent.Client, error) {
 	if (c.introspection == "" || c.introspect != "") && c.agentURL == "" {
 		return nil, nil
@@ -159,8 +160,8 @@ func (c *config) serverConfig(samples server.Samples, log *zap.Logger) server.Co
 	return cfg
 }
 
-// sampler returns the sampler with the source that --stats-source names, and the function that ends
-// that source after Run has returned.
+// sampler returns the sampler with the source that --stats-source names, and a function that
+// closes the source. Call it after Run has returned.
 func (c *config) sampler(engine *docker.Client, log *zap.Logger) (*stats.Sampler, func(), error) {
 	source := c.statsSource
 	if source == "auto" && !stats.Visible(stats.CgroupConfig{}) {
@@ -181,7 +182,8 @@ func (c *config) sampler(engine *docker.Client, log *zap.Logger) (*stats.Sampler
 		d := stats.NewDockerSource(askEngine(engine), stats.CgroupConfig{})
 		sources, closeSource = append(sources, d), d.Close
 	}
-	return stats.New(stats.Config{Log: log, Keep: c.containerMetrics}, sources...), closeSource, nil
+	return stats.New(stats.Config{Log: log, Keep: c.containerMetrics}, sources...), closeSource,
+		nil
 }
 
 func askEngine(engine *docker.Client) stats.Engine {
@@ -203,7 +205,8 @@ func (c *config) fileWriter(log *zap.Logger) (*mdfile.Writer, error) {
 	if c.fileAgentPath {
 		form = mdfile.FormAgent
 	}
-	cfg := mdfile.Config{DataDir: c.dataDir, Layout: mdfile.Layout{Form: form, DataDir: c.dataDir}}
+	cfg := mdfile.Config{DataDir: c.dataDir, Layout: mdfile.Layout{Form: form,
+		DataDir: c.dataDir}}
 	w, err := mdfile.NewWriter(cfg, log.Named("mdfile"))
 	if err == nil {
 		w.SetHost(mdfile.LocalHost(c.cluster, c.availabilityZone()))
@@ -211,7 +214,7 @@ func (c *config) fileWriter(log *zap.Logger) (*mdfile.Writer, error) {
 	return w, err
 }
 
-// injectConfig is what containers get, by the proxy and by NRI.
+// injectConfig returns the settings of what the proxy and NRI put into containers.
 func (c *config) injectConfig() inject.Config {
 	return inject.Config{File: c.fileEnabled, URIs: c.metadataURIs}
 }
@@ -229,7 +232,8 @@ func (c *config) proxyConfig() (dockerproxy.Config, error) {
 }
 
 func (c *config) adminConfig() admin.Config {
-	return admin.Config{Addr: c.adminAddr, Socket: adminSocket(c.runDir), Group: c.adminGroup, PProf: c.pprof}
+	return admin.Config{Addr: c.adminAddr, Socket: adminSocket(c.runDir), Group: c.adminGroup,
+		PProf: c.pprof}
 }
 
 // adminSocket returns the path of the admin socket of a metad with this run directory.

@@ -14,9 +14,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// FuzzAdmin: whatever a client sends, TCP says nothing of a task, no path but those that are known is
-// answered, only GET and HEAD are, and what the socket says of tasks is JSON that means the tasks, with
-// samples if they are asked for.
+// FuzzAdmin: whatever a client sends, TCP says nothing of a task, no path but those that are known
+// is answered, only GET and HEAD are, and what the socket says of tasks is JSON that means the
+// tasks, with samples if they are asked for.
 func FuzzAdmin(f *testing.F) {
 	const secret = "zq7-a-task"
 	counter := prometheus.NewCounter(prometheus.CounterOpts{Name: "metad_test_total"})
@@ -29,14 +29,17 @@ func FuzzAdmin(f *testing.F) {
 			if stats {
 				c.Stats = json.RawMessage(`{"read":"x"}`)
 			}
-			return Tasks{Version: "v", Tasks: []Task{{ARN: secret, Containers: []Container{c}}}}
+			return Tasks{Version: "v",
+				Tasks: []Task{{ARN: secret, Containers: []Container{c}}}}
 		},
 	}
 	public, private := publicHandler(cfg), privateHandler(cfg)
 	known := map[string]bool{"/metrics": true, "/healthz": true, "/readyz": true}
-	for _, path := range []string{"/metrics", "/healthz", "/readyz", "/tasks", "/tasks?stats=1", "/tasks?stats=%31&stats=2", "/tasks?stats=1;x",
+	for _, path := range []string{"/metrics", "/healthz", "/readyz", "/tasks", "/tasks?stats=1",
+		"/tasks?stats=%31&stats=2", "/tasks?stats=1;x",
 		"/v1/tasks", "/debug/pprof/", "/debug/pprof/heap", "/", "//tasks", "/tasks/", "/x/../tasks", "/%74asks", "/tasks%2f", "http://h/tasks", "*", "/metrics?name[]=x"} {
-		for _, head := range []string{"GET %s HTTP/1.1\r\nHost: h\r\n\r\n", "POST %s HTTP/1.1\r\nHost: h\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 7\r\n\r\nstats=1",
+		for _, head := range []string{"GET %s HTTP/1.1\r\nHost: h\r\n\r\n",
+			"POST %s HTTP/1.1\r\nHost: h\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 7\r\n\r\nstats=1",
 			"HEAD %s HTTP/1.0\r\n\r\n", "GET %s HTTP/1.1\r\nHost: h\r\nAccept-Encoding: gzip\r\nAccept: application/openmetrics-text;version=1.0.0\r\n\r\n"} {
 			f.Add([]byte(strings.Replace(head, "%s", path, 1)))
 		}
@@ -55,18 +58,21 @@ func FuzzAdmin(f *testing.F) {
 		if r == nil {
 			return
 		}
-		if w.Code == http.StatusOK && (!known[r.URL.Path] || r.Method != http.MethodGet && r.Method != http.MethodHead) ||
+		if w.Code == http.StatusOK && (!known[r.URL.Path] || r.Method != http.MethodGet &&
+			r.Method != http.MethodHead) ||
 			r.URL.Path == "/readyz" && w.Code == http.StatusOK {
 			t.Fatalf("by TCP: %s %s: %d", r.Method, r.URL.Path, w.Code)
 		}
-		if bytes.Contains(w.Body.Bytes(), []byte(secret)) && !bytes.Contains(raw, []byte("zq7")) {
+		if bytes.Contains(w.Body.Bytes(), []byte(secret)) &&
+			!bytes.Contains(raw, []byte("zq7")) {
 			t.Fatalf("a task by TCP: %s", w.Body)
 		}
 		r, w = answer(private)
 		if w.Code != http.StatusOK || known[r.URL.Path] {
 			return
 		}
-		if r.URL.Path != "/tasks" || r.Method != http.MethodGet && r.Method != http.MethodHead {
+		if r.URL.Path != "/tasks" || r.Method != http.MethodGet &&
+			r.Method != http.MethodHead {
 			t.Fatalf("by the socket: %s %s: 200", r.Method, r.URL.Path)
 		}
 		var got Tasks
@@ -78,7 +84,8 @@ func FuzzAdmin(f *testing.F) {
 			t.Fatalf("after the tasks: %v", err)
 		}
 		stats := r.FormValue("stats") == "1"
-		if len(got.Tasks) != 1 || got.Tasks[0].ARN != secret || (got.Tasks[0].Containers[0].Stats != nil) != stats {
+		if len(got.Tasks) != 1 || got.Tasks[0].ARN != secret ||
+			(got.Tasks[0].Containers[0].Stats != nil) != stats {
 			t.Fatalf("stats %v: got %+v", stats, got)
 		}
 	})

@@ -208,7 +208,8 @@ func TestRun(t *testing.T) {
 	})
 	ts.Store(`{"Tasks":[]}`)
 	m.Store(metadata)
-	if arns := <-changed; !slices.Equal(slices.Sorted(slices.Values(arns)), []string{arn, "other"}) {
+	if arns := <-changed; !slices.Equal(slices.Sorted(slices.Values(arns)),
+		[]string{arn, "other"}) {
 		t.Errorf("the new answer concerns %q, want the tasks that it lacks", arns)
 	}
 	if len(c.last.Load().tasks) != 0 {
@@ -252,8 +253,10 @@ func TestDiffering(t *testing.T) {
 		if err1 != nil || err2 != nil {
 			t.Fatal(err1, err2)
 		}
-		if got := a.differing(before); !slices.Equal(got, want) || a.sameHost(before) != same {
-			t.Errorf("got %q and the same host %v, want %q and %v", got, a.sameHost(before), want, same)
+		if got := a.differing(before); !slices.Equal(got, want) ||
+			a.sameHost(before) != same {
+			t.Errorf("got %q and the same host %v, want %q and %v", got,
+				a.sameHost(before), want, same)
 		}
 	}
 	f(metadata, tasks, true)

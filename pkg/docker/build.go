@@ -34,7 +34,9 @@ func (s *state) set() []*task.Task {
 	set := make([]*task.Task, 0, len(s.tasks))
 	rest := s.published
 	for _, arn := range slices.Compact(s.renewed) {
-		i, had := slices.BinarySearchFunc(rest, arn, func(t *task.Task, arn string) int { return cmp.Compare(t.ARN, arn) })
+		i, had := slices.BinarySearchFunc(rest, arn, func(t *task.Task, arn string) int {
+			return cmp.Compare(t.ARN, arn)
+		})
 		set = append(set, rest[:i]...)
 		if rest = rest[i:]; had {
 			rest = rest[1:]
@@ -58,13 +60,16 @@ func (s *state) task(arn string, group map[string]*tracked) *task.Task {
 // build makes the task of the containers of one group, none of which is nil.
 func (s *state) build(group map[string]*tracked) *task.Task {
 	members := slices.SortedFunc(maps.Values(group), func(a, b *tracked) int {
-		return cmp.Or(a.desc.container.CreatedAt.Compare(b.desc.container.CreatedAt), cmp.Compare(a.id, b.id))
+		return cmp.Or(a.desc.container.CreatedAt.Compare(b.desc.container.CreatedAt),
+			cmp.Compare(a.id, b.id))
 	})
 	who := members[0].home
-	t := &task.Task{ID: who.id, ARN: who.arn, Cluster: who.cluster, Family: who.family, Revision: who.revision,
+	t := &task.Task{ID: who.id, ARN: who.arn, Cluster: who.cluster, Family: who.family,
+		Revision:         who.revision,
 		AvailabilityZone: s.cfg.AvailabilityZone, Settling: s.announced[who.arn] > 0}
 	var eni *namespace
-	var dns task.NetworkDetails // the agent gives the pause container those of the network interface
+	// the agent gives the pause container those of the network interface
+	var dns task.NetworkDetails
 	for _, m := range members {
 		c := m.desc.container
 		c.Stats, c.Cgroup = m.stats, m.cgroup
@@ -73,17 +78,20 @@ func (s *state) build(group map[string]*tracked) *task.Task {
 				ep.Container = c.ID
 				t.Endpoints = append(t.Endpoints, ep)
 			}
-			if c.Type == task.TypeCNIPause && c.NetworkMode == "none" && len(m.ns.eni4)+len(m.ns.eni6) > 0 {
+			if c.Type == task.TypeCNIPause && c.NetworkMode == "none" &&
+				len(m.ns.eni4)+len(m.ns.eni6) > 0 {
 				eni = m.ns
 				dns = m.desc.dns
 			}
 		}
-		if (m.ns != nil || m.cgroup != task.Cgroup{}) && !c.Running() { // it is being started: by the time that it asks, it runs
+		// it is being started: by the time that it asks, it runs
+		if (m.ns != nil || m.cgroup != task.Cgroup{}) && !c.Running() {
 			c.KnownStatus, c.DesiredStatus = task.StatusRunning, task.StatusRunning
 			c.StartedAt, c.FinishedAt, c.ExitCode = time.Time{}, time.Time{}, nil
 			c.DockerNetworks = connected(c.DockerNetworks, m.ns)
 		}
-		if c.Type == task.TypeCNIPause && c.KnownStatus == task.StatusRunning && (c.NetworkMode != "none" || m.ns != nil && m.ns.ecs) {
+		if c.Type == task.TypeCNIPause && c.KnownStatus == task.StatusRunning &&
+			(c.NetworkMode != "none" || m.ns != nil && m.ns.ecs) {
 			c.KnownStatus = task.StatusResourcesProvisioned
 		}
 		t.Containers = append(t.Containers, &c)
@@ -109,9 +117,11 @@ func (s *state) build(group map[string]*tracked) *task.Task {
 // those of the container: nothing translates them.
 func showENI(t *task.Task, eni *namespace, dns task.NetworkDetails) {
 	details := eni.details
-	details.DNSName, details.DNSServers, details.DNSSearch = dns.DNSName, dns.DNSServers, dns.DNSSearch
+	details.DNSName, details.DNSServers, details.DNSSearch = dns.DNSName, dns.DNSServers,
+		dns.DNSSearch
 	for _, c := range t.Containers {
-		c.Networks = []task.Network{{Mode: "awsvpc", IPv4Addresses: eni.eni4, IPv6Addresses: eni.eni6, NetworkDetails: details}}
+		c.Networks = []task.Network{{Mode: "awsvpc", IPv4Addresses: eni.eni4,
+			IPv6Addresses: eni.eni6, NetworkDetails: details}}
 		c.Ports = slices.Clone(c.Ports)
 		for i := range c.Ports {
 			c.Ports[i].HostPort = c.Ports[i].ContainerPort
@@ -122,7 +132,8 @@ func showENI(t *task.Task, eni *namespace, dns task.NetworkDetails) {
 // taskStatus is that of the least advanced of the containers that do the task's work. As long as
 // there are only pause containers, nothing of it has begun.
 func taskStatus(containers []*task.Container) task.Status {
-	rank := []task.Status{task.StatusNone, task.StatusCreated, task.StatusRunning, task.StatusStopped}
+	rank := []task.Status{task.StatusNone, task.StatusCreated, task.StatusRunning,
+		task.StatusStopped}
 	least := len(rank) - 1
 	pausing := 0 // pause containers that have not stopped
 	working := 0

@@ -442,7 +442,9 @@ func TestLeftAlone(t *testing.T) {
 			c.ReconcileEvery = time.Hour
 			apply, n := c.Apply, 0
 			c.Apply = func(tasks []*task.Task) { n++; apply(tasks) }
-			c.LeftAlone = func(addrs []netip.Addr) { told, sets = append(told, addrs), append(sets, n) }
+			c.LeftAlone = func(addrs []netip.Addr) {
+				told, sets = append(told, addrs), append(sets, n)
+			}
 		})
 		f := func(what string, want ...string) {
 			t.Helper()

@@ -29,25 +29,25 @@ type Config struct {
 	Engine Engine
 	Log    *zap.Logger
 
-	// Apply gets the whole current set, ordered by ARN, at every change of it; a task that has not
-	// changed has the pointer it had before. One call at a time. The first comes when every
-	// container there was at the start has been inspected, or the Engine has not answered for it in
-	// 10 s, so that nobody takes a part for the whole. After Restore it comes 10 s after the first
-	// list at the latest.
+	// Apply gets the whole current set, ordered by ARN, at every change of it; a task that has
+	// not changed has the pointer it had before. One call at a time. The first comes when every
+	// container there was at the start has been inspected, or the Engine has not answered for
+	// it in 10 s, so that nobody takes a part for the whole. After Restore it comes 10 s after
+	// the first list at the latest.
 	Apply func([]*task.Task)
 
 	// Enrich may add to a task what only the ECS agent knows, before the task is published. It
 	// may change the containers too. Called from one goroutine; must be quick. May be nil.
 	Enrich func(*task.Task)
 
-	// Bridges gets the devices of all the bridge networks that the Engine has, ordered by name, at
-	// every change of them. Called from a goroutine of its own. May be nil.
+	// Bridges gets the devices of all the bridge networks that the Engine has, ordered by name,
+	// at every change of them. Called from a goroutine of its own. May be nil.
 	Bridges func(names []string)
 
-	// LeftAlone gets the addresses of the running containers of which nothing is known, because the
-	// Engine lists them and answers no inspect of them, in order, at every change of them. It is
-	// called before the Apply that they are missing from. From Run's goroutine; must be quick. May be
-	// nil.
+	// LeftAlone gets the addresses of the running containers of which nothing is known, because
+	// the Engine lists them and answers no inspect of them, in order, at every change of them.
+	// It is called before the Apply that they are missing from. From Run's goroutine; must be
+	// quick. May be nil.
 	LeftAlone func([]netip.Addr)
 
 	// HostNetns is the path of the network namespace that the bridges are in; "": that of New's
@@ -65,9 +65,10 @@ type Config struct {
 	Region           string // in made-up ARNs; "": us-east-1
 	Account          string // in made-up ARNs; "": 000000000000
 	AvailabilityZone string // "": none
-	MadeUpZone       string // availability zone of tasks that ECS does not know, if there is no other; "": none
-	LaunchType       string // where the agent says nothing; "": EXTERNAL
-	CgroupRoot       string // where cgroups are mounted; "": /sys/fs/cgroup
+	// availability zone of tasks that ECS does not know, if there is no other; "": none
+	MadeUpZone string
+	LaunchType string // where the agent says nothing; "": EXTERNAL
+	CgroupRoot string // where cgroups are mounted; "": /sys/fs/cgroup
 
 	// ReconcileEvery is the time between two looks at the list of all containers; 0: 30 s.
 	ReconcileEvery time.Duration
@@ -78,9 +79,10 @@ const maxFirstSync = 10 * time.Second
 
 // Status is how a Follower is doing.
 type Status struct {
-	Connected  bool   // the event stream is open, and the containers were listed since
-	Complete   bool   // each container of the first list has been inspected, or given up once
-	Missing    int    // listed containers of which nothing is known, because the Engine does not answer
+	Connected bool // the event stream is open, and the containers were listed since
+	Complete  bool // each container of the first list has been inspected, or given up once
+	// listed containers of which nothing is known, because the Engine does not answer
+	Missing    int
 	Containers int    // known, stopped ones included
 	Events     uint64 // received
 	Inspects   uint64
@@ -98,7 +100,8 @@ type Follower struct {
 	state    *state     // of Run's goroutine
 	ns       *namespaces
 	read     func(*task.Container) (*namespace, error) // into the container's namespace
-	cgroupOf func(pid int, id string) task.Cgroup      // the cgroup of the container with the id and a process pid
+	// the cgroup of the container with the id and a process pid
+	cgroupOf func(pid int, id string) task.Cgroup
 	images   images
 	now      func() time.Time
 	births   *bundles // nil: there is no inotify instance left
@@ -124,12 +127,14 @@ func New(cfg Config) (*Follower, error) {
 	if err != nil {
 		return nil, err
 	}
-	f.ns, err = openNamespaces(cmp.Or(cfg.ProcRoot, "/proc"), cmp.Or(cfg.HostNetns, "/proc/thread-self/ns/net"))
+	f.ns, err = openNamespaces(cmp.Or(cfg.ProcRoot, "/proc"),
+		cmp.Or(cfg.HostNetns, "/proc/thread-self/ns/net"))
 	if err != nil {
 		return nil, err
 	}
 	f.read, f.state.inode = f.ns.read, f.ns.inode
-	f.cgroupOf = OpenCgroups(cmp.Or(cfg.ProcRoot, "/proc"), cmp.Or(cfg.CgroupRoot, "/sys/fs/cgroup")).of
+	f.cgroupOf = OpenCgroups(cmp.Or(cfg.ProcRoot, "/proc"),
+		cmp.Or(cfg.CgroupRoot, "/sys/fs/cgroup")).of
 	if len(cfg.BundleDirs) == 0 {
 		cfg.BundleDirs = defaultBundleDirs
 	}
@@ -142,7 +147,8 @@ func New(cfg Config) (*Follower, error) {
 // instances are used up, for which anybody may be the reason.
 func (f *Follower) useBirths(births *bundles, err error) {
 	if err != nil {
-		f.cfg.Log.Warn("a container is known only when Docker says that it runs", zap.Error(err))
+		f.cfg.Log.Warn("a container is known only when Docker says that it runs",
+			zap.Error(err))
 		return
 	}
 	f.births = births
@@ -154,7 +160,8 @@ func newFollower(cfg Config) (*Follower, error) {
 		return nil, errors.New("docker: Engine, Apply and Log must be set")
 	}
 	cfg.ReconcileEvery = cmp.Or(cfg.ReconcileEvery, 30*time.Second)
-	names := newNaming(cmp.Or(cfg.Region, "us-east-1"), cmp.Or(cfg.Account, "000000000000"), cmp.Or(cfg.Cluster, "default"))
+	names := newNaming(cmp.Or(cfg.Region, "us-east-1"), cmp.Or(cfg.Account, "000000000000"),
+		cmp.Or(cfg.Cluster, "default"))
 	if _, err := parseTaskARN(names.prefix + "x"); err != nil {
 		return nil, fmt.Errorf("region, account and cluster make no ARN: %w", err)
 	}
@@ -208,11 +215,13 @@ func (f *Follower) Status() Status {
 	}
 }
 
-// Ready returns why the set is a part of the whole, nil if it is the whole. Safe for concurrent use.
+// Ready returns why the set is a part of the whole, nil if it is the whole. Safe for concurrent
+// use.
 func (f *Follower) Ready() error {
 	switch missing := f.missing.Load(); {
 	case missing > 0:
-		return fmt.Errorf("the Docker Engine has not answered yet for %d containers", missing)
+		return fmt.Errorf("the Docker Engine has not answered yet for %d containers",
+			missing)
 	case !f.complete.Load():
 		return errors.New("not every container has been inspected yet")
 	}
@@ -228,8 +237,8 @@ func (f *Follower) PortChanged(ifindex int) {
 	f.signal()
 }
 
-// WrongMAC tells that a packet from addr came in by the port of the address and from another MAC: the
-// container may have changed it, and is looked at now. Never blocks; safe for concurrent use.
+// WrongMAC tells that a packet from addr came in by the port of the address and from another MAC:
+// the container may have changed it, and is looked at now. Never blocks; safe for concurrent use.
 func (f *Follower) WrongMAC(addr netip.Addr) {
 	f.mailbox.Lock()
 	defer f.mailbox.Unlock()

@@ -40,7 +40,10 @@ func TestFollowLife(t *testing.T) {
 	cell := c.Stats
 	e.change(id, func(c *container.InspectResponse) { c.Name = "/renamed" })
 	e.emit(events.ActionRename, id)
-	w.until(t, "renamed", func(tasks []*task.Task) bool { _, c := find(tasks, id); return c.DockerName == "renamed" })
+	w.until(t, "renamed", func(tasks []*task.Task) bool {
+		_, c := find(tasks, id)
+		return c.DockerName == "renamed"
+	})
 	e.change(id, stopped)
 	e.emit(events.ActionDie, id)
 	// M17: it stays.
@@ -53,8 +56,13 @@ func TestFollowLife(t *testing.T) {
 	}
 	e.remove(id)
 	e.emit(events.ActionDestroy, id)
-	w.until(t, "removed", func(tasks []*task.Task) bool { tk, _ := find(tasks, id); return tk == nil })
-	if !slices.IsSortedFunc(w.current(), func(a, b *task.Task) int { return cmp.Compare(a.ARN, b.ARN) }) {
+	w.until(t, "removed", func(tasks []*task.Task) bool {
+		tk, _ := find(tasks, id)
+		return tk == nil
+	})
+	if !slices.IsSortedFunc(w.current(), func(a, b *task.Task) int {
+		return cmp.Compare(a.ARN, b.ARN)
+	}) {
 		t.Error("tasks are not in order")
 	}
 }
@@ -71,7 +79,10 @@ func TestFollowDieFreesAddress(t *testing.T) {
 	e.mu.Unlock()
 	defer close(release)
 	e.emit(events.ActionDie, id)
-	w.until(t, "no endpoint", func(tasks []*task.Task) bool { tk, _ := find(tasks, id); return tk != nil && len(tk.Endpoints) == 0 })
+	w.until(t, "no endpoint", func(tasks []*task.Task) bool {
+		tk, _ := find(tasks, id)
+		return tk != nil && len(tk.Endpoints) == 0
+	})
 }
 
 // TestFollowDieDuringLook: what a look saw before the container ended does not come back.
@@ -79,7 +90,8 @@ func TestFollowDieDuringLook(t *testing.T) {
 	e := startEngine(t)
 	id := e.run()
 	w := watch(t, e)
-	reading, release, never := make(chan struct{}, 100), make(chan struct{}), make(chan struct{})
+	reading, release, never := make(chan struct{}, 100), make(chan struct{}),
+		make(chan struct{})
 	defer close(never)
 	w.mu.Lock()
 	w.readNS = func(c *task.Container) (*namespace, error) {
@@ -99,7 +111,10 @@ func TestFollowDieDuringLook(t *testing.T) {
 		}
 	}
 	e.mu.Unlock()
-	free := func(tasks []*task.Task) bool { tk, _ := find(tasks, id); return len(tk.Endpoints) == 0 }
+	free := func(tasks []*task.Task) bool {
+		tk, _ := find(tasks, id)
+		return len(tk.Endpoints) == 0
+	}
 	e.emit(events.ActionDie, id)
 	w.until(t, "no endpoint", free)
 	close(release)
@@ -156,7 +171,9 @@ func TestFollowOldDie(t *testing.T) {
 	tk, _ := find(w.current(), id)
 	e.mu.Lock()
 	for ch := range e.streams {
-		ch <- events.Message{Type: events.ContainerEventType, Action: events.ActionDie, Actor: events.Actor{ID: id}, TimeNano: time.Now().Add(-time.Hour).UnixNano()}
+		ch <- events.Message{Type: events.ContainerEventType, Action: events.ActionDie,
+			Actor:    events.Actor{ID: id},
+			TimeNano: time.Now().Add(-time.Hour).UnixNano()}
 	}
 	e.mu.Unlock()
 	other := e.run()
@@ -184,7 +201,9 @@ func TestFollowGoneBeforeInspect(t *testing.T) {
 	}
 	id := e.run()
 	e.emit(events.ActionStart, id)
-	w.until(t, "only what is there", func(tasks []*task.Task) bool { return len(tasks) == 1 && up(id)(tasks) })
+	w.until(t, "only what is there", func(tasks []*task.Task) bool {
+		return len(tasks) == 1 && up(id)(tasks)
+	})
 	for w.Status().Containers != 1 {
 		time.Sleep(time.Millisecond)
 	}
@@ -224,12 +243,13 @@ func TestFollowSlowInspect(t *testing.T) {
 	w.until(t, "the slow ones", up(last))
 }
 
-// TestFollowAnnounced: a task is settling while the Engine does not answer for a container that was created
-// for it, and not when that container is gone or cannot be inspected.
+// TestFollowAnnounced: a task is settling while the Engine does not answer for a container that was
+// created for it, and not when that container is gone or cannot be inspected.
 func TestFollowAnnounced(t *testing.T) {
 	e := startEngine(t)
 	labels := func(c *container.InspectResponse) {
-		c.Config.Labels = map[string]string{task.LabelTaskARN: "arn:aws:ecs:us-west-2:111122223333:task/default/a", task.LabelContainerName: c.Name[1:]}
+		c.Config.Labels = map[string]string{
+			task.LabelTaskARN: "arn:aws:ecs:us-west-2:111122223333:task/default/a", task.LabelContainerName: c.Name[1:]}
 	}
 	first := e.run(labels)
 	w := watch(t, e)
@@ -281,7 +301,9 @@ func TestFollowChangeDuringInspect(t *testing.T) {
 	e := startEngine(t)
 	w := watch(t, e)
 	asked, release := make(chan struct{}, 100), make(chan struct{})
-	id := e.run(func(c *container.InspectResponse) { c.State.Running, c.State.Pid, c.State.Status = false, 0, "created" })
+	id := e.run(func(c *container.InspectResponse) {
+		c.State.Running, c.State.Pid, c.State.Status = false, 0, "created"
+	})
 	e.mu.Lock()
 	e.onInspect = func(string) {
 		asked <- struct{}{}
@@ -297,7 +319,9 @@ func TestFollowChangeDuringInspect(t *testing.T) {
 	time.Sleep(10 * time.Millisecond) // let Run take the event in
 	release <- struct{}{}             // answers "created"
 	<-asked
-	e.change(id, func(c *container.InspectResponse) { c.State.Running, c.State.Pid, c.State.Status = true, 77, "running" })
+	e.change(id, func(c *container.InspectResponse) {
+		c.State.Running, c.State.Pid, c.State.Status = true, 77, "running"
+	})
 	close(release)
 	w.until(t, "started", up(id))
 }
@@ -350,7 +374,8 @@ func TestFollowSettles(t *testing.T) {
 		reads.Add(1)
 		select {
 		case <-ready:
-			return &namespace{ecs: true, endpoints: []task.Endpoint{{Ifindex: 5}}, inode: 1}, nil
+			return &namespace{ecs: true, endpoints: []task.Endpoint{{Ifindex: 5}},
+				inode: 1}, nil
 		default:
 			return &namespace{inode: 1}, nil
 		}
@@ -359,7 +384,8 @@ func TestFollowSettles(t *testing.T) {
 	inspects, _ := e.counts()
 	id := e.run(func(c *container.InspectResponse) {
 		c.HostConfig.NetworkMode = "none"
-		c.Config.Labels = map[string]string{task.LabelTaskARN: "arn:aws:ecs:r:1:task/c/i", task.LabelContainerName: task.PauseName}
+		c.Config.Labels = map[string]string{task.LabelTaskARN: "arn:aws:ecs:r:1:task/c/i",
+			task.LabelContainerName: task.PauseName}
 	})
 	e.emit(events.ActionStart, id)
 	for reads.Load() < 5 {
@@ -372,7 +398,8 @@ func TestFollowSettles(t *testing.T) {
 	w.PortChanged(5)
 	w.until(t, "provisioned", func(tasks []*task.Task) bool {
 		tk, c := find(tasks, id)
-		return c != nil && c.KnownStatus == task.StatusResourcesProvisioned && len(tk.Endpoints) == 1
+		return c != nil && c.KnownStatus == task.StatusResourcesProvisioned &&
+			len(tk.Endpoints) == 1
 	})
 }
 
@@ -388,7 +415,10 @@ func TestFollowPokeOfGonePort(t *testing.T) {
 	w.PortChanged(tk.Endpoints[0].Ifindex + 1) // another's
 	w.state.inode = func(int) uint64 { return 0 }
 	w.PortChanged(c.PID)
-	w.until(t, "no endpoint", func(tasks []*task.Task) bool { tk, _ := find(tasks, id); return len(tk.Endpoints) == 0 })
+	w.until(t, "no endpoint", func(tasks []*task.Task) bool {
+		tk, _ := find(tasks, id)
+		return len(tk.Endpoints) == 0
+	})
 }
 
 // TestFollowUnreadableNamespace: what cannot be read for once is not lost.
@@ -397,7 +427,9 @@ func TestFollowUnreadableNamespace(t *testing.T) {
 	id := e.run()
 	w := watch(t, e)
 	w.mu.Lock()
-	w.readNS = func(c *task.Container) (*namespace, error) { return nil, errors.New("interrupted") }
+	w.readNS = func(c *task.Container) (*namespace, error) {
+		return nil, errors.New("interrupted")
+	}
 	w.mu.Unlock()
 	e.emit(events.ActionUpdate, id)
 	errs := w.Status().Errors
@@ -413,7 +445,8 @@ func TestFollowHostileLabelsWarnOnce(t *testing.T) {
 	e := startEngine(t)
 	good := e.run()
 	bad := e.run(func(c *container.InspectResponse) {
-		c.Config.Labels = map[string]string{task.LabelTaskARN: "a\x00b", task.LabelContainerName: "x"}
+		c.Config.Labels = map[string]string{task.LabelTaskARN: "a\x00b",
+			task.LabelContainerName: "x"}
 	})
 	core, logs := observer.New(zap.WarnLevel)
 	w := watch(t, e, func(c *Config) { c.Log = zap.New(core) })
@@ -421,7 +454,10 @@ func TestFollowHostileLabelsWarnOnce(t *testing.T) {
 		name := fmt.Sprint("/r", i)
 		e.change(bad, func(c *container.InspectResponse) { c.Name = name })
 		e.emit(events.ActionRename, bad)
-		w.until(t, "renamed", func(tasks []*task.Task) bool { _, c := find(tasks, bad); return "/"+c.DockerName == name })
+		w.until(t, "renamed", func(tasks []*task.Task) bool {
+			_, c := find(tasks, bad)
+			return "/"+c.DockerName == name
+		})
 	}
 	if !up(good)(w.current()) || !up(bad)(w.current()) || len(w.current()) != 2 {
 		t.Errorf("got %s", show(w.current()))
@@ -445,7 +481,10 @@ func TestFollowEnrich(t *testing.T) {
 	first, _ := find(w.current(), id)
 	cluster.Store("two")
 	w.Refresh("not there", first.ARN)
-	w.until(t, "refreshed", func(tasks []*task.Task) bool { tk, _ := find(tasks, id); return tk.Cluster == "two" })
+	w.until(t, "refreshed", func(tasks []*task.Task) bool {
+		tk, _ := find(tasks, id)
+		return tk.Cluster == "two"
+	})
 	if first.Cluster != "one" || first.Containers[0].DesiredStatus != "one" {
 		t.Errorf("a published task was changed: %s", show(first))
 	}
@@ -459,7 +498,8 @@ func TestFollowEnrich(t *testing.T) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.applies != applies+1 {
-		t.Errorf("%d Applies for a refresh that changed nothing and a start", w.applies-applies)
+		t.Errorf("%d Applies for a refresh that changed nothing and a start",
+			w.applies-applies)
 	}
 }
 
@@ -483,7 +523,8 @@ func TestNewRejects(t *testing.T) {
 	}
 }
 
-// TestFollowChurn: nothing is left of containers that are gone, whatever was heard of them and when.
+// TestFollowChurn: nothing is left of containers that are gone, whatever was heard of them and
+// when.
 func TestFollowChurn(t *testing.T) {
 	const lives = 2000
 	e := startEngine(t)
@@ -493,7 +534,9 @@ func TestFollowChurn(t *testing.T) {
 	go func() { ended <- w.Run(ctx) }()
 	<-w.Synced()
 	labels := func(c *container.InspectResponse) {
-		c.Config.Labels = map[string]string{task.LabelTaskARN: fmt.Sprintf("arn:aws:ecs:us-west-2:111122223333:task/default/%s", c.Name[1:2+len(c.Name)%2]), task.LabelContainerName: c.Name[1:]}
+		c.Config.Labels = map[string]string{task.LabelTaskARN: fmt.Sprintf(
+			"arn:aws:ecs:us-west-2:111122223333:task/default/%s",
+			c.Name[1:2+len(c.Name)%2]), task.LabelContainerName: c.Name[1:]}
 	}
 	var wg sync.WaitGroup
 	for worker := range 8 {
@@ -527,7 +570,8 @@ func TestFollowChurn(t *testing.T) {
 	}
 	_, before := e.counts()
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		// Two lists more: the one before the last was asked for when all were gone, and has been taken in.
+		// Two lists more: the one before the last was asked for when all were gone, and has
+		// been taken in.
 		if _, lists := e.counts(); lists > before+2 && w.Status().Containers == 0 {
 			break
 		}
@@ -540,8 +584,10 @@ func TestFollowChurn(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := w.state
-	if left := len(s.containers) + len(s.groups) + len(s.announced) + len(s.dirty) + len(s.tasks) + len(s.unseen); left != 0 {
-		t.Errorf("left: containers %v, groups %v, announced %v, dirty %v, tasks %v, first %v", s.containers, s.groups, s.announced, s.dirty, s.tasks, s.unseen)
+	if left := len(s.containers) + len(s.groups) + len(s.announced) + len(s.dirty) +
+		len(s.tasks) + len(s.unseen); left != 0 {
+		t.Errorf("left: containers %v, groups %v, announced %v, dirty %v, tasks %v, "+
+			"first %v", s.containers, s.groups, s.announced, s.dirty, s.tasks, s.unseen)
 	}
 	for p, l := range w.looks.lines {
 		if len(l.ids) > 0 || l.busy > 0 {

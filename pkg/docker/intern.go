@@ -8,7 +8,8 @@ import "unique"
 func (d *description) intern() {
 	one := func(text string) string { return unique.Make(text).Value() }
 	c := &d.container
-	for _, text := range []*string{&d.arn, &d.id, &d.cluster, &d.family, &d.revision, &d.cgroupParent,
+	for _, text := range []*string{&d.arn, &d.id, &d.cluster, &d.family, &d.revision,
+		&d.cgroupParent,
 		&c.Name, &c.Image, &c.ImageID, &c.LogDriver, &c.State, &c.NetworkMode} {
 		*text = one(*text)
 	}

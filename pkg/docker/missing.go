@@ -7,8 +7,8 @@ import (
 	"github.com/docker/docker/api/types/container"
 )
 
-// missing is the containers that the Engine has not answered for, not once, by id, and the addresses
-// that it lists of them.
+// missing is the containers that the Engine has not answered for, not once, by id, and the
+// addresses that it lists of them.
 type missing map[string][]netip.Addr
 
 // add notes that nothing is known of the container with the id, and reports whether that is new.

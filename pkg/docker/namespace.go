@@ -41,8 +41,8 @@ type namespace struct {
 
 	strays map[netip.Addr]bool // addresses of ports that have others for their own
 
-	// unclaimed would be endpoints if Docker had given the container their addresses. Ordered by
-	// address.
+	// unclaimed would be endpoints if Docker had given the container their addresses. Ordered
+	// by address.
 	unclaimed []task.Endpoint
 }
 
@@ -142,9 +142,9 @@ func (found *namespace) fill(h *netlink.Handle, host netns.NsHandle, believed []
 	if err != nil {
 		return fmt.Errorf("find the id of the host's namespace: %w", err)
 	}
-	// Only IPv4 unless there is a task's network interface: since Linux 6.9 that waits for nobody,
-	// while a list of all waits for whoever changes a network anywhere on the host, as long as half
-	// a second while containers come and go.
+	// Only IPv4 unless there is a task's network interface: since Linux 6.9 that waits for
+	// nobody, while a list of all waits for whoever changes a network anywhere on the host, as
+	// long as half a second while containers come and go.
 	addrs, err := h.AddrList(nil, netlink.FAMILY_V4)
 	if err == nil && slices.ContainsFunc(links, isENI) {
 		var v6 []netlink.Addr
@@ -156,9 +156,10 @@ func (found *namespace) fill(h *netlink.Handle, host netns.NsHandle, believed []
 	}
 	for _, link := range links {
 		attrs := link.Attrs()
-		// An index is worth something only together with the namespace it is an index in. No id
-		// (-1) means that the peer is in this very namespace.
-		port := link.Type() == "veth" && attrs.NetNsID >= 0 && attrs.NetNsID == hostID && len(attrs.HardwareAddr) == 6
+		// An index is worth something only together with the namespace it is an index in.
+		// No id (-1) means that the peer is in this very namespace.
+		port := link.Type() == "veth" && attrs.NetNsID >= 0 && attrs.NetNsID == hostID &&
+			len(attrs.HardwareAddr) == 6
 		for _, a := range addrs {
 			addr, ok := netip.AddrFromSlice(a.IP)
 			if addr = addr.Unmap(); !ok || a.LinkIndex != attrs.Index {
@@ -190,9 +191,10 @@ func (found *namespace) fill(h *netlink.Handle, host netns.NsHandle, believed []
 	return nil
 }
 
-// describe notes the MAC, the block and the gateway of the task's network interface: of its first address of
-// each family. A gateway that cannot be read is none: the addresses are what matters.
-func (found *namespace) describe(h *netlink.Handle, link netlink.Link, block *net.IPNet, family int) {
+// describe notes the MAC, the block and the gateway of the task's network interface: of its first
+// address of each family. A gateway that cannot be read is none: the addresses are what matters.
+func (found *namespace) describe(h *netlink.Handle, link netlink.Link, block *net.IPNet,
+	family int) {
 	d := &found.details
 	d.MAC = link.Attrs().HardwareAddr.String()
 	subnet, gateway := &d.Subnet, &d.SubnetGateway
@@ -204,7 +206,8 @@ func (found *namespace) describe(h *netlink.Handle, link netlink.Link, block *ne
 	}
 	bits, _ := block.Mask.Size()
 	*subnet = (&net.IPNet{IP: block.IP.Mask(block.Mask), Mask: block.Mask}).String()
-	if family == netlink.FAMILY_V6 && len(found.eni4) > 0 { // the agent shows it where IPv6 is all there is
+	// the agent shows it where IPv6 is all there is
+	if family == netlink.FAMILY_V6 && len(found.eni4) > 0 {
 		return
 	}
 	routes, err := h.RouteList(link, family)
@@ -219,7 +222,10 @@ func (found *namespace) describe(h *netlink.Handle, link netlink.Link, block *ne
 }
 
 // isENI reports whether link is the task's network interface in an awsvpc task.
-func isENI(link netlink.Link) bool { return link.Attrs().Name == eniDevice && link.Type() != "veth" }
+func isENI(link netlink.Link) bool {
+	return link.Attrs().Name == eniDevice &&
+		link.Type() != "veth"
+}
 
 func compareEndpoints(a, b task.Endpoint) int {
 	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Ifindex, b.Ifindex))

@@ -24,26 +24,29 @@ type state struct {
 	cfg   *Config
 	names *naming
 	looks *inspector
-	// newborns looks into the namespaces of containers that are being started, without the Engine,
-	// which would not answer yet, and beside the look at the Engine that waits for that.
+	// newborns looks into the namespaces of containers that are being started, without the
+	// Engine, which would not answer yet, and beside the look at the Engine that waits for
+	// that.
 	newborns *inspector
 	inode    func(pid int) uint64
 	recheck  int // recheckShare
 
 	containers map[string]*tracked
 	groups     map[string]map[string]*tracked // by ARN, then container id
-	announced  map[string]int                 // by ARN: containers created of which no more is known
-	dirty      map[string]bool                // ARNs to build again
-	tasks      map[string]*task.Task
-	published  []*task.Task               // the last set
-	renewed    []string                   // ARNs of tasks that have changed since, or are gone
-	guests     map[string]map[string]bool // by id or name of a container: those that share its namespace
-	unseen     map[string]bool            // ids of the first list that were not looked at yet; nil before it
-	missing    missing
-	lists      int
-	relist     bool // a list is wanted, for the address of a container that is missing
-	restored   bool // there is something that an earlier process knew
-	strays     atomic.Uint64
+	// by ARN: containers created of which no more is known
+	announced map[string]int
+	dirty     map[string]bool // ARNs to build again
+	tasks     map[string]*task.Task
+	published []*task.Task // the last set
+	renewed   []string     // ARNs of tasks that have changed since, or are gone
+	// by id or name of a container: those that share its namespace
+	guests   map[string]map[string]bool
+	unseen   map[string]bool // ids of the first list that were not looked at yet; nil before it
+	missing  missing
+	lists    int
+	relist   bool // a list is wanted, for the address of a container that is missing
+	restored bool // there is something that an earlier process knew
+	strays   atomic.Uint64
 }
 
 // tracked is what is known of one container.
@@ -53,14 +56,16 @@ type tracked struct {
 	desc  *description // nil before the first inspect
 	// announced is the ARN of the task that it will belong to, until desc says so.
 	announced string
-	home      identity   // the task that it is in: its own, or that of the container whose namespace it shares
-	ns        *namespace // nil unless it runs in a namespace of its own
-	cgroup    task.Cgroup
-	newborn   int        // process of a container that is being started; 0 once the Engine has spoken
-	ended     ending     // of its last life
-	doubt     doubt      // of its MAC
-	restored  *task.Task // desc is of an earlier process's; nil since the first inspect
-	warned    bool
+	// the task that it is in: its own, or that of the container whose namespace it shares
+	home   identity
+	ns     *namespace // nil unless it runs in a namespace of its own
+	cgroup task.Cgroup
+	// process of a container that is being started; 0 once the Engine has spoken
+	newborn  int
+	ended    ending     // of its last life
+	doubt    doubt      // of its MAC
+	restored *task.Task // desc is of an earlier process's; nil since the first inspect
+	warned   bool
 }
 
 // ending is the end of one life of a container. An inspect that was answered before it says
@@ -116,9 +121,10 @@ func (s *state) want(id string, p priority) *tracked {
 func (s *state) event(m events.Message) {
 	if m.Type == events.NetworkEventType {
 		id := m.Actor.Attributes["container"]
-		// While a container is being started its networks are connected one by one, and inspecting
-		// it has to wait: the start event that follows is soon enough.
-		if c := s.containers[id]; c != nil && c.desc != nil && (c.desc.container.Running() || c.ns != nil) {
+		// While a container is being started its networks are connected one by one, and
+		// inspecting it has to wait: the start event that follows is soon enough.
+		if c := s.containers[id]; c != nil && c.desc != nil &&
+			(c.desc.container.Running() || c.ns != nil) {
 			s.want(id, priorityEvent)
 		}
 		return
@@ -240,7 +246,9 @@ func (s *state) portsChanged(ports map[int]bool) {
 
 // has reports whether one of the ports is the container's.
 func (c *tracked) has(ports map[int]bool) bool {
-	return c.ns != nil && slices.ContainsFunc(c.ns.endpoints, func(ep task.Endpoint) bool { return ports[ep.Ifindex] })
+	return c.ns != nil && slices.ContainsFunc(c.ns.endpoints, func(ep task.Endpoint) bool {
+		return ports[ep.Ifindex]
+	})
 }
 
 // expects returns how many endpoints a container that is being started has when it is connected.
@@ -286,7 +294,8 @@ func (s *state) found(f *finding) {
 func (s *state) described(c *tracked, f *finding) {
 	if f.inspected {
 		delete(s.missing, c.id)
-		if c.restored != nil && !c.desc.container.StartedAt.Equal(f.desc.container.StartedAt) {
+		if c.restored != nil &&
+			!c.desc.container.StartedAt.Equal(f.desc.container.StartedAt) {
 			c.stats = &task.StatsCell{} // its counters have begun anew
 		}
 		c.restored = nil

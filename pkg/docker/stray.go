@@ -18,9 +18,9 @@ func (found *namespace) setHome(ep task.Endpoint) {
 }
 
 // believe takes out of found, read in c's namespace, the addresses that do not count. Where Docker
-// has given addresses, only those are in found. Elsewhere, as in awsvpc mode, a network plugin gives
-// a port one address, once: that is the first one that the port was seen with. A container with
-// NET_ADMIN can add an address that the next task will get.
+// has given addresses, only those are in found. Elsewhere, as in awsvpc mode, a network plugin
+// gives a port one address, once: that is the first one that the port was seen with. A container
+// with NET_ADMIN can add an address that the next task will get.
 func (s *state) believe(c *tracked, found *namespace) {
 	if found == nil || len(assigned(&c.desc.container)) > 0 {
 		return
@@ -49,7 +49,8 @@ func (s *state) believe(c *tracked, found *namespace) {
 }
 
 // stray notes that the endpoint's address does not count, and logs it once.
-func (s *state) stray(c *tracked, found *namespace, known map[netip.Addr]bool, ep task.Endpoint, home netip.Addr) {
+func (s *state) stray(c *tracked, found *namespace, known map[netip.Addr]bool, ep task.Endpoint,
+	home netip.Addr) {
 	if found.strays == nil {
 		found.strays = map[netip.Addr]bool{}
 	}
@@ -59,6 +60,7 @@ func (s *state) stray(c *tracked, found *namespace, known map[netip.Addr]bool, e
 	}
 	s.strays.Add(1)
 	s.cfg.Log.Warn("address not believed: its port has had another one from the beginning",
-		zap.Stringer("addr", ep.Addr), zap.Stringer("portsAddr", home), zap.Int("ifindex", ep.Ifindex),
+		zap.Stringer("addr", ep.Addr), zap.Stringer("portsAddr", home),
+		zap.Int("ifindex", ep.Ifindex),
 		zap.String("task", c.home.arn), zap.String("container", c.id))
 }

@@ -34,7 +34,8 @@ func TestStrayAddress(t *testing.T) {
 		set(own)
 		d.setUp = func(f *Follower) {
 			f.read = func(*task.Container) (*namespace, error) {
-				return &namespace{endpoints: slices.Clone(*has.Load()), inode: 1}, nil
+				return &namespace{endpoints: slices.Clone(*has.Load()), inode: 1},
+					nil
 			}
 		}
 		o := observe(t, d, nil)
@@ -50,7 +51,8 @@ func TestStrayAddress(t *testing.T) {
 				got = append(got, ep.Addr)
 			}
 			if !slices.Equal(got, want) || o.Status().Strays != strays {
-				t.Errorf("%s: got %v and %d strays, want %v and %d", what, got, o.Status().Strays, want, strays)
+				t.Errorf("%s: got %v and %d strays, want %v and %d", what, got,
+					o.Status().Strays, want, strays)
 			}
 		}
 		check(o, "at first", 0, own)

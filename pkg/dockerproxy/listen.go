@@ -116,7 +116,8 @@ func adopt(file *os.File, path string) (*Socket, error) {
 	}
 	u, ok := l.(*net.UnixListener)
 	if !ok {
-		return nil, errors.Join(fmt.Errorf("not a unix socket but %s", l.Addr().Network()), l.Close())
+		return nil, errors.Join(fmt.Errorf("not a unix socket but %s", l.Addr().Network()),
+			l.Close())
 	}
 	u.SetUnlinkOnClose(false)
 	s := &Socket{UnixListener: u, path: path, closed: make(chan struct{})}
@@ -136,8 +137,8 @@ type Socket struct {
 	shared atomic.Bool   // another process has it now
 }
 
-// File returns the listener for another process to Adopt, and its path; an error if another socket is
-// in its place. The caller closes the file.
+// File returns the listener for another process to Adopt, and its path; an error if another socket
+// is in its place. The caller closes the file.
 func (s *Socket) File() (file *os.File, path string, err error) {
 	if !s.current() {
 		return nil, "", fmt.Errorf("%s is another socket now", s.path)
@@ -165,8 +166,8 @@ func (s *Socket) current() bool {
 	return err == nil && os.SameFile(info, s.info)
 }
 
-// Close closes the listener, and removes the socket if it is still this one and no other process has
-// it.
+// Close closes the listener, and removes the socket if it is still this one and no other process
+// has it.
 func (s *Socket) Close() error {
 	s.once.Do(func() { close(s.closed) })
 	err := s.UnixListener.Close()

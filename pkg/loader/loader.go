@@ -283,8 +283,8 @@ func (l *Loader) Put(addr netip.Addr, v *bpf.TaskValue) error {
 // Delete takes addr from the task that has it. That no task has it is no error.
 func (l *Loader) Delete(addr netip.Addr) error { return l.tasks.delete(addr) }
 
-// LeaveAlone has the new connections of these IPv4 addresses, and of no other, left to the ECS agent as
-// long as no task has the address. Without Config.AgentAddr it has no effect.
+// LeaveAlone has the new connections of these IPv4 addresses, and of no other, left to the ECS
+// agent as long as no task has the address. Without Config.AgentAddr it has no effect.
 func (l *Loader) LeaveAlone(addrs []netip.Addr) error { return l.left.set(addrs) }
 
 // Entries returns what the kernel's map of tasks holds.

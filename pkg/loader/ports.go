@@ -152,7 +152,8 @@ func (p *ports) is(d device) (todo []int) {
 	}
 	p.devices[d.ifindex] = d
 	if was.kind == "bridge" || d.kind == "bridge" {
-		follows := was.kind != d.kind || was.name != d.name // new or renamed: its ports follow it
+		// new or renamed: its ports follow it
+		follows := was.kind != d.kind || was.name != d.name
 		for _, port := range p.devices {
 			h := p.hooks[port.ifindex]
 			if port.master == d.ifindex && (follows || h != nil && h.err != nil) {

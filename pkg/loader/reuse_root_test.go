@@ -58,7 +58,10 @@ func TestRootReuses(t *testing.T) {
 		if tk != nil {
 			current[addr] = tk
 		}
-		if err := table.Apply(slices.SortedFunc(maps.Values(current), func(a, b *task.Task) int { return cmp.Compare(a.ARN, b.ARN) })); err != nil {
+		if err := table.Apply(slices.SortedFunc(maps.Values(current),
+			func(a, b *task.Task) int {
+				return cmp.Compare(a.ARN, b.ARN)
+			})); err != nil {
 			t.Error(err)
 		}
 	}

@@ -265,7 +265,8 @@ func TestTaskMapDeviceGoes(t *testing.T) {
 
 // The set is what was given last. What has no room is an error, and the rest is there.
 func TestAddrSet(t *testing.T) {
-	a, b, c := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("10.0.0.3")
+	a, b, c := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"),
+		netip.MustParseAddr("10.0.0.3")
 	m := newFakeMap[uint8](2)
 	s := addrSet{m: m}
 	f := func(addrs []netip.Addr, full bool, want ...netip.Addr) {
@@ -273,7 +274,8 @@ func TestAddrSet(t *testing.T) {
 		if err := s.set(addrs); errors.Is(err, unix.E2BIG) != full || err != nil && !full {
 			t.Errorf("%v: got %v, full: %v", addrs, err, full)
 		}
-		if got := slices.SortedFunc(maps.Keys(m.m), netip.Addr.Compare); !slices.Equal(got, want) {
+		if got := slices.SortedFunc(maps.Keys(m.m), netip.Addr.Compare); !slices.Equal(got,
+			want) {
 			t.Errorf("%v: got %v, want %v", addrs, got, want)
 		}
 	}

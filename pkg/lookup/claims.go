@@ -7,12 +7,13 @@ import (
 	"metad/pkg/task"
 )
 
-// claims are what all tasks claim, granted or not. It is changed task by task, and says what is left
-// of the others' claims where one ends.
+// claims are what all tasks claim, granted or not. It is changed task by task, and says what is
+// left of the others' claims where one ends.
 type claims struct {
 	addrs map[netip.Addr][]claim
 	ports map[int][]netip.Addr // by ifindex: the addresses that are claimed behind it
-	ids   map[string][]uint32  // by endpoint id: the tags of the tasks of the containers that hold it
+	// by endpoint id: the tags of the tasks of the containers that hold it
+	ids map[string][]uint32
 }
 
 // claim is one task's claim of an address.
@@ -22,7 +23,8 @@ type claim struct {
 }
 
 func newClaims() claims {
-	return claims{addrs: map[netip.Addr][]claim{}, ports: map[int][]netip.Addr{}, ids: map[string][]uint32{}}
+	return claims{addrs: map[netip.Addr][]claim{}, ports: map[int][]netip.Addr{},
+		ids: map[string][]uint32{}}
 }
 
 // add adds what the task with the tag claims.

@@ -17,8 +17,8 @@ type holder struct {
 }
 
 // Endpoint returns the container whose endpoint id is id, the last part of its
-// ECS_CONTAINER_METADATA_URI(_V4), and its task; nil, nil if no container has it, the one that had it has
-// stopped, or two have it. It takes no lock and does not allocate.
+// ECS_CONTAINER_METADATA_URI(_V4), and its task; nil, nil if no container has it, the one that had
+// it has stopped, or two have it. It takes no lock and does not allocate.
 func (t *Table) Endpoint(id []byte) (*View, *ContainerView) {
 	h := t.snap.Load().endpoints.maps[idPart(id)][string(id)]
 	return h.view, h.container
@@ -28,8 +28,8 @@ func (t *Table) Endpoint(id []byte) (*View, *ContainerView) {
 func (t *Table) EndpointConflicts() uint64 { return t.endpointConflicts.Load() }
 
 // complete adds to next's views what comes of several tasks together: who may ask from an address.
-// Where no container uses the network of another task's, and none did before, that is each view's own
-// matter.
+// Where no container uses the network of another task's, and none did before, that is each view's
+// own matter.
 func (t *Table) complete(c *change) {
 	before := t.joined
 	for tag := range c.tags {
@@ -43,7 +43,8 @@ func (t *Table) complete(c *change) {
 	if before == 0 && t.joined == 0 {
 		for tag := range c.tags {
 			if v := c.next.byTag(tag); v != nil && v != c.old.byTag(tag) {
-				c.next.tags.set(tagPart(tag), tag, v.withAskers(guestsOf([]*View{v})))
+				c.next.tags.set(tagPart(tag), tag,
+					v.withAskers(guestsOf([]*View{v})))
 			}
 		}
 		return
@@ -93,11 +94,12 @@ func (t *Table) tellCopied(c *change, id string, tags []uint32) {
 	t.endpointConflicts.Add(1)
 	all := c.next.byTag(tags[len(tags)-1]).Containers
 	i := slices.IndexFunc(all, func(k ContainerView) bool { return k.EndpointID == id })
-	t.log.Warn("endpoint id held by two containers: given to neither", zap.String("container", all[i].ID))
+	t.log.Warn("endpoint id held by two containers: given to neither",
+		zap.String("container", all[i].ID))
 }
 
-// guests are the containers that use another container's network namespace and have not stopped, by what
-// Docker names the other one by.
+// guests are the containers that use another container's network namespace and have not stopped, by
+// what Docker names the other one by.
 type guests map[string][]holder
 
 func guestsOf(views []*View) guests {
@@ -105,7 +107,8 @@ func guestsOf(views []*View) guests {
 	for _, v := range views {
 		for i := range v.Containers {
 			c := &v.Containers[i]
-			if of, ok := strings.CutPrefix(c.NetworkMode, "container:"); ok && c.KnownStatus != task.StatusStopped {
+			if of, ok := strings.CutPrefix(c.NetworkMode, "container:"); ok &&
+				c.KnownStatus != task.StatusStopped {
 				g[of] = append(g[of], holder{v, c})
 			}
 		}
@@ -121,7 +124,8 @@ func (v *View) joins() bool {
 	for i := range v.Containers {
 		of, ok := strings.CutPrefix(v.Containers[i].NetworkMode, "container:")
 		if ok && !slices.ContainsFunc(v.Containers, func(c ContainerView) bool {
-			return c.ID == of || c.DockerName == of || c.ID != "" && c.ID[:min(len(c.ID), shortID)] == of
+			return c.ID == of || c.DockerName == of || c.ID != "" &&
+				c.ID[:min(len(c.ID), shortID)] == of
 		}) {
 			return true
 		}
@@ -129,8 +133,8 @@ func (v *View) joins() bool {
 	return false
 }
 
-// in appends to list those that may send from the namespace of c, which is one of v's: c itself, unless it
-// is a pause container, and its guests. Two are enough: then nobody is meant.
+// in appends to list those that may send from the namespace of c, which is one of v's: c itself,
+// unless it is a pause container, and its guests. Two are enough: then nobody is meant.
 func (g guests) in(list []holder, v *View, c *ContainerView, depth int) []holder {
 	known := func(h holder) bool { return h.container == c }
 	if depth == maxDepth || len(list) > 1 || slices.ContainsFunc(list, known) {

@@ -27,7 +27,8 @@ func (t *Table) settle(c *change) {
 func (t *Table) owner(c *change, addr netip.Addr) (entry, bool) {
 	var all []entry
 	for _, k := range t.claims.addrs[addr] {
-		if e := (entry{k.ep, c.next.byTag(k.tag)}); !t.gone[k.ep.Ifindex] && !slices.Contains(all, e) {
+		if e := (entry{k.ep, c.next.byTag(k.tag)}); !t.gone[k.ep.Ifindex] &&
+			!slices.Contains(all, e) {
 			all = append(all, e)
 		}
 	}
@@ -41,8 +42,10 @@ func (t *Table) owner(c *change, addr netip.Addr) (entry, bool) {
 		t.conflicts.Add(1)
 		for _, e := range all {
 			if e != holder {
-				t.log.Warn("address claimed twice", zap.Stringer("addr", addr), zap.Bool("keptByHolder", ok),
-					zap.String("claimedBy", e.view.Task.ARN), zap.Int("ifindex", e.ep.Ifindex))
+				t.log.Warn("address claimed twice", zap.Stringer("addr", addr),
+					zap.Bool("keptByHolder", ok),
+					zap.String("claimedBy", e.view.Task.ARN),
+					zap.Int("ifindex", e.ep.Ifindex))
 			}
 		}
 	}

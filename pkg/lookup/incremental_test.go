@@ -28,26 +28,33 @@ func (m heldMap) Entries() (map[netip.Addr]bpf.MetadTaskValue, error) {
 	return nil, nil
 }
 
-// Whatever sets a table was given before, it says of the last one what a table says that has seen no other, except
-// of an address that two claim.
+// Whatever sets a table was given before, it says of the last one what a table says that has seen
+// no other, except of an address that two claim.
 func TestHistoryDoesNotShow(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	random := func(i int) *task.Task {
 		tk := &task.Task{ARN: fmt.Sprintf("arn:task/%d", i), ID: fmt.Sprint(i)}
 		for j := range 1 + r.IntN(3) {
-			c := &task.Container{ID: fmt.Sprintf("%061x%03x", 0xabc000+i, j), DockerName: fmt.Sprintf("name-%d-%d", i, j), Stats: &task.StatsCell{}, PID: 1,
-				EndpointID: [...]string{"", fmt.Sprint(i, "-", j), fmt.Sprint(r.IntN(6))}[r.IntN(3)],
-				Cgroup:     task.Cgroup{ID: [...]uint64{0, uint64(100 + 10*i + j)}[r.IntN(2)], Level: 3}}
+			c := &task.Container{ID: fmt.Sprintf("%061x%03x", 0xabc000+i, j),
+				DockerName: fmt.Sprintf("name-%d-%d", i, j),
+				Stats:      &task.StatsCell{}, PID: 1,
+				EndpointID: [...]string{"", fmt.Sprint(i, "-", j),
+					fmt.Sprint(r.IntN(6))}[r.IntN(3)],
+				Cgroup: task.Cgroup{ID: [...]uint64{0,
+					uint64(100 + 10*i + j)}[r.IntN(2)], Level: 3}}
 			if j > 0 { // in the network of another container, of its own task mostly
 				of := i
 				if r.IntN(6) == 0 {
 					of = r.IntN(8)
 				}
-				c.NetworkMode = [...]string{"container:" + fmt.Sprintf("%061x%03x", 0xabc000+of, 0), "container:" + fmt.Sprintf("name-%d-0", of), "bridge"}[r.IntN(3)]
+				c.NetworkMode = [...]string{"container:" + fmt.Sprintf("%061x%03x",
+					0xabc000+of, 0), "container:" + fmt.Sprintf("name-%d-0",
+					of), "bridge"}[r.IntN(3)]
 			}
 			tk.Containers = append(tk.Containers, c)
 		}
-		tk.Endpoints = []task.Endpoint{{Addr: netip.AddrFrom4([4]byte{10, 0, 0, byte(1 + r.IntN(12))}), Ifindex: 10 + i, Container: tk.Containers[0].ID}}
+		tk.Endpoints = []task.Endpoint{
+			{Addr: netip.AddrFrom4([4]byte{10, 0, 0, byte(1 + r.IntN(12))}), Ifindex: 10 + i, Container: tk.Containers[0].ID}}
 		return tk
 	}
 	says := func(table *Table, disputed map[netip.Addr]bool) map[string]string {
@@ -60,7 +67,8 @@ func TestHistoryDoesNotShow(t *testing.T) {
 			if c := v.Only(addr); c != nil {
 				who = c.ID
 			}
-			out[v.Task.ARN] = fmt.Sprintf("%s is at %v: %v", who, addr, disputed[addr] || owner.view == v)
+			out[v.Task.ARN] = fmt.Sprintf("%s is at %v: %v", who, addr,
+				disputed[addr] || owner.view == v)
 		}
 		return out
 	}
@@ -102,10 +110,12 @@ func TestHistoryDoesNotShow(t *testing.T) {
 			a := tk.Endpoints[0].Addr
 			claimed[a], disputed[a] = true, claimed[a]
 		}
-		if got, want := says(table, disputed), says(fresh, disputed); !maps.Equal(got, want) {
+		if got, want := says(table, disputed), says(fresh, disputed); !maps.Equal(got,
+			want) {
 			t.Fatalf("got\n%v\nwant\n%v", got, want)
 		}
-		if !slices.Equal(slices.Sorted(addrs(kernel, disputed)), slices.Sorted(addrs(freshKernel, disputed))) {
+		if !slices.Equal(slices.Sorted(addrs(kernel, disputed)),
+			slices.Sorted(addrs(freshKernel, disputed))) {
 			t.Fatalf("the kernel has %v, want %v", kernel, freshKernel)
 		}
 	}
@@ -122,8 +132,8 @@ func addrs(m heldMap, out map[netip.Addr]bool) iter.Seq[string] {
 	}
 }
 
-// wantWhole checks that publishing only what had changed has led to what publishing everything leads
-// to: the claims are those of the tasks, and a whole publication finds nothing to do.
+// wantWhole checks that publishing only what had changed has led to what publishing everything
+// leads to: the claims are those of the tasks, and a whole publication finds nothing to do.
 func wantWhole(t *testing.T, table *Table) {
 	t.Helper()
 	if table.failed {
@@ -144,12 +154,14 @@ func wantWhole(t *testing.T, table *Table) {
 		}
 	}
 	if table.joined != joined || len(table.tags) != len(table.shown) {
-		t.Fatalf("got %d joined and %d tags, want %d and %d", table.joined, len(table.tags), joined, len(table.shown))
+		t.Fatalf("got %d joined and %d tags, want %d and %d", table.joined, len(table.tags),
+			joined, len(table.shown))
 	}
 	type told struct{ dispute, copied, gone, written, provable any }
 	state := func() told {
 		yes, no := table.Provable()
-		return told{maps.Clone(table.dispute), maps.Clone(table.copied), maps.Clone(table.gone), maps.Clone(table.written), [2]int{yes, no}}
+		return told{maps.Clone(table.dispute), maps.Clone(table.copied),
+			maps.Clone(table.gone), maps.Clone(table.written), [2]int{yes, no}}
 	}
 	was := state()
 	wasNamed := maps.Clone(table.containers.written)
@@ -163,14 +175,16 @@ func wantWhole(t *testing.T, table *Table) {
 	after := table.snap.Load()
 	if !maps.Equal(maps.Collect(before.tags.all()), maps.Collect(after.tags.all())) ||
 		!maps.Equal(maps.Collect(before.addrs.all()), maps.Collect(after.addrs.all())) ||
-		!maps.Equal(maps.Collect(before.endpoints.all()), maps.Collect(after.endpoints.all())) {
+		!maps.Equal(maps.Collect(before.endpoints.all()),
+			maps.Collect(after.endpoints.all())) {
 		t.Fatalf("a whole publication gives readers something else:\n%v\n%v", before, after)
 	}
 	if is := state(); !reflect.DeepEqual(was, is) {
 		t.Fatalf("a whole publication leads from\n%v\nto\n%v", was, is)
 	}
 	if !maps.Equal(wasNamed, table.containers.written) {
-		t.Fatalf("a whole publication names other containers:\n%v\n%v", wasNamed, table.containers.written)
+		t.Fatalf("a whole publication names other containers:\n%v\n%v", wasNamed,
+			table.containers.written)
 	}
 }
 

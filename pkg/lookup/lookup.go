@@ -26,8 +26,8 @@ type KernelMap interface {
 	Entries() (map[netip.Addr]bpf.TaskValue, error)
 }
 
-// Limits of Await. A container that is not known yet waits with a few connections; more than that is
-// somebody trying what happens.
+// Limits of Await. A container that is not known yet waits with a few connections; more than that
+// is somebody trying what happens.
 const (
 	maxWaiters        = 4096 // in all
 	maxWaitersPerAddr = 128
@@ -60,8 +60,9 @@ func (s *snapshot) next() *snapshot {
 	return &snapshot{tags: s.tags.next(), addrs: s.addrs.next(), endpoints: s.endpoints.next()}
 }
 
-// Table maps tags, addresses and endpoint ids to tasks' views. Readers (Resolve, Await, Endpoint, Views) are safe for
-// concurrent use with each other and with the writers (all else), which take turns.
+// Table maps tags, addresses and endpoint ids to tasks' views. Readers (Resolve, Await, Endpoint,
+// Views) are safe for concurrent use with each other and with the writers (all else), which take
+// turns.
 type Table struct {
 	kernel KernelMap
 	log    *zap.Logger
@@ -79,10 +80,12 @@ type Table struct {
 	nextTag uint32                       // the next to try
 	wrapped bool                         // nextTag may have been given before
 	written map[netip.Addr]bpf.TaskValue // what the kernel holds; nil: not read yet
-	gone    map[int]bool                 // ifindexes that no longer exist and that tasks claim: to no avail
-	dispute map[netip.Addr]bool          // claimed twice, and told so
-	copied  map[string]bool              // endpoint ids held twice, and told so
-	joined  int                          // tasks with a container that uses the network of another task's
+	// ifindexes that no longer exist and that tasks claim: to no avail
+	gone    map[int]bool
+	dispute map[netip.Addr]bool // claimed twice, and told so
+	copied  map[string]bool     // endpoint ids held twice, and told so
+	// tasks with a container that uses the network of another task's
+	joined int
 
 	containers containers
 	applied    bool // what an earlier process left has been replaced
@@ -147,8 +150,8 @@ func (t *Table) TurnedAway() uint64 { return t.turned.Load() }
 // call and does not allocate.
 //
 // A task's tag is proof by itself: the kernel saw the address, the port and the MAC. A port's tag
-// (the task was not known at the time) holds for the task that has addr behind that very port. No tag
-// (bridge device only) holds for the task that has addr: the reply leaves by that task's port,
+// (the task was not known at the time) holds for the task that has addr behind that very port. No
+// tag (bridge device only) holds for the task that has addr: the reply leaves by that task's port,
 // whoever asked, and a handshake completes nowhere else.
 func (t *Table) Resolve(tag uint32, addr netip.Addr) *View {
 	s := t.snap.Load()
@@ -166,15 +169,16 @@ func (t *Table) Resolve(tag uint32, addr netip.Addr) *View {
 	}
 }
 
-// Await is Resolve that waits until the task is there and Settled, or ctx ends. It returns what there
-// is then, nil if nothing, and at once if too many wait already.
+// Await is Resolve that waits until the task is there and Settled, or ctx ends. It returns what
+// there is then, nil if nothing, and at once if too many wait already.
 func (t *Table) Await(ctx context.Context, tag uint32, addr netip.Addr) *View {
 	if v := t.Resolve(tag, addr); v.Settled(tag) {
 		return v
 	}
 	key := waitKey{tag, addr}
 	t.wmu.Lock()
-	if v := t.Resolve(tag, addr); v.Settled(tag) { // published since; later publications will find us
+	// published since; later publications will find us
+	if v := t.Resolve(tag, addr); v.Settled(tag) {
 		t.wmu.Unlock()
 		return v
 	}

@@ -16,7 +16,8 @@ import (
 // Deleting what is not there is no error.
 type ContainerMaps interface {
 	PutContainer(cgroup uint64, v *bpf.ContainerValue) error
-	PutHostContainer(cgroup uint64, v *bpf.ContainerValue) error // of a container in the host's network
+	// of a container in the host's network
+	PutHostContainer(cgroup uint64, v *bpf.ContainerValue) error
 	DeleteContainer(cgroup uint64) error
 	Containers() (own, host map[uint64]bpf.ContainerValue, err error)
 }
@@ -30,8 +31,9 @@ type containers struct {
 	log     *zap.Logger
 	written map[uint64]named    // what the kernel holds, by cgroup
 	numbers map[uint32]*numbers // by the task's tag
-	behind  bool                // written may differ from what is published, for other reasons than the latest change
-	full    bool                // the kernel had no room, and the log says so
+	// written may differ from what is published, for other reasons than the latest change
+	behind bool
+	full   bool // the kernel had no room, and the log says so
 
 	provable, unprovable atomic.Int64
 }
@@ -216,7 +218,9 @@ func (cs *containers) writeAll(next *snapshot) (ok bool) {
 		y, n := v.count()
 		yes, no = yes+y, no+n
 	}
-	maps.DeleteFunc(cs.numbers, func(tag uint32, n *numbers) bool { return next.byTag(tag) == nil && len(n.byCgroup) == 0 })
+	maps.DeleteFunc(cs.numbers, func(tag uint32, n *numbers) bool {
+		return next.byTag(tag) == nil && len(n.byCgroup) == 0
+	})
 	cs.provable.Store(int64(yes))
 	cs.unprovable.Store(int64(no))
 	return ok
@@ -275,7 +279,8 @@ func (cs *containers) purge(next *snapshot) (ok bool) {
 	ok = true
 	for cgroup, w := range cs.written {
 		tag := w.tag & bpf.TagTask
-		if v := next.byTag(tag); v == nil || v.numberOf(cgroup) != bpf.ContainerNumber(w.tag) {
+		if v := next.byTag(tag); v == nil ||
+			v.numberOf(cgroup) != bpf.ContainerNumber(w.tag) {
 			ok = cs.lose(tag, cgroup) && ok
 		}
 	}
@@ -289,13 +294,15 @@ func (cs *containers) put(v *View) (ok bool) {
 		if c == nil {
 			continue
 		}
-		want := named{bpf.ContainerTag(v.Tag, c.number), c.host, cut(v.Task.ID), cut(c.Name)}
+		want := named{bpf.ContainerTag(v.Tag, c.number), c.host, cut(v.Task.ID),
+			cut(c.Name)}
 		had, written := cs.written[c.Cgroup.ID]
 		if written && had == want {
 			continue
 		}
 		if written && (had.tag != want.tag || had.host != want.host) {
-			if ok = cs.lose(had.tag&bpf.TagTask, c.Cgroup.ID) && ok; had.tag != want.tag {
+			if ok = cs.lose(had.tag&bpf.TagTask, c.Cgroup.ID) &&
+				ok; had.tag != want.tag {
 				continue
 			}
 		}
@@ -305,7 +312,8 @@ func (cs *containers) put(v *View) (ok bool) {
 		}
 		if err := put(c.Cgroup.ID, want.value()); err != nil {
 			if ok = false; !cs.full {
-				cs.log.Warn("containers are known by their address at best", zap.Error(err))
+				cs.log.Warn("containers are known by their address at best",
+					zap.Error(err))
 			}
 			cs.full = true
 			continue

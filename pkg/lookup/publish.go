@@ -19,9 +19,9 @@ type Saved struct {
 }
 
 // Restore publishes those of an earlier process's tasks that the pinned kernel map confirms: an
-// entry with the tag, address, ifindex and MAC, or one of a container in the host's network. Nothing is
-// written to the kernel. Entries without a task keep their tags until the first Apply, for the case
-// that it brings the same task. Call it before Apply.
+// entry with the tag, address, ifindex and MAC, or one of a container in the host's network.
+// Nothing is written to the kernel. Entries without a task keep their tags until the first Apply,
+// for the case that it brings the same task. Call it before Apply.
 func (t *Table) Restore(saved []Saved) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -81,14 +81,14 @@ func (t *Table) newView(tag uint32, tk *task.Task) *View {
 }
 
 // Apply makes tasks, which are ordered by ARN, the whole truth: writes their endpoints to the
-// kernel, removes everybody else's, and publishes the views. It costs what has changed; a task whose
-// pointer has not costs a comparison.
+// kernel, removes everybody else's, and publishes the views. It costs what has changed; a task
+// whose pointer has not costs a comparison.
 //
 // An address claimed by two tasks or behind two ports stays with the one that had it before, as
 // long as that one claims it from the same port; if none had it, it is given to neither. Either is
-// counted. An address that the kernel map refuses has no task until Retry or the next Apply succeeds
-// with it; the first of these errors are joined, and whom they do not concern is published all the
-// same.
+// counted. An address that the kernel map refuses has no task until Retry or the next Apply
+// succeeds with it; the first of these errors are joined, and whom they do not concern is published
+// all the same.
 func (t *Table) Apply(tasks []*task.Task) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -120,8 +120,8 @@ func (t *Table) PortGone(ifindex int) error {
 	return t.publish(false, addrs)
 }
 
-// PortCame tells that a port with ifindex exists. A port that is gone may come back under its number:
-// what tasks claim behind it holds again. The kernel goes on comparing address and MAC.
+// PortCame tells that a port with ifindex exists. A port that is gone may come back under its
+// number: what tasks claim behind it holds again. The kernel goes on comparing address and MAC.
 func (t *Table) PortCame(ifindex int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -225,7 +225,9 @@ func (t *Table) take(c *change) {
 		c.mentions(is)
 	}
 	t.shown = t.tasks
-	maps.DeleteFunc(t.gone, func(ifindex int, _ bool) bool { return len(t.claims.ports[ifindex]) == 0 })
+	maps.DeleteFunc(t.gone, func(ifindex int, _ bool) bool {
+		return len(t.claims.ports[ifindex]) == 0
+	})
 }
 
 // forget ends what was claims; if ended, its tag is free for another task, after this change.
@@ -266,14 +268,16 @@ func (c *change) less() (less *snapshot, changed bool) {
 	less = c.old.next()
 	less.endpoints = c.next.endpoints.next()
 	for tag := range c.tags {
-		if v, n := c.old.byTag(tag), c.next.byTag(tag); v != nil && (n == nil || n.Task.ARN != v.Task.ARN) {
+		if v, n := c.old.byTag(tag), c.next.byTag(tag); v != nil &&
+			(n == nil || n.Task.ARN != v.Task.ARN) {
 			less.tags.delete(tagPart(tag), tag)
 			changed = true
 		}
 	}
 	for addr := range c.addrs {
 		e, ok := c.old.byAddr(addr)
-		if n, is := c.next.byAddr(addr); ok && (!is || n.ep != e.ep || n.view.Tag != e.view.Tag) {
+		if n, is := c.next.byAddr(addr); ok &&
+			(!is || n.ep != e.ep || n.view.Tag != e.view.Tag) {
 			less.addrs.delete(addrPart(addr), addr)
 			changed = true
 		}
@@ -384,7 +388,8 @@ func (t *Table) inherited(tk *task.Task) (uint32, bool) {
 		}
 	}
 	for _, c := range tk.Containers { // in the host's network
-		if w, ok := t.containers.written[c.Cgroup.ID]; ok && w.host && w.task == cut(tk.ID) {
+		if w, ok := t.containers.written[c.Cgroup.ID]; ok && w.host &&
+			w.task == cut(tk.ID) {
 			return w.tag & bpf.TagTask, true
 		}
 	}

@@ -18,9 +18,13 @@ func BenchmarkApply(b *testing.B) {
 			set := make([]*task.Task, n)
 			for i := range set {
 				id := fmt.Sprintf("%032x", i)
-				set[i] = newTask(id, task.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), Ifindex: 10 + i})
+				set[i] = newTask(id,
+					task.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 0,
+						byte(i >> 8), byte(i)}), Ifindex: 10 + i})
 				for j := range 3 {
-					set[i].Containers = append(set[i].Containers, &task.Container{ID: fmt.Sprintf("%s%032x", id, j), EndpointID: fmt.Sprintf("%s-%d", id, j)})
+					set[i].Containers = append(set[i].Containers,
+						&task.Container{ID: fmt.Sprintf("%s%032x", id, j),
+							EndpointID: fmt.Sprintf("%s-%d", id, j)})
 				}
 			}
 			table := New(heldMap{}, zap.NewNop())

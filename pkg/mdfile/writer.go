@@ -271,8 +271,8 @@ func (e *Entry) settle() {
 
 // Apply writes the files that differ from tasks, the complete current set, ordered by ARN. It
 // removes the directory of a container that an earlier set had and this one lacks. A container that
-// no set had may be new, or not inspected yet: see Sweep. A container without a directory gets none,
-// because Docker mounts nothing into an existing container.
+// no set had may be new, or not inspected yet: see Sweep. A container without a directory gets
+// none, because Docker mounts nothing into an existing container.
 func (w *Writer) Apply(tasks []*task.Task) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -316,7 +316,8 @@ func (w *Writer) Apply(tasks []*task.Task) {
 	w.applied, w.changed, w.whole = tasks, false, false
 }
 
-// addUnlisted adds to gone the containers that have a directory and are in none of tasks. Needs w.mu.
+// addUnlisted adds to gone the containers that have a directory and are in none of tasks. Needs
+// w.mu.
 func (w *Writer) addUnlisted(gone map[string]bool, tasks []*task.Task) {
 	for id := range w.byID {
 		gone[id] = true

@@ -38,8 +38,10 @@ func follow(t testing.TB, h *testdocker.Host, ids ...string) *task.Task {
 		in := h.Inspect(t, id)
 		started, _ := time.Parse(time.RFC3339Nano, in.State.StartedAt)
 		c := &task.Container{
-			ID: in.ID, DockerName: strings.TrimPrefix(in.Name, "/"), PID: in.State.Pid, StartedAt: started,
-			NetworkMode: string(in.HostConfig.NetworkMode), Type: task.TypeNormal, Stats: new(task.StatsCell),
+			ID: in.ID, DockerName: strings.TrimPrefix(in.Name, "/"), PID: in.State.Pid,
+			StartedAt:   started,
+			NetworkMode: string(in.HostConfig.NetworkMode), Type: task.TypeNormal,
+			Stats: new(task.StatsCell),
 		}
 		if in.Config.Labels[task.LabelContainerName] == task.PauseName {
 			c.Type = task.TypeCNIPause
@@ -54,7 +56,8 @@ func engine(h *testdocker.Host) Engine {
 	return func(ctx context.Context, id string, stream bool) (io.ReadCloser, error) {
 		ask := h.Client.ContainerStatsOneShot
 		if stream {
-			ask = func(ctx context.Context, id string) (container.StatsResponseReader, error) {
+			ask = func(ctx context.Context, id string) (container.StatsResponseReader,
+				error) {
 				return h.Client.ContainerStats(ctx, id, true)
 			}
 		}
@@ -70,7 +73,8 @@ func blockDevice(t testing.TB, path string) string {
 	if err := unix.Stat(path, &st); err != nil {
 		t.Fatal(err)
 	}
-	link, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)))
+	link, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev),
+		unix.Minor(st.Dev)))
 	if err != nil {
 		t.Fatalf("Docker's data is on no block device: %v", err)
 	}
@@ -82,33 +86,44 @@ func blockDevice(t testing.TB, path string) string {
 func TestRootCgroupMatchesEngine(t *testing.T) {
 	h := testdocker.Start(t)
 	h.CreateBridge(t, "other", netip.MustParsePrefix("172.30.1.0/24"))
-	peer := h.Run(t, testdocker.Container{Name: "peer", Cmd: []string{"sh", "-c", "while :; do nc -l -p 9 >/dev/null; done"}})
+	peer := h.Run(t, testdocker.Container{Name: "peer",
+		Cmd: []string{"sh", "-c", "while :; do nc -l -p 9 >/dev/null; done"}})
 	peerIP := h.Inspect(t, peer).NetworkSettings.Networks["bridge"].IPAddress
 	disk := blockDevice(t, filepath.Join(h.Dir, "data"))
 	limited := func(_ *container.Config, host *container.HostConfig) {
 		pids := int64(64)
-		host.Resources = container.Resources{Memory: 96 << 20, MemorySwap: 96 << 20, NanoCPUs: 1e8, PidsLimit: &pids,
+		host.Resources = container.Resources{Memory: 96 << 20, MemorySwap: 96 << 20,
+			NanoCPUs: 1e8, PidsLimit: &pids,
 			// Newer kernels count a device's bytes only once it has a limit.
-			BlkioDeviceWriteBps: []*blkiodev.ThrottleDevice{{Path: disk, Rate: 1 << 30}}}
+			BlkioDeviceWriteBps: []*blkiodev.ThrottleDevice{{Path: disk,
+				Rate: 1 << 30}}}
 	}
-	busy := h.Run(t, testdocker.Container{Name: "busy", Configure: limited, Cmd: []string{"sh", "-c",
-		`awk 'BEGIN { s = sprintf("%20000000s", "x"); system("sleep 1000000"); print s }' &
+	busy := h.Run(t, testdocker.Container{Name: "busy", Configure: limited,
+		Cmd: []string{"sh", "-c",
+			`awk 'BEGIN { s = sprintf("%20000000s", "x"); system("sleep 1000000"); print s }' &
 		while :; do :; done &
 		while :; do dd if=/dev/zero of=/tmp/f bs=64k count=64 oflag=direct 2>/dev/null; sleep 0.2; done &
-		while :; do dd if=/dev/zero bs=1k count=100 2>/dev/null | nc -w 1 ` + peerIP + ` 9; sleep 0.1; done`}})
-	if err := h.Client.NetworkConnect(t.Context(), "other", busy, &network.EndpointSettings{}); err != nil {
+		while :; do dd if=/dev/zero bs=1k count=100 2>/dev/null | nc -w 1 ` + peerIP +
+				` 9; sleep 0.1; done`}})
+	if err := h.Client.NetworkConnect(t.Context(), "other", busy,
+		&network.EndpointSettings{}); err != nil {
 		t.Fatal(err)
 	}
 	// Docker does not show what a container makes for itself.
-	tunnel := h.Run(t, testdocker.Container{Name: "tunnel", Cmd: []string{"sh", "-c", "ip link add br9 type bridge; exec sleep 1000"},
-		Configure: func(_ *container.Config, host *container.HostConfig) { host.CapAdd = []string{"NET_ADMIN"} }})
+	tunnel := h.Run(t, testdocker.Container{Name: "tunnel",
+		Cmd: []string{"sh", "-c", "ip link add br9 type bridge; exec sleep 1000"},
+		Configure: func(_ *container.Config, host *container.HostConfig) {
+			host.CapAdd = []string{"NET_ADMIN"}
+		}})
 	ids := []string{
 		busy, peer, tunnel,
 		h.Run(t, testdocker.Container{Name: "none", Network: "none"}),
 		h.Run(t, testdocker.Container{Name: "host", Network: "host"}),
 		h.Run(t, testdocker.Container{Name: "joined", Network: "container:" + busy}),
-		h.Run(t, testdocker.Container{Name: "parent", Configure: func(_ *container.Config, host *container.HostConfig) {
-			host.CgroupParent = "/" + "metad-test-" + strconv.FormatInt(time.Now().UnixNano(), 36) + "/ecs"
+		h.Run(t, testdocker.Container{Name: "parent", Configure: func(_ *container.Config,
+			host *container.HostConfig) {
+			host.CgroupParent = "/" + "metad-test-" +
+				strconv.FormatInt(time.Now().UnixNano(), 36) + "/ecs"
 		}}),
 	}
 	src := newCgroupSource(t)
@@ -121,8 +136,8 @@ func TestRootCgroupMatchesEngine(t *testing.T) {
 			t.Fatal(c.DockerName, err)
 		}
 		defer feed.Close()
-		// What lives for a moment only, a process with its memory, may be in the Engine's answer and in
-		// neither of ours. It does not stay away from five answers.
+		// What lives for a moment only, a process with its memory, may be in the Engine's
+		// answer and in neither of ours. It does not stay away from five answers.
 		var wrong []string
 		var ar *txtar.Archive
 		for range 5 {
@@ -135,7 +150,8 @@ func TestRootCgroupMatchesEngine(t *testing.T) {
 			add(t, ar, "engine.json", answer)
 			add(t, ar, "container.json", c)
 			if wrong = compare(t, before, answer, after); len(wrong) == 0 {
-				t.Logf("%s: all %d fields equal", c.DockerName, len(flatten(t, answer)))
+				t.Logf("%s: all %d fields equal", c.DockerName,
+					len(flatten(t, answer)))
 				break
 			}
 		}
@@ -144,25 +160,29 @@ func TestRootCgroupMatchesEngine(t *testing.T) {
 		}
 		if dir := os.Getenv("RECORD"); dir != "" {
 			if err := errors.Join(os.MkdirAll(dir, 0o755),
-				os.WriteFile(filepath.Join(dir, c.DockerName+".txtar"), txtar.Format(ar), 0o644)); err != nil {
+				os.WriteFile(filepath.Join(dir, c.DockerName+".txtar"),
+					txtar.Format(ar), 0o644)); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
 }
 
-// waitUntilCounted returns when the container has used some of everything. On a busy machine that takes
-// a while: it is throttled only if it gets more CPU than it may have.
+// waitUntilCounted returns when the container has used some of everything. On a busy machine that
+// takes a while: it is throttled only if it gets more CPU than it may have.
 func waitUntilCounted(t *testing.T, src Source, tk *task.Task, name string) {
 	t.Helper()
-	i := slices.IndexFunc(tk.Containers, func(c *task.Container) bool { return c.DockerName == name })
+	i := slices.IndexFunc(tk.Containers, func(c *task.Container) bool {
+		return c.DockerName == name
+	})
 	c := tk.Containers[i]
 	feed, err := src.Open(&task.Task{Containers: tk.Containers[i : i+1]}, c, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer feed.Close()
-	for _, path := range []string{".networks.eth0.tx_bytes", ".networks.eth1.rx_bytes", ".cpu_stats.throttling_data.throttled_time",
+	for _, path := range []string{".networks.eth0.tx_bytes", ".networks.eth1.rx_bytes",
+		".cpu_stats.throttling_data.throttled_time",
 		".cpu_stats.cpu_usage.total_usage", ".memory_stats.usage", ".blkio_stats.io_service_bytes_recursive.1.value"} {
 		expect.Until(t, name+": "+path+" to be counted", func() bool {
 			v := flatten(t, render(t, feed, c))[path]
@@ -220,7 +240,9 @@ func TestRootContainerLife(t *testing.T) {
 	last := first
 	for range 3 {
 		d := next(t, sub)
-		if d.CPU.Usage.Total <= last.CPU.Usage.Total || d.PreCPU.Usage.Total != last.CPU.Usage.Total || !d.PreRead.Equal(last.Read) {
+		if d.CPU.Usage.Total <= last.CPU.Usage.Total ||
+			d.PreCPU.Usage.Total != last.CPU.Usage.Total ||
+			!d.PreRead.Equal(last.Read) {
 			t.Errorf("got %+v after %+v", d, last)
 		}
 		last = d
@@ -232,7 +254,8 @@ func TestRootContainerLife(t *testing.T) {
 	other.Apply([]*task.Task{again})
 	otherSub := other.Subscribe(id)
 	if d := next(t, otherSub); d.CPU.Usage.Total < last.CPU.Usage.Total {
-		t.Errorf("after a restart of metad: got %d, want at least %d", d.CPU.Usage.Total, last.CPU.Usage.Total)
+		t.Errorf("after a restart of metad: got %d, want at least %d", d.CPU.Usage.Total,
+			last.CPU.Usage.Total)
 	}
 	otherSub.Close()
 
@@ -240,7 +263,9 @@ func TestRootContainerLife(t *testing.T) {
 	if err := h.Client.ContainerKill(t.Context(), id, "KILL"); err != nil {
 		t.Fatal(err)
 	}
-	expect.Until(t, "the killed container to have no sample", func() bool { return c.Stats.Load() == nil })
+	expect.Until(t, "the killed container to have no sample", func() bool {
+		return c.Stats.Load() == nil
+	})
 	if n := s.Metrics().Damaged.Load(); n != 0 {
 		t.Errorf("got %d damaged samples of a container that ended", n)
 	}
@@ -254,7 +279,8 @@ func TestRootContainerLife(t *testing.T) {
 	s.Apply([]*task.Task{tk})
 	sub = s.Subscribe(id)
 	defer sub.Close()
-	if d := next(t, sub); d.CPU.Usage.Total >= last.CPU.Usage.Total && d.PreRead.Before(last.Read) {
+	if d := next(t, sub); d.CPU.Usage.Total >= last.CPU.Usage.Total &&
+		d.PreRead.Before(last.Read) {
 		t.Errorf("restarted: got %+v, want counters that began anew", d)
 	}
 }
@@ -290,7 +316,8 @@ func TestRootNetworksOfAnAWSVPCTask(t *testing.T) {
 				counters = <-delivered
 			}
 			if len(counters.Networks) != 1 || counters.Networks[0].Name != "eth0" {
-				t.Errorf("%s, %s source: got networks %+v, want eth0", c.DockerName, name, counters.Networks)
+				t.Errorf("%s, %s source: got networks %+v, want eth0", c.DockerName,
+					name, counters.Networks)
 			}
 			feed.Close()
 		}
@@ -314,7 +341,8 @@ func TestRootManyInterfaces(t *testing.T) {
 	defer handle.Close()
 	const pairs = 50
 	for i := range pairs {
-		veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprintf("left%d", i)}, PeerName: fmt.Sprintf("right%d", i)}
+		veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprintf("left%d", i)},
+			PeerName: fmt.Sprintf("right%d", i)}
 		if err := handle.LinkAdd(veth); err != nil {
 			t.Fatal(err)
 		}
@@ -333,8 +361,8 @@ func TestRootManyInterfaces(t *testing.T) {
 	}
 }
 
-// The docker source passes on what the Engine says: both sources' documents have the same fields and,
-// in the same second, the same numbers.
+// The docker source passes on what the Engine says: both sources' documents have the same fields
+// and, in the same second, the same numbers.
 func TestRootDockerSource(t *testing.T) {
 	h := testdocker.Start(t)
 	id := h.Run(t, testdocker.Container{Cmd: []string{"sh", "-c", "while :; do :; done"}})
@@ -362,7 +390,8 @@ func TestRootDockerSource(t *testing.T) {
 			t.Errorf("%s: only the docker source has it", path)
 		}
 	}
-	for _, path := range []string{".name", ".id", ".memory_stats.limit", ".cpu_stats.online_cpus"} {
+	for _, path := range []string{".name", ".id", ".memory_stats.limit",
+		".cpu_stats.online_cpus"} {
 		if a[path] != b[path] {
 			t.Errorf("%s: got %s and %s", path, a[path], b[path])
 		}
@@ -402,17 +431,20 @@ func record(t testing.TB, ar *txtar.Archive, dir string, c *task.Container) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files := []string{"/proc/stat", "/proc/meminfo", proc + "/cgroup", proc + "/net/dev", "/sys/fs/cgroup/cgroup.controllers"}
+	files := []string{"/proc/stat", "/proc/meminfo", proc + "/cgroup", proc + "/net/dev",
+		"/sys/fs/cgroup/cgroup.controllers"}
 	for _, controller := range append(controllersV1[:], "") {
 		path, err := cgroupPath(membership, controller, c.ID)
 		if err != nil {
 			continue
 		}
-		for _, name := range []string{"memory.stat", "memory.events", "memory.current", "memory.max", "memory.usage_in_bytes",
+		for _, name := range []string{"memory.stat", "memory.events", "memory.current",
+			"memory.max", "memory.usage_in_bytes",
 			"memory.max_usage_in_bytes", "memory.failcnt", "memory.limit_in_bytes", "cpu.stat", "cpuacct.stat", "cpuacct.usage_percpu",
 			"io.stat", "pids.current", "pids.max", "cgroup.procs", "cgroup.controllers", "blkio.throttle.io_service_bytes",
 			"blkio.throttle.io_serviced"} {
-			files = append(files, filepath.Join("/sys/fs/cgroup", controller, string(path), name))
+			files = append(files, filepath.Join("/sys/fs/cgroup", controller,
+				string(path), name))
 		}
 	}
 	for _, f := range files {

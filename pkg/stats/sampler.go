@@ -157,8 +157,8 @@ func New(cfg Config, sources ...Source) *Sampler {
 func (s *Sampler) Metrics() *Metrics { return &s.metrics }
 
 // Apply makes the running containers of tasks the ones that are sampled. The set is the whole set:
-// a container that is not in it, or does not run, has its cell emptied before Apply returns. tasks are
-// ordered by ARN; one whose pointer has not changed costs a comparison.
+// a container that is not in it, or does not run, has its cell emptied before Apply returns. tasks
+// are ordered by ARN; one whose pointer has not changed costs a comparison.
 func (s *Sampler) Apply(tasks []*task.Task) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

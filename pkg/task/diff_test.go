@@ -15,7 +15,9 @@ func TestDiff(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	now := map[string]*Task{}
 	set := func() []*Task {
-		return slices.SortedFunc(maps.Values(now), func(a, b *Task) int { return cmp.Compare(a.ARN, b.ARN) })
+		return slices.SortedFunc(maps.Values(now), func(a, b *Task) int {
+			return cmp.Compare(a.ARN, b.ARN)
+		})
 	}
 	for range 1000 {
 		before := set()

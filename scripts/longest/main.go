@@ -42,31 +42,10 @@ func main() {
 // that are too wide as "path:line".
 func measure(paths []string) (functions, files []sized, wide []string, err error) {
 	for _, path := range paths {
-<<<<<<< Updated upstream
-		if strings.HasSuffix(path, "_test.go") {
-			continue
-		}
-		set := token.NewFileSet()
-		file, err := parser.ParseFile(set, path, nil,
-			parser.ParseComments|parser.SkipObjectResolution)
-=======
 		src, err := os.ReadFile(path)
->>>>>>> Stashed changes
 		if err != nil {
 			return nil, nil, nil, err
 		}
-<<<<<<< Updated upstream
-		if ast.IsGenerated(file) {
-			continue
-		}
-		line := func(p token.Pos) int { return set.Position(p).Line }
-		files = append(files, sized{line(file.FileEnd), path})
-		for _, d := range file.Decls {
-			if f, ok := d.(*ast.FuncDecl); ok {
-				name := fmt.Sprintf("%s:%d %s", path, line(f.Pos()), f.Name.Name)
-				functions = append(functions,
-					sized{line(f.End()) - line(f.Pos()) + 1, name})
-=======
 		lines := strings.Split(strings.TrimSuffix(string(src), "\n"), "\n")
 		reason := map[int]bool{}
 		if strings.HasSuffix(path, ".go") {
@@ -82,7 +61,6 @@ func measure(paths []string) (functions, files []sized, wide []string, err error
 			reason = reasons(set, file)
 			if !isTest(path) {
 				functions = append(functions, functionsOf(set, file, path)...)
->>>>>>> Stashed changes
 			}
 		}
 		wide = append(wide, tooWide(path, lines, reason)...)

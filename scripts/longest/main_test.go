@@ -22,26 +22,11 @@ func write(t *testing.T, dir, name, text string) string {
 // generated files do not count.
 func TestMeasure(t *testing.T) {
 	dir := t.TempDir()
-<<<<<<< Updated upstream
-	write := func(name, text string) string {
-		t.Helper()
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	a := write("a.go",
-		"package a\n\n// F does nothing.\nfunc F() {\n\t_ = 1\n}\n\nfunc (T) G() "+
-			"{}\n\ntype T struct{}\n")
-	functions, files, err := measure([]string{
-=======
 	const text = "package a\n\n// F does nothing.\nfunc F() {\n\t_ = 1\n}\n\n" +
 		"func (T) G() {}\n\ntype T struct{}\n"
 	a := write(t, dir, "a.go", text)
 	c := write(t, dir, "c.h", "int a;\nint b;\n")
 	functions, files, wide, err := measure([]string{
->>>>>>> Stashed changes
 		a,
 		c,
 		write(t, dir, "a_test.go", "package a\n"),
