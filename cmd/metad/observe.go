@@ -10,7 +10,9 @@ import (
 func (d *daemon) adminConfig() admin.Config {
 	cfg := d.cfg.adminConfig()
 	cfg.Tasks = d.shown
-	cfg.Ready = func() error { return cmp.Or(d.tasks.ready(), d.follower.Ready(), d.own.loader.Ready()) }
+	cfg.Ready = func() error {
+		return cmp.Or(d.tasks.ready(), d.follower.Ready(), d.own.loader.Ready())
+	}
 	cfg.Collectors = d.collectors()
 	cfg.Containers, cfg.Private = d.containers, d.looks()
 	return cfg
@@ -21,15 +23,18 @@ func (d *daemon) shown(stats bool) admin.Tasks {
 	out := admin.Tasks{Version: version, Tasks: []admin.Task{}}
 	for _, v := range d.tasks.table.Views() {
 		t := v.Task
-		at := admin.Task{ARN: t.ARN, ID: t.ID, Family: t.Family, Revision: t.Revision, Status: string(t.KnownStatus), Tag: v.Tag,
+		at := admin.Task{ARN: t.ARN, ID: t.ID, Family: t.Family, Revision: t.Revision,
+			Status: string(t.KnownStatus), Tag: v.Tag,
 			Endpoints: []admin.Endpoint{}, Containers: []admin.Container{}}
 		for _, ep := range t.Endpoints {
 			at.Endpoints = append(at.Endpoints, admin.Endpoint{
-				Address: ep.Addr.String(), MAC: net.HardwareAddr(ep.MAC[:]).String(), Ifindex: ep.Ifindex})
+				Address: ep.Addr.String(),
+				MAC:     net.HardwareAddr(ep.MAC[:]).String(), Ifindex: ep.Ifindex})
 		}
 		for i := range v.Containers {
 			c := v.Containers[i].Container
-			ac := admin.Container{ID: c.ID, Name: c.Name, Type: string(c.Type), Status: string(c.KnownStatus)}
+			ac := admin.Container{ID: c.ID, Name: c.Name, Type: string(c.Type),
+				Status: string(c.KnownStatus)}
 			ac.Number = v.Number(&v.Containers[i])
 			ac.File, ac.URIs = d.inject.Ways(c)
 			if stats && c.Stats != nil {

@@ -144,7 +144,8 @@ func TestRootSelfPoser(t *testing.T) {
 			return false
 		}
 		for _, tk := range known.Tasks {
-			numbered := !slices.ContainsFunc(tk.Containers, func(c admin.Container) bool { return c.Number == 0 })
+			numbered := !slices.ContainsFunc(tk.Containers,
+				func(c admin.Container) bool { return c.Number == 0 })
 			if tk.ID == "posed" && len(tk.Containers) == 3 && numbered {
 				tag = int(tk.Tag)
 			}

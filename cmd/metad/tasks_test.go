@@ -15,9 +15,10 @@ import (
 
 // sampleOf is what top reads of a sample.
 func sampleOf(total, preTotal, system, preSystem, online, memory int) json.RawMessage {
-	return fmt.Appendf(nil, `{"cpu_stats":{"cpu_usage":{"total_usage":%d},"system_cpu_usage":%d,"online_cpus":%d},`+
-		`"precpu_stats":{"cpu_usage":{"total_usage":%d},"system_cpu_usage":%d},"memory_stats":{"usage":%d,"limit":2097152},`+
-		`"networks":{"eth0":{"rx_bytes":1048576,"tx_bytes":0},"eth1":{"rx_bytes":1048576,"tx_bytes":524288}}}`,
+	return fmt.Appendf(nil,
+		`{"cpu_stats":{"cpu_usage":{"total_usage":%d},"system_cpu_usage":%d,"online_cpus":%d},`+
+			`"precpu_stats":{"cpu_usage":{"total_usage":%d},"system_cpu_usage":%d},"memory_stats":{"usage":%d,"limit":2097152},`+
+			`"networks":{"eth0":{"rx_bytes":1048576,"tx_bytes":0},"eth1":{"rx_bytes":1048576,"tx_bytes":524288}}}`,
 		total, system, online, preTotal, preSystem, memory)
 }
 
@@ -81,15 +82,19 @@ func TestPrintTop(t *testing.T) {
 func TestPrintTasks(t *testing.T) {
 	tasks := &admin.Tasks{Tasks: []admin.Task{
 		{ID: "t1", Family: "web", Revision: "3", Status: "RUNNING", Tag: 7,
-			Endpoints: []admin.Endpoint{{Address: "172.17.0.2", MAC: "02:42:ac:11:00:02", Ifindex: 12}, {Address: "172.18.0.2", MAC: "02:42:ac:12:00:02", Ifindex: 13}},
+			Endpoints: []admin.Endpoint{{Address: "172.17.0.2",
+				MAC: "02:42:ac:11:00:02", Ifindex: 12}, {Address: "172.18.0.2",
+				MAC: "02:42:ac:12:00:02", Ifindex: 13}},
 			Containers: []admin.Container{
 				{Name: "app", Number: 1, File: "proxy", URIs: "nri"}, {Name: "sidecar", Number: 127, URIs: "agent"}, {Name: "bare"}}},
 		{ID: "t2", Family: "batch", Revision: "1", Status: "STOPPED", Tag: 8},
 	}}
 	equal(t, lines(t, func(b *bytes.Buffer) error { return printTasks(b, tasks) }),
 		"TASK FAMILY STATUS TAG ADDRESS IFINDEX MAC CONTAINERS",
-		"t1 web:3 RUNNING 7 172.17.0.2 12 02:42:ac:11:00:02 1:app(file:proxy,uris:nri),127:sidecar(uris:agent),bare",
-		"t1 web:3 RUNNING 7 172.18.0.2 13 02:42:ac:12:00:02 1:app(file:proxy,uris:nri),127:sidecar(uris:agent),bare",
+		"t1 web:3 RUNNING 7 172.17.0.2 12 02:42:ac:11:00:02 "+
+			"1:app(file:proxy,uris:nri),127:sidecar(uris:agent),bare",
+		"t1 web:3 RUNNING 7 172.18.0.2 13 02:42:ac:12:00:02 "+
+			"1:app(file:proxy,uris:nri),127:sidecar(uris:agent),bare",
 		"t2 batch:1 STOPPED 8 - 0 -",
 	)
 }
@@ -115,10 +120,13 @@ func TestTasksCommand(t *testing.T) {
 		var out, errs bytes.Buffer
 		args = append([]string{"metad"}, append(args, "--run-dir", dir)...)
 		got := run(context.Background(), args, &out, &errs)
-		if got != code || !strings.Contains(out.String()+errs.String(), want) || wantAsked != "" && asked != wantAsked {
-			t.Errorf("%q: got %d, asked %q, %s%s; want %d, %q, %q", args, got, asked, out.String(), errs.String(), code, wantAsked, want)
+		if got != code || !strings.Contains(out.String()+errs.String(), want) ||
+			wantAsked != "" && asked != wantAsked {
+			t.Errorf("%q: got %d, asked %q, %s%s; want %d, %q, %q", args, got, asked,
+				out.String(), errs.String(), code, wantAsked, want)
 		}
-		if all := out.String() + errs.String(); strings.ContainsAny(strings.ReplaceAll(all, "\x1b[H\x1b[2J", ""), "\x1b\u009b\a") {
+		if all := out.String() + errs.String(); strings.ContainsAny(strings.ReplaceAll(all,
+			"\x1b[H\x1b[2J", ""), "\x1b\u009b\a") {
 			t.Errorf("%q: a terminal would obey %q", args, all)
 		}
 	}

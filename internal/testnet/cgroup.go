@@ -34,11 +34,13 @@ func NewCgroups(t testing.TB) *Cgroups {
 	if err != nil {
 		t.Fatalf("cgroup v2: %v", err)
 	}
-	c := &Cgroups{t, fmt.Sprintf("/proc/self/fd/%d", root), fmt.Sprintf("metad-test-%d", os.Getpid())}
+	c := &Cgroups{t, fmt.Sprintf("/proc/self/fd/%d", root), fmt.Sprintf("metad-test-%d",
+		os.Getpid())}
 	t.Cleanup(func() {
 		c.Enter(c.root)
 		var dirs []string
-		_ = filepath.Walk(filepath.Join(c.root, c.name), func(path string, i os.FileInfo, err error) error {
+		_ = filepath.Walk(filepath.Join(c.root, c.name), func(path string, i os.FileInfo,
+			err error) error {
 			if err == nil && i.IsDir() {
 				dirs = append(dirs, path)
 			}

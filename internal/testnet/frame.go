@@ -215,7 +215,8 @@ func (r *Raw) Answer(port uint16, d time.Duration) (Segment, bool) {
 			Seq: binary.BigEndian.Uint32(buf[tcp+4:])}
 		s.Dst, _ = netip.AddrFromSlice(buf[30:34])
 		copy(s.DstMAC[:], buf)
-		if ip := buf[14 : 14+binary.BigEndian.Uint16(buf[16:])]; len(ip) > tcp-14+int(buf[tcp+12]>>4)*4 {
+		if ip := buf[14 : 14+binary.BigEndian.Uint16(buf[16:])]; len(ip) > tcp-14+
+			int(buf[tcp+12]>>4)*4 {
 			s.Payload = slices.Clone(ip[tcp-14+int(buf[tcp+12]>>4)*4:])
 		}
 		if netip.AddrPortFrom(src,

@@ -23,8 +23,8 @@ import (
 
 // Config says what to serve. Its functions are called from several goroutines at once.
 type Config struct {
-	// Addr is the host:port of metrics and health. Every process and every container on the host's
-	// network can connect to it: it says nothing about a task.
+	// Addr is the host:port of metrics and health. Every process and every container on the
+	// host's network can connect to it: it says nothing about a task.
 	Addr string
 	// Socket is the path of the unix socket, which has everything. Its directory is root's.
 	Socket string
@@ -70,11 +70,11 @@ type Container struct {
 	Name   string
 	Type   string
 	Status string
-	// Number is the container's in its task, as bits 24 to 30 of a tag have it; 0: the kernel does not
-	// name it.
+	// Number is the container's in its task, as bits 24 to 30 of a tag have it; 0: the kernel
+	// does not name it.
 	Number int `json:",omitempty"`
-	// Which way it got its metadata file and the endpoint's address: proxy, nri, agent or itself;
-	// "": it has none.
+	// Which way it got its metadata file and the endpoint's address: proxy, nri, agent or
+	// itself; "": it has none.
 	File, URIs string `json:",omitempty"`
 	// Stats is the last sample, as containers get it; with ?stats=1 only, null before the
 	// first.
@@ -97,8 +97,8 @@ func Listen(cfg Config) (*Server, error) {
 	return newServer(ln, publicHandler(cfg)), nil
 }
 
-// ListenSocket makes the server at cfg.Socket; Serve runs it and removes the socket. A socket that is
-// there is replaced. An error names the field of cfg.
+// ListenSocket makes the server at cfg.Socket; Serve runs it and removes the socket. A socket that
+// is there is replaced. An error names the field of cfg.
 func ListenSocket(cfg Config) (*Server, error) {
 	gid, mode := -1, fs.FileMode(0o600)
 	if cfg.Group != "" {
@@ -115,7 +115,8 @@ func ListenSocket(cfg Config) (*Server, error) {
 	return newServer(ln, privateHandler(cfg)), nil
 }
 
-// listenSocket makes the socket where only root can see it, and moves it to its place with its mode.
+// listenSocket makes the socket where only root can see it, and moves it to its place with its
+// mode.
 func listenSocket(path string, gid int, mode fs.FileMode) (_ net.Listener, err error) {
 	dir, err := os.MkdirTemp(filepath.Dir(path), ".admin-") // mode 0700
 	if err != nil {
@@ -173,7 +174,8 @@ func groupID(name string) (int, error) {
 }
 
 func newServer(ln net.Listener, h http.Handler) *Server {
-	return &Server{ln: ln, http: &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}}
+	return &Server{ln: ln, http: &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second,
+		IdleTimeout: time.Minute}}
 }
 
 // Addr returns the address listened on.
@@ -195,11 +197,14 @@ func publicHandler(cfg Config) *http.ServeMux {
 	reg.MustRegister(cfg.Collectors...)
 	mux := http.NewServeMux()
 	// If one collector fails, the others' metrics are served.
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg,
+		promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}))
 	if cfg.Containers != nil {
 		mux.Handle("GET /metrics/containers", cfg.Containers)
 	}
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintln(w, "ok")
+	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := cfg.Ready(); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
@@ -215,7 +220,8 @@ func privateHandler(cfg Config) *http.ServeMux {
 	mux := publicHandler(cfg)
 	mux.HandleFunc("GET /tasks", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(cfg.Tasks(r.FormValue("stats") == "1")) // the client is gone
+		// the client is gone
+		_ = json.NewEncoder(w).Encode(cfg.Tasks(r.FormValue("stats") == "1"))
 	})
 	for path, h := range cfg.Private {
 		mux.Handle("GET "+path, h)

@@ -52,7 +52,8 @@ func TestRootContainers(t *testing.T) {
 		deep, idDeep := c.Add("ecs/deep")
 		onHost, idHost := c.Add("host")
 		putContainers(t, l, map[uint64]uint32{idX: bpf.ContainerTag(1, 1), idY: bpf.ContainerTag(1, 2), idDeep: bpf.ContainerTag(2, 127)})
-		if err := l.PutHostContainer(idHost, &bpf.ContainerValue{Tag: bpf.ContainerTag(3, 1)}); err != nil {
+		if err := l.PutHostContainer(idHost,
+			&bpf.ContainerValue{Tag: bpf.ContainerTag(3, 1)}); err != nil {
 			t.Fatal(err)
 		}
 		serve(t, l)
@@ -74,10 +75,12 @@ func TestRootContainers(t *testing.T) {
 			before := verdictsOf(t, l)[want.verdict]
 			wantAnswer(t, want.k, want.answer)
 			if verdictsOf(t, l)[want.verdict] == before {
-				t.Errorf("%s: %s did not move", filepath.Base(want.dir), want.verdict)
+				t.Errorf("%s: %s did not move", filepath.Base(want.dir),
+					want.verdict)
 			}
 		}
-		for dir, want := range map[string]string{onHost: "metad 0x1000003", x: "metad 0x0", other: "metad 0x0"} {
+		for dir, want := range map[string]string{onHost: "metad 0x1000003", x: "metad 0x0",
+			other: "metad 0x0"} {
 			c.Enter(dir)
 			wantHostAnswer(t, h, want)
 		}
@@ -93,7 +96,8 @@ func TestRootContainers(t *testing.T) {
 		}
 		defer conn.Close()
 		c.Enter(y)
-		if _, body, err := testnet.GetOn(conn, "/", timeout); err != nil || body != "metad 0x1000001" {
+		if _, body, err := testnet.GetOn(conn, "/", timeout); err != nil ||
+			body != "metad 0x1000001" {
 			t.Errorf("a socket that has moved: got %q, %v, want its maker's", body, err)
 		}
 		for _, id := range []uint64{idX, idX, idHost} { // twice: no error
@@ -106,7 +110,8 @@ func TestRootContainers(t *testing.T) {
 		c.Enter(onHost)
 		wantHostAnswer(t, h, "metad 0x0")
 		own, host, err := l.Containers()
-		if err != nil || len(own) != 2 || own[idY].Tag != bpf.ContainerTag(1, 2) || len(host) != 0 {
+		if err != nil || len(own) != 2 || own[idY].Tag != bpf.ContainerTag(1, 2) ||
+			len(host) != 0 {
 			t.Errorf("containers: got %v, %v, %v", own, host, err)
 		}
 		putLevels(t, l, one, 1, [2]uint8{})
@@ -115,9 +120,9 @@ func TestRootContainers(t *testing.T) {
 	})
 }
 
-// A container that shares its network with another cannot be taken for it by what it sends: its own mark
-// on the packets of a socket, or a connection that it makes by raw frames, without a socket of TCP. Both
-// are the container's that made them.
+// A container that shares its network with another cannot be taken for it by what it sends: its own
+// mark on the packets of a socket, or a connection that it makes by raw frames, without a socket of
+// TCP. Both are the container's that made them.
 func TestRootContainerPoses(t *testing.T) {
 	h := testnet.NewHost(t)
 	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
@@ -136,10 +141,12 @@ func TestRootContainerPoses(t *testing.T) {
 	if err := k.Blackhole(testnet.Endpoint); err != nil {
 		t.Fatal(err)
 	}
-	for i, from := range []struct{ dir, want string }{{y, "metad 0x2000001"}, {neither, "metad 0x1"}} {
+	for i, from := range []struct{ dir, want string }{{y, "metad 0x2000001"},
+		{neither, "metad 0x1"}} {
 		c.Enter(from.dir)
 		raw := testnet.NewRaw(t, k.NS, "eth0")
-		if got := rawGet(t, raw, testnet.Frame{SrcMAC: k.MAC, DstMAC: b.MAC, Src: k.Addr, SrcPort: uint16(42000 + i)}); got != from.want {
+		if got := rawGet(t, raw, testnet.Frame{SrcMAC: k.MAC, DstMAC: b.MAC, Src: k.Addr,
+			SrcPort: uint16(42000 + i)}); got != from.want {
 			t.Errorf("%s: got %q, want %q", filepath.Base(from.dir), got, from.want)
 		}
 	}
@@ -227,7 +234,9 @@ func TestRootPastTheHooks(t *testing.T) {
 		src.DstMAC, src.SrcPort = metad1, uint16(43000+i)
 		before := verdictsOf(t, l)["enter_unmarked"]
 		raw.Send(src.Bytes())
-		testnet.Until(t, "it is dropped", func() bool { return verdictsOf(t, l)["enter_unmarked"] == before+1 })
+		testnet.Until(t, "it is dropped", func() bool {
+			return verdictsOf(t, l)["enter_unmarked"] == before+1
+		})
 		for _, r := range []*testnet.Raw{raw, atTask} {
 			if s, ok := r.Answer(src.SrcPort, 60*time.Millisecond); ok {
 				t.Errorf("from %s: got an answer: %+v", src.Src, s)
@@ -271,7 +280,8 @@ func TestRootBpftoolContainers(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	t.Logf("%s", out)
-	for _, want := range []string{`"key": 77`, `"tag": 33554433`, `"task_id": "158d1c8083dd49d6b527399fd6414f5c"`, `"container": "web-1"`} {
+	for _, want := range []string{`"key": 77`, `"tag": 33554433`,
+		`"task_id": "158d1c8083dd49d6b527399fd6414f5c"`, `"container": "web-1"`} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("no %s in %s", want, out)
 		}

@@ -44,26 +44,36 @@ func benchmarkProgram(b *testing.B, h *testnet.Host, p *ebpf.Program, frame []by
 // A packet that is not ours, at a port. The limit is 30 ns over an empty program.
 func BenchmarkProgramNotOurs(b *testing.B) {
 	h, l, k, br := benchHost(b)
-	frame := testnet.Frame{SrcMAC: k.MAC, DstMAC: br.MAC, Src: k.Addr, Dst: br.Gateway.Addr(), Payload: make([]byte, 1400)}
-	b.Run("empty", func(b *testing.B) { benchmarkProgram(b, h, emptyProgram(b), frame.Bytes(), actUnspec) })
-	b.Run("port", func(b *testing.B) { benchmarkProgram(b, h, l.progs.MetadPort, frame.Bytes(), actUnspec) })
+	run := func(name string, p *ebpf.Program, frame testnet.Frame, want uint32) {
+		b.Run(name, func(b *testing.B) { benchmarkProgram(b, h, p, frame.Bytes(), want) })
+	}
+	frame := testnet.Frame{SrcMAC: k.MAC, DstMAC: br.MAC, Src: k.Addr, Dst: br.Gateway.Addr(),
+		Payload: make([]byte, 1400)}
+	run("empty", emptyProgram(b), frame, actUnspec)
+	run("port", l.progs.MetadPort, frame, actUnspec)
 	frame.EtherType = 0x86dd
-	b.Run("ipv6", func(b *testing.B) { benchmarkProgram(b, h, l.progs.MetadPort, frame.Bytes(), actUnspec) })
+	run("ipv6", l.progs.MetadPort, frame, actUnspec)
 }
 
 // A known task's packet and its answer. The limit is 250 ns over an empty program.
 func BenchmarkProgramOurs(b *testing.B) {
 	h, l, k, br := benchHost(b)
-	frame := testnet.Frame{SrcMAC: k.MAC, DstMAC: br.MAC, Src: k.Addr, SrcPort: benchPort, Flags: testnet.ACK, Payload: make([]byte, 100)}
-	answer := testnet.Frame{DstMAC: k.MAC, Src: Endpoint.Addr(), Dst: k.Addr, SrcPort: 80, DstPort: 40000, Flags: testnet.ACK}
-	b.Run("empty", func(b *testing.B) { benchmarkProgram(b, h, emptyProgram(b), frame.Bytes(), actUnspec) })
-	b.Run("port", func(b *testing.B) { benchmarkProgram(b, h, l.progs.MetadPort, frame.Bytes(), actRedirect) })
+	run := func(name string, p *ebpf.Program, frame testnet.Frame, want uint32) {
+		b.Run(name, func(b *testing.B) { benchmarkProgram(b, h, p, frame.Bytes(), want) })
+	}
+	frame := testnet.Frame{SrcMAC: k.MAC, DstMAC: br.MAC, Src: k.Addr, SrcPort: benchPort,
+		Flags: testnet.ACK, Payload: make([]byte, 100)}
+	answer := testnet.Frame{DstMAC: k.MAC, Src: Endpoint.Addr(), Dst: k.Addr, SrcPort: 80,
+		DstPort: 40000, Flags: testnet.ACK}
+	run("empty", emptyProgram(b), frame, actUnspec)
+	run("port", l.progs.MetadPort, frame, actRedirect)
 	syn := frame
 	syn.SrcPort, syn.Flags, syn.Payload = benchPort+1, testnet.SYN, nil
-	b.Run("syn", func(b *testing.B) { benchmarkProgram(b, h, l.progs.MetadPort, syn.Bytes(), actRedirect) })
-	b.Run("enter", func(b *testing.B) { benchmarkProgram(b, h, l.progs.MetadEnter, frame.Bytes(), actShot) }) // without a mark: no less work
-	b.Run("carry", func(b *testing.B) { benchmarkProgram(b, h, l.progs.MetadCarry, answer.Bytes(), actUnspec) })
-	b.Run("reply", func(b *testing.B) { benchmarkProgram(b, h, l.progs.MetadReply, answer.Bytes(), actRedirect) })
+	run("syn", l.progs.MetadPort, syn, actRedirect)
+	// without a mark: no less work
+	run("enter", l.progs.MetadEnter, frame, actShot)
+	run("carry", l.progs.MetadCarry, answer, actUnspec)
+	run("reply", l.progs.MetadReply, answer, actRedirect)
 }
 
 // benchPort is where the task has a connection from.
@@ -79,7 +89,8 @@ func benchHost(b *testing.B) (*testnet.Host, *Loader, *testnet.Task, *testnet.Br
 	l := open(b, h, Config{AgentAddr: agent})
 	put(b, l, k, 1)
 	serve(b, l)
-	c, err := testnet.Dial(k.NS, netip.AddrPortFrom(k.Addr, benchPort).String(), testnet.Endpoint, timeout)
+	c, err := testnet.Dial(k.NS, netip.AddrPortFrom(k.Addr, benchPort).String(),
+		testnet.Endpoint, timeout)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -115,7 +126,8 @@ func BenchmarkProgramContainer(b *testing.B) {
 	for i := range uint64(1000) { // others
 		putContainers(b, l, map[uint64]uint32{1<<40 + i: bpf.ContainerTag(1, 2)})
 	}
-	frame := testnet.Frame{SrcMAC: k.MAC, DstMAC: br.MAC, Src: k.Addr, SrcPort: benchPort, Flags: testnet.ACK, Payload: make([]byte, 100)}
+	frame := testnet.Frame{SrcMAC: k.MAC, DstMAC: br.MAC, Src: k.Addr, SrcPort: benchPort,
+		Flags: testnet.ACK, Payload: make([]byte, 100)}
 	c.Enter(dir)
 	for _, s := range []struct {
 		name   string

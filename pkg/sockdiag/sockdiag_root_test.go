@@ -33,7 +33,8 @@ var x, y = strings.Repeat("a1", 32), strings.Repeat("b2", 32)
 func maker(t *testing.T, k *testnet.Task, c net.Conn) string {
 	t.Helper()
 	path := fmt.Sprintf("/proc/self/fd/%d", int(k.NS))
-	local, remote := netip.MustParseAddrPort(c.LocalAddr().String()), netip.MustParseAddrPort(c.RemoteAddr().String())
+	local, remote := netip.MustParseAddrPort(c.LocalAddr().String()),
+		netip.MustParseAddrPort(c.RemoteAddr().String())
 	cgroup, err := sockdiag.Cgroup(path, local, remote)
 	if err != nil && !errors.Is(err, sockdiag.ErrUnknown) {
 		t.Errorf("socket from %s: %v", local, err)
@@ -41,13 +42,15 @@ func maker(t *testing.T, k *testnet.Task, c net.Conn) string {
 	return docker.OpenCgroups("/proc", "/sys/fs/cgroup").Container(cgroup)
 }
 
-// The socket itself tells which container made it, whether or not anything is known of the container's
-// cgroup: also where the process is in a cgroup that the container made, or has handed the socket over. A
-// process of no container is nobody's.
+// The socket itself tells which container made it, whether or not anything is known of the
+// container's cgroup: also where the process is in a cgroup that the container made, or has handed
+// the socket over. A process of no container is nobody's.
 func TestRootMaker(t *testing.T) {
 	h := testnet.NewHost(t)
 	k := h.AddBridge("ecs-bridge", "169.254.172.1/22").AddTask("")
-	testnet.Serve(t, h.NS, "169.254.172.1:80", func(net.Conn, *http.Request) string { return "" })
+	testnet.Serve(t, h.NS, "169.254.172.1:80", func(net.Conn, *http.Request) string {
+		return ""
+	})
 	c := testnet.NewCgroups(t)
 	dial := func(dir string) net.Conn {
 		c.Enter(dir)
@@ -82,12 +85,13 @@ func TestRootMaker(t *testing.T) {
 	}
 }
 
-// Where a v1 class takes the cgroups away from all sockets of the host (before Linux 5.15), neither the
-// mark nor the socket names a container, and no wrong one: a container that alone has its address is
-// named by that, and of two that share it none. Later kernels name each as before.
+// Where a v1 class takes the cgroups away from all sockets of the host (before Linux 5.15), neither
+// the mark nor the socket names a container, and no wrong one: a container that alone has its
+// address is named by that, and of two that share it none. Later kernels name each as before.
 func TestRootNetPrio(t *testing.T) {
 	classesTake := !testnet.KernelAtLeast(t, 5, 15)
-	if b, err := os.ReadFile("/proc/cgroups"); err != nil || !strings.Contains(string(b), "net_prio\t") {
+	if b, err := os.ReadFile("/proc/cgroups"); err != nil || !strings.Contains(string(b),
+		"net_prio\t") {
 		t.Skip("the kernel has no net_prio")
 	}
 	if classesTake && os.Getenv("METAD_TEST_GUEST") == "" {
@@ -96,7 +100,8 @@ func TestRootNetPrio(t *testing.T) {
 	h := testnet.NewHost(t)
 	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
 	alone, shared := b.AddTask(""), b.AddTask("")
-	l, err := loader.Open(loader.Config{Netns: h.NS, PinDir: testnet.PinDir(t), Log: zaptest.NewLogger(t)})
+	l, err := loader.Open(loader.Config{Netns: h.NS, PinDir: testnet.PinDir(t),
+		Log: zaptest.NewLogger(t)})
 	if err != nil {
 		t.Fatalf("%+v", err)
 	}
@@ -108,11 +113,13 @@ func TestRootNetPrio(t *testing.T) {
 	container := func(id, network string) *task.Container {
 		dir, cgroup := c.Add(id)
 		dirs[id] = dir
-		return &task.Container{ID: id, Name: id[:1], KnownStatus: task.StatusRunning, NetworkMode: network,
-			Cgroup: task.Cgroup{ID: cgroup, Level: 2}, Stats: &task.StatsCell{}}
+		return &task.Container{ID: id, Name: id[:1], KnownStatus: task.StatusRunning,
+			NetworkMode: network,
+			Cgroup:      task.Cgroup{ID: cgroup, Level: 2}, Stats: &task.StatsCell{}}
 	}
 	of := func(k *testnet.Task, arn string, cs ...*task.Container) *task.Task {
-		ep := task.Endpoint{Addr: k.Addr, Ifindex: k.Ifindex, MAC: k.MAC, Container: cs[0].ID}
+		ep := task.Endpoint{Addr: k.Addr, Ifindex: k.Ifindex, MAC: k.MAC,
+			Container: cs[0].ID}
 		return &task.Task{ID: arn, ARN: arn, Containers: cs, Endpoints: []task.Endpoint{ep}}
 	}
 	z := strings.Repeat("c3", 32)
@@ -133,7 +140,8 @@ func TestRootNetPrio(t *testing.T) {
 		if err != nil || body != named {
 			t.Errorf("%s: got %q, %v, want %q", id[:1], body, err, named)
 		}
-		if got, bySocket := maker(t, k, conn), strings.HasPrefix(named, "mark"); (got == id) != bySocket || got != "" && got != id {
+		if got, bySocket := maker(t, k, conn), strings.HasPrefix(named,
+			"mark"); (got == id) != bySocket || got != "" && got != id {
 			t.Errorf("%s: the socket says %q", id[:1], got)
 		}
 	}
