@@ -21,11 +21,12 @@ type situation struct {
 	views   []*lookup.View
 	entries map[netip.Addr]bpf.TaskValue
 	ports   []loader.Port
-	device  func(ifindex int) (name, bridge string)       // bridge "": the device is no bridge's port
-	holder  func(endpointID string) *lookup.ContainerView // nil: nobody's, or two hold it
-	events  []event                                       // of refused and unknown sources
-	agent   agentState
-	now     time.Time
+	// bridge "": the device is no bridge's port
+	device func(ifindex int) (name, bridge string)
+	holder func(endpointID string) *lookup.ContainerView // nil: nobody's, or two hold it
+	events []event                                       // of refused and unknown sources
+	agent  agentState
+	now    time.Time
 }
 
 // agentState is how the ECS agent's port was found.
@@ -64,10 +65,12 @@ func explain(what string, s situation) doctor.Report {
 	} else {
 		e.bad(doctor.Warn, "docker",
 			"start the Engine, or see its log; metad doctor says what it finds there",
-			"the Engine is away: what metad knew before is answered, new containers are not known")
+			"the Engine is away: what metad knew before is answered, new containers "+
+				"are not known")
 	}
 	if s.packets != nil {
-		e.bad(doctor.Fail, "metad", "see metad's log, and metad doctor", "takes no packets: %v",
+		e.bad(doctor.Fail, "metad", "see metad's log, and metad doctor",
+			"takes no packets: %v",
 			s.packets)
 	} else {
 		e.ok("metad", "takes packets for the endpoint")
@@ -131,7 +134,8 @@ func (e *explanation) address(addr netip.Addr) {
 	seen := ""
 	for _, d := range e.events {
 		if d.Addr == addr.String() {
-			seen = fmt.Sprintf("it asked at %s, at %s%s", d.Time.Format(time.TimeOnly), d.Device, of(d.Task))
+			seen = fmt.Sprintf("it asked at %s, at %s%s", d.Time.Format(time.TimeOnly),
+				d.Device, of(d.Task))
 		}
 	}
 	if seen == "" {
@@ -144,7 +148,8 @@ func (e *explanation) address(addr netip.Addr) {
 
 // container explains one of v's containers.
 func (e *explanation) container(v *lookup.View, c *lookup.ContainerView) {
-	e.ok("container", "%s %.12s of task %s (%s), %s", c.DockerName, c.ID, v.Task.ID, v.Task.Family,
+	e.ok("container", "%s %.12s of task %s (%s), %s", c.DockerName, c.ID, v.Task.ID,
+		v.Task.Family,
 		c.KnownStatus)
 	if !c.Running() {
 		e.bad(doctor.Fail, "container", "start it", "it does not run")
@@ -152,14 +157,16 @@ func (e *explanation) container(v *lookup.View, c *lookup.ContainerView) {
 	switch {
 	case len(v.Task.Endpoints) > 0:
 		for _, ep := range v.Task.Endpoints {
-			if ep.Container == "" || ep.Container == c.ID || len(v.Task.Endpoints) == 1 ||
+			if ep.Container == "" || ep.Container == c.ID ||
+				len(v.Task.Endpoints) == 1 ||
 				c.NetworkMode == "container:"+ep.Container {
 				e.endpoint(v, ep)
 				e.drops(ep)
 			}
 		}
 	case c.NetworkMode == "host":
-		e.ok("address", "the host's: it asks by the host's route, and is known by its cgroup")
+		e.ok("address",
+			"the host's: it asks by the host's route, and is known by its cgroup")
 	default:
 		e.bad(doctor.Fail, "address", "give it a network of a bridge that metad watches",
 			"none: network mode %q, or metad has not looked into it yet", c.NetworkMode)
@@ -187,9 +194,11 @@ func (e *explanation) endpoint(v *lookup.View, ep task.Endpoint) {
 			"%s is no bridge's port", name)
 	case port == nil:
 		e.bad(doctor.Fail, "port", fmt.Sprintf("add %q to --bridges", bridge),
-			"%s is a port of bridge %q, which metad does not watch: requests are refused, or go to the ECS agent", name, bridge)
+			"%s is a port of bridge %q, which metad does not watch: requests are "+
+				"refused, or go to the ECS agent", name, bridge)
 	case port.Err != nil:
-		e.bad(doctor.Fail, "port", "see metad doctor", "%s of bridge %q has no program: %v", name,
+		e.bad(doctor.Fail, "port", "see metad doctor", "%s of bridge %q has no program: %v",
+			name,
 			bridge, port.Err)
 	default:
 		e.ok("port", "%s of bridge %q, with metad's program", name, bridge)
@@ -197,11 +206,14 @@ func (e *explanation) endpoint(v *lookup.View, ep task.Endpoint) {
 	entry, ok := e.entries[ep.Addr]
 	switch {
 	case !ok:
-		e.bad(doctor.Fail, "map", "see metad's log: another task claims it, or the map is full",
+		e.bad(doctor.Fail, "map",
+			"see metad's log: another task claims it, or the map is full",
 			"the kernel's map has no entry for %s", ep.Addr)
 	case entry.Tag != v.Tag || entry.Ifindex != uint32(ep.Ifindex) || entry.Mac != ep.MAC:
-		e.bad(doctor.Fail, "map", "another task claims the address: see metad's log for which",
-			"the kernel's map gives %s to tag %d at device %d, MAC %s", ep.Addr, entry.Tag, entry.Ifindex,
+		e.bad(doctor.Fail, "map",
+			"another task claims the address: see metad's log for which",
+			"the kernel's map gives %s to tag %d at device %d, MAC %s", ep.Addr,
+			entry.Tag, entry.Ifindex,
 			macText(entry.Mac))
 	default:
 		e.ok("map", "%s → tag %d, device %d", ep.Addr, entry.Tag, entry.Ifindex)
@@ -210,7 +222,9 @@ func (e *explanation) endpoint(v *lookup.View, ep task.Endpoint) {
 
 // drops explains what was dropped lately at an endpoint, or with its address elsewhere.
 func (e *explanation) drops(ep task.Endpoint) {
-	e.refused(func(d event) bool { return d.Ifindex == ep.Ifindex || d.Addr == ep.Addr.String() })
+	e.refused(func(d event) bool {
+		return d.Ifindex == ep.Ifindex || d.Addr == ep.Addr.String()
+	})
 }
 
 // refused explains the packets that were dropped lately and are meant, those of one kind together.
@@ -235,9 +249,12 @@ func (e *explanation) refused(meant func(event) bool) {
 	for _, k := range order {
 		d := last[k]
 		e.bad(doctor.Warn, "dropped",
-			"a container must send from its own address and MAC: look at what runs in it",
-			"from %s, MAC %s, at %s%s: %s (%d times noted, last at %s)", d.Addr, d.MAC, d.Device, of(d.Task),
-			strings.TrimPrefix(meanings[d.Verdict], "DROPPED: "), count[k], d.Time.Format(time.TimeOnly))
+			"a container must send from its own address and MAC: look at what runs "+
+				"in it",
+			"from %s, MAC %s, at %s%s: %s (%d times noted, last at %s)", d.Addr, d.MAC,
+			d.Device, of(d.Task),
+			strings.TrimPrefix(meanings[d.Verdict], "DROPPED: "), count[k],
+			d.Time.Format(time.TimeOnly))
 	}
 	if order == nil {
 		e.ok("dropped", "nothing of it, as far as metad remembers")
@@ -271,12 +288,15 @@ func (e *explanation) endpointID(c *lookup.ContainerView) {
 		}
 	}
 	if others == nil {
-		e.bad(doctor.Warn, name, "wait, or see metad's log", "%s is not answered", c.EndpointID)
+		e.bad(doctor.Warn, name, "wait, or see metad's log", "%s is not answered",
+			c.EndpointID)
 		return
 	}
 	e.bad(doctor.Fail, name,
-		"create one of them anew without ECS_CONTAINER_METADATA_URI and ECS_CONTAINER_METADATA_URI_V4 in its environment",
-		"%s is copied: %s has it too, and it is answered to neither", c.EndpointID, strings.Join(others,
+		"create one of them anew without ECS_CONTAINER_METADATA_URI and "+
+			"ECS_CONTAINER_METADATA_URI_V4 in its environment",
+		"%s is copied: %s has it too, and it is answered to neither", c.EndpointID,
+		strings.Join(others,
 			", "))
 }
 
@@ -290,25 +310,30 @@ func (e *explanation) theAgent() {
 		e.ok(name, "none listens: what metad does not serve is answered 404")
 	case agentForeign:
 		e.bad(doctor.Warn, name, "end what listens there: ss -ltnp shows it",
-			"the ECS agent's port belongs to another user of the host: nothing is passed on, credentials are answered 404")
+			"the ECS agent's port belongs to another user of the host: nothing is "+
+				"passed on, credentials are answered 404")
 	case agentSilent:
 		e.bad(doctor.Warn, name, "restart the ECS agent, or see its log",
-			"it takes connections and does not answer: credentials are not answered, metadata is metad's own")
+			"it takes connections and does not answer: credentials are not "+
+				"answered, metadata is metad's own")
 	default:
-		e.ok(name, "it answers: credentials, and metadata of the containers that it started, are its own")
+		e.ok(name, "it answers: credentials, and metadata of the containers that it "+
+			"started, are its own")
 	}
 }
 
 // answer explains what c would get now.
 func (e *explanation) answer(v *lookup.View, c *lookup.ContainerView) {
-	e.ok("answer", "/v4/task: %d bytes of metad's own; its container: %d", v.Document(task.V4).Len(),
+	e.ok("answer", "/v4/task: %d bytes of metad's own; its container: %d",
+		v.Document(task.V4).Len(),
 		c.Document(task.V4).Len())
 	const name = "statistics"
 	if c.Stats == nil {
 		return
 	}
 	if s := c.Stats.Load(); s != nil {
-		e.ok(name, "%d bytes, read %s ago", len(s.JSON), e.now.Sub(s.Read).Round(time.Millisecond))
+		e.ok(name, "%d bytes, read %s ago", len(s.JSON),
+			e.now.Sub(s.Read).Round(time.Millisecond))
 	} else {
 		e.bad(doctor.Warn, name, "see metad's log, if this lasts", "no sample yet")
 	}

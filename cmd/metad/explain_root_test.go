@@ -14,7 +14,8 @@ import (
 	"metad/internal/testdocker"
 )
 
-// Five faults, each found by what `metad explain` prints of it: a line with the fault, and its exit code.
+// Five faults, each found by what `metad explain` prints of it: a line with the fault, and its exit
+// code.
 func TestRootExplain(t *testing.T) {
 	h := testdocker.Start(t) // its Engine is stopped: not the shared one
 	d := startMetad(t, h)
@@ -24,7 +25,9 @@ func TestRootExplain(t *testing.T) {
 	h.Run(t, testdocker.Container{Name: "second", Env: []string{copied}})
 	moved := h.Run(t, testdocker.Container{Name: "moved"})
 	thief := h.Run(t, testdocker.Container{Name: "thief",
-		Configure: func(_ *container.Config, hc *container.HostConfig) { hc.CapAdd = []string{"NET_ADMIN"} }})
+		Configure: func(_ *container.Config, hc *container.HostConfig) {
+			hc.CapAdd = []string{"NET_ADMIN"}
+		}})
 	f := func(what string, code int, want ...string) {
 		t.Helper()
 		var out string
@@ -51,17 +54,23 @@ func TestRootExplain(t *testing.T) {
 	f("moved", 2, "fail  port", `of bridge "lab0", which metad does not watch`, `add "lab0" to --bridges`)
 
 	gateway := h.Inspect(t, well).NetworkSettings.Networks["bridge"].Gateway
-	h.Exec(t, thief, "sh", "-c", "ip addr add "+address+"/32 dev eth0 && ip route add 169.254.170.2/32 via "+gateway+" dev eth0 src "+address)
-	_, _, _ = h.TryExec(thief, "timeout", "2", "wget", "-qO-", "http://169.254.170.2/v4") // nobody answers
+	h.Exec(t, thief, "sh", "-c",
+		"ip addr add "+address+"/32 dev eth0 && ip route add 169.254.170.2/32 via "+gateway+
+			" dev eth0 src "+address)
+	// nobody answers
+	_, _, _ = h.TryExec(thief, "timeout", "2", "wget", "-qO-", "http://169.254.170.2/v4")
 	f("thief", 1, "warn  dropped", "from "+address, "a container sent from an address that is another's")
 	f(address, 1, "warn  dropped", "of task "+thief[:32])
-	if out, code := d.run("events", "--run-dir", d.runDir()); code != 0 || !strings.Contains(out, "port_wrong_port from "+address) {
+	if out, code := d.run("events", "--run-dir", d.runDir()); code != 0 ||
+		!strings.Contains(out, "port_wrong_port from "+address) {
 		t.Errorf("events: got %d %s", code, out)
 	}
-	if out, code := d.run("verdicts", "--run-dir", d.runDir()); code != 0 || !strings.Contains(out, "port_wrong_port") {
+	if out, code := d.run("verdicts", "--run-dir", d.runDir()); code != 0 ||
+		!strings.Contains(out, "port_wrong_port") {
 		t.Errorf("verdicts: got %d %s", code, out)
 	}
-	if out, code := d.run("map", "--run-dir", d.runDir()); code != 0 || !strings.Contains(out, address) {
+	if out, code := d.run("map", "--run-dir", d.runDir()); code != 0 ||
+		!strings.Contains(out, address) {
 		t.Errorf("map: got %d %s", code, out)
 	}
 
@@ -73,10 +82,12 @@ func TestRootExplain(t *testing.T) {
 	f("newcomer", 2, "warn  docker", "it is known when the Docker Engine answers again")
 }
 
-// moveTo makes the host's end of a container's eth0 a port of a new bridge that is not the Engine's.
+// moveTo makes the host's end of a container's eth0 a port of a new bridge that is not the
+// Engine's.
 func moveTo(t *testing.T, h *testdocker.Host, id, bridge string) {
 	t.Helper()
-	ifindex, err := strconv.Atoi(strings.TrimSpace(h.Exec(t, id, "cat", "/sys/class/net/eth0/iflink")))
+	ifindex, err := strconv.Atoi(strings.TrimSpace(h.Exec(t, id, "cat",
+		"/sys/class/net/eth0/iflink")))
 	if err == nil {
 		err = h.Do(func() error {
 			b := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridge}}

@@ -54,15 +54,20 @@ func healthy(t *testing.T) situation {
 	addr, mac := netip.MustParseAddr("172.17.0.2"), [6]byte{2, 0, 0, 0, 0, 2}
 	cell := new(task.StatsCell)
 	cell.Store(&task.Sample{JSON: []byte("{}"), V2: 1, Read: time.Now()})
-	c := &task.Container{ID: "aabbccdd", Name: "web", DockerName: "shop-web-1", PID: 7, KnownStatus: task.StatusRunning, EndpointID: "e1", Stats: cell}
+	c := &task.Container{ID: "aabbccdd", Name: "web", DockerName: "shop-web-1", PID: 7,
+		KnownStatus: task.StatusRunning, EndpointID: "e1", Stats: cell}
 	table := lookup.New(&fullMap{room: true}, zap.NewNop())
-	if err := table.Apply([]*task.Task{{ID: "t1", ARN: "arn:t1", Family: "shop", Containers: []*task.Container{c},
-		Endpoints: []task.Endpoint{{Addr: addr, Ifindex: 12, MAC: mac, Container: c.ID}}}}); err != nil {
+	if err := table.Apply([]*task.Task{{ID: "t1", ARN: "arn:t1", Family: "shop",
+		Containers: []*task.Container{c},
+		Endpoints: []task.Endpoint{{Addr: addr, Ifindex: 12, MAC: mac,
+			Container: c.ID}}}}); err != nil {
 		t.Fatal(err)
 	}
-	return situation{docker: true, views: table.Views(), ports: []loader.Port{{Name: "veth12", Ifindex: 12, Bridge: 3}},
-		entries: map[netip.Addr]bpf.TaskValue{addr: {Tag: table.Views()[0].Tag, Ifindex: 12, Mac: mac}},
-		device:  func(int) (string, string) { return "veth12", "docker0" },
+	return situation{docker: true, views: table.Views(),
+		ports: []loader.Port{{Name: "veth12", Ifindex: 12, Bridge: 3}},
+		entries: map[netip.Addr]bpf.TaskValue{addr: {Tag: table.Views()[0].Tag, Ifindex: 12,
+			Mac: mac}},
+		device: func(int) (string, string) { return "veth12", "docker0" },
 		holder: func(id string) *lookup.ContainerView {
 			_, c := table.Endpoint([]byte(id))
 			return c
@@ -70,8 +75,8 @@ func healthy(t *testing.T) situation {
 		agent: agentNone, now: time.Now()}
 }
 
-// Each fault is a step that is not ok, says what to do, and makes the exit code; without a fault every
-// step is ok, however the container is named.
+// Each fault is a step that is not ok, says what to do, and makes the exit code; without a fault
+// every step is ok, however the container is named.
 func TestExplain(t *testing.T) {
 	f := func(what string, fault func(*situation), want ...string) {
 		t.Helper()
@@ -108,10 +113,12 @@ func TestExplain(t *testing.T) {
 	f("web", func(s *situation) { s.entries = nil }, "fail  map", "no entry")
 	f("web", func(s *situation) { s.entries[addr] = bpf.TaskValue{Tag: 99, Ifindex: 13} }, "fail  map", "gives 172.17.0.2 to tag 99")
 	f("web", func(s *situation) {
-		s.events = []event{{Verdict: "port_wrong_mac", Addr: "172.17.0.2", Ifindex: 12, Task: "t1"}}
+		s.events = []event{{Verdict: "port_wrong_mac", Addr: "172.17.0.2", Ifindex: 12,
+			Task: "t1"}}
 	}, "warn  dropped", "not its own MAC")
 	f("web", func(s *situation) {
-		s.events = []event{{Verdict: "port_unknown", Addr: "172.17.0.2", Ifindex: 12}} // while it started
+		// while it started
+		s.events = []event{{Verdict: "port_unknown", Addr: "172.17.0.2", Ifindex: 12}}
 	})
 	f("web", func(s *situation) { s.holder = func(string) *lookup.ContainerView { return nil } }, "warn  endpoint id")
 	f("web", func(s *situation) { s.agent = agentForeign }, "warn  agent", "another user")
@@ -119,8 +126,8 @@ func TestExplain(t *testing.T) {
 	f("web", func(s *situation) { s.views[0].Task.Containers[0].Stats.Store(nil) }, "warn  statistics", "no sample yet")
 }
 
-// A follower gets what happened before and what happens then; one that does not read misses some and
-// holds nobody up.
+// A follower gets what happened before and what happens then; one that does not read misses some
+// and holds nobody up.
 func TestEventsAreFollowed(t *testing.T) {
 	var l eventLog
 	for i := range keptEvents + 1 {
@@ -141,7 +148,8 @@ func TestEventsAreFollowed(t *testing.T) {
 	cancel()
 	w := httptest.NewRecorder()
 	show := func(e loader.Event) event { return eventOf(e, nil) }
-	l.handler(show).ServeHTTP(w, httptest.NewRequest("GET", "/events?follow=1", nil).WithContext(ctx))
+	l.handler(show).ServeHTTP(w, httptest.NewRequest("GET", "/events?follow=1",
+		nil).WithContext(ctx))
 	dec, n := json.NewDecoder(w.Body), 0
 	for ; dec.More(); n++ {
 		var e event
@@ -167,7 +175,8 @@ func TestLookCommandsArePrintable(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := strings.Count(out.String(), "\n"); strings.Contains(out.String(), "\x1b") || n != 5 {
+	if n := strings.Count(out.String(), "\n"); strings.Contains(out.String(), "\x1b") ||
+		n != 5 {
 		t.Errorf("got %d lines: %q", n, out.String())
 	}
 }

@@ -100,7 +100,8 @@ func (d *daemon) kernelMap() ([]mapEntry, error) {
 			}
 			id.WriteByte(byte(b))
 		}
-		all = append(all, mapEntry{addr.String(), id.String(), v.Tag, v.Ifindex, device, macText(v.Mac),
+		all = append(all, mapEntry{addr.String(), id.String(), v.Tag, v.Ifindex, device,
+			macText(v.Mac),
 			c.Packets, c.Bytes, c.Connections, c.LastSeen})
 	}
 	slices.SortFunc(all, func(a, b mapEntry) int {
@@ -156,7 +157,8 @@ func (d *daemon) askAgent(ctx context.Context) agentState {
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr.String()+"/", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr.String()+"/",
+		nil)
 	if err != nil {
 		return agentOff
 	}

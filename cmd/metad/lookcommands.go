@@ -55,7 +55,8 @@ func printMap(w io.Writer, entries []mapEntry, now time.Time) error {
 		if device == "" {
 			device = "gone"
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%d\t%s(%d)\t%s\t%d\t%d\t%s\n", e.Address, oneLine(e.Task), e.Tag,
+		fmt.Fprintf(tw, "%s\t%s\t%d\t%s(%d)\t%s\t%d\t%d\t%s\n", e.Address, oneLine(e.Task),
+			e.Tag,
 			oneLine(device), e.Ifindex, e.MAC, e.Packets, e.Connections, seen)
 	}
 	return tw.Flush()
@@ -99,12 +100,15 @@ func eventsCommand(stdout io.Writer) *cli.Command {
 	var runDir string
 	var follow, asJSON bool
 	return &cli.Command{
-		Name:  "events",
-		Usage: "packets of unknown and refused sources, and the task whose port they came by",
+		Name: "events",
+		Usage: "packets of unknown and refused sources, and the task whose port they " +
+			"came by",
 		Flags: []cli.Flag{
 			runDirFlag(&runDir),
-			&cli.BoolFlag{Name: "follow", Usage: "go on as they happen", Destination: &follow},
-			&cli.BoolFlag{Name: "json", Usage: "as JSON, one line each", Destination: &asJSON},
+			&cli.BoolFlag{Name: "follow", Usage: "go on as they happen",
+				Destination: &follow},
+			&cli.BoolFlag{Name: "json", Usage: "as JSON, one line each",
+				Destination: &asJSON},
 		},
 		Action: func(ctx context.Context, _ *cli.Command) error {
 			path := "/events"
@@ -141,7 +145,8 @@ func printEvent(w io.Writer, e event, asJSON bool) error {
 	if e.HeldBack > 0 {
 		held = fmt.Sprintf(" (and %d more)", e.HeldBack)
 	}
-	_, err := fmt.Fprintf(w, "%s %s from %s, MAC %s, at %s%s%s: %s\n", e.Time.Format(time.DateTime),
+	_, err := fmt.Fprintf(w, "%s %s from %s, MAC %s, at %s%s%s: %s\n",
+		e.Time.Format(time.DateTime),
 		oneLine(e.Verdict),
 		oneLine(e.Addr), oneLine(e.MAC), oneLine(e.Device), oneLine(of(e.Task)), held,
 		oneLine(meanings[e.Verdict]))

@@ -32,14 +32,18 @@ type grown struct{ start time.Time }
 func (g grown) EachKept(f func(*task.Task, *task.Container, *stats.Counters)) {
 	n := uint64(time.Since(g.start))
 	f(&task.Task{ID: "t1", Family: "web"},
-		&task.Container{ID: "c1", Name: "app", DockerName: "web-app", Image: "nginx:1", Stats: new(task.StatsCell), Limits: task.ContainerLimits{Memory: 64}},
-		&stats.Counters{Read: time.Now(), CPU: stats.CPU{Total: n, Periods: n, ThrottledPeriods: n / 2}, Memory: stats.Memory{Usage: 1 << 20, Limit: 1 << 26},
+		&task.Container{ID: "c1", Name: "app", DockerName: "web-app", Image: "nginx:1",
+			Stats: new(task.StatsCell), Limits: task.ContainerLimits{Memory: 64}},
+		&stats.Counters{Read: time.Now(), CPU: stats.CPU{Total: n, Periods: n,
+			ThrottledPeriods: n / 2}, Memory: stats.Memory{Usage: 1 << 20,
+			Limit: 1 << 26},
 			Networks: []stats.Network{{Name: "eth0", RxBytes: n, TxBytes: n}},
-			Blkio:    stats.Blkio{ServiceBytes: []stats.BlkioEntry{{Major: 8, Op: "read", Value: n}, {Major: 8, Op: "write", Value: n}}}})
+			Blkio: stats.Blkio{ServiceBytes: []stats.BlkioEntry{{Major: 8,
+				Op: "read", Value: n}, {Major: 8, Op: "write", Value: n}}}})
 }
 
-// A real Prometheus scrapes metad's own pages, and every expression of the dashboards is something; the
-// alerts' rules are loaded.
+// A real Prometheus scrapes metad's own pages, and every expression of the dashboards is something;
+// the alerts' rules are loaded.
 func TestPrometheus(t *testing.T) {
 	table := lookup.New(&fullMap{room: true}, zap.NewNop())
 	srv, err := server.New(server.DefaultConfig(), table)
@@ -68,8 +72,11 @@ func TestPrometheus(t *testing.T) {
 	api := startPrometheus(t, s.Addr().String())
 	for _, name := range []string{"metad", "containers"} {
 		for _, expr := range expressions(t, name) {
-			expr = strings.NewReplacer("$__rate_interval", "30s", "$instance", ".*", "$family", ".*").Replace(expr)
-			expect.Until(t, "a result of "+expr, func() bool { return results(api, expr) > 0 })
+			expr = strings.NewReplacer("$__rate_interval", "30s", "$instance", ".*",
+				"$family", ".*").Replace(expr)
+			expect.Until(t, "a result of "+expr, func() bool {
+				return results(api, expr) > 0
+			})
 		}
 	}
 }
@@ -90,12 +97,14 @@ func startPrometheus(t *testing.T, target string) (api string) {
 	_ = ln.Close()
 	config := fmt.Sprintf("global: {scrape_interval: 1s}\nrule_files: [%q]\nscrape_configs:\n"+
 		"- {job_name: metad, static_configs: [{targets: [%q]}]}\n"+
-		"- {job_name: containers, metrics_path: /metrics/containers, static_configs: [{targets: [%q]}]}\n", rules, target, target)
+		"- {job_name: containers, metrics_path: /metrics/containers, static_configs: "+
+		"[{targets: [%q]}]}\n", rules, target, target)
 	file := filepath.Join(dir, "prometheus.yml")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("prometheus", "--config.file="+file, "--storage.tsdb.path="+dir, "--web.listen-address="+addr)
+	cmd := exec.Command("prometheus", "--config.file="+file, "--storage.tsdb.path="+dir,
+		"--web.listen-address="+addr)
 	out := new(strings.Builder)
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {

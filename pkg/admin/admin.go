@@ -36,7 +36,8 @@ type Config struct {
 	Tasks      func(stats bool) Tasks // what /tasks shows; stats asks for samples too
 	Collectors []prometheus.Collector
 	Private    map[string]http.Handler // more paths of the socket, for GET
-	Containers http.Handler            // what /metrics/containers is answered by; nil: there is none
+	// what /metrics/containers is answered by; nil: there is none
+	Containers http.Handler
 }
 
 // Tasks is the answer of GET /tasks.

@@ -66,7 +66,7 @@ func (g *Cgroups) Container(cgroup uint64) string {
 		return ""
 	}
 	defer mount.Close()
-	// FILEID_KERNFS of linux/exportfs.h, since Linux 5.5: a directory's handle is the cgroup's
+	// FILEID_KERNFS, since Linux 5.5: a directory's handle is the cgroup's
 	// id.
 	const kernfs = 0xfe
 	handle := unix.NewFileHandle(kernfs, binary.NativeEndian.AppendUint64(nil, cgroup))

@@ -184,7 +184,8 @@ func (t *Table) Await(ctx context.Context, tag uint32, addr netip.Addr) *View {
 	}
 	w := t.waits[key]
 	src := sourceOf(tag)
-	if t.waiting >= maxWaiters || t.waitsOf[src] >= mostOf(src) || w != nil && w.n >= maxWaitersPerAddr {
+	if t.waiting >= maxWaiters || t.waitsOf[src] >= mostOf(src) || w != nil &&
+		w.n >= maxWaitersPerAddr {
 		t.wmu.Unlock()
 		t.turned.Add(1)
 		return t.Resolve(tag, addr)
@@ -234,8 +235,8 @@ func mostOf(source uint32) int {
 	return maxWaitersPerTag
 }
 
-// Views returns every task's current view, ordered by ARN. A View carries the task's tag: it is what
-// Restore wants back after a restart.
+// Views returns every task's current view, ordered by ARN. A View carries the task's tag: it is
+// what Restore wants back after a restart.
 func (t *Table) Views() []*View {
 	var views []*View
 	for _, v := range t.snap.Load().tags.all() {

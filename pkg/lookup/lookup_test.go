@@ -392,7 +392,10 @@ func TestAwaitShares(t *testing.T) {
 		t.Helper()
 		had, turned := waiting(), table.TurnedAway()
 		for i := range n {
-			wg.Go(func() { table.Await(ctx, tag, netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})) })
+			wg.Go(func() {
+				table.Await(ctx, tag,
+					netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}))
+			})
 		}
 		waitFor(t, func() bool { return waiting() == had+want && table.TurnedAway() == turned+uint64(n-want) })
 	}

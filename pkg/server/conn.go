@@ -153,8 +153,8 @@ type conns struct {
 
 	mu   sync.Mutex // guards what follows
 	open map[*conn]struct{}
-	// unproved is how many of them have no tag. Their senders can make up addresses, so all of them
-	// together have half of the connections at most.
+	// unproved is how many of them have no tag. Their senders can make up addresses, so all of
+	// them together have half of the connections at most.
 	unproved int
 	peers    map[source]*peer
 	sweep    int           // number of peers at which those without use are next looked for

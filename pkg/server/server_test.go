@@ -254,12 +254,13 @@ func TestMaxConns(t *testing.T) {
 	}
 }
 
-// Senders without a proof, who can make up addresses, have half of the connections at most; a task finds
-// the other half free.
+// Senders without a proof, who can make up addresses, have half of the connections at most; a task
+// finds the other half free.
 func TestUnprovedConns(t *testing.T) {
 	cs := newConns(&Config{MaxConns: 100, MaxConnsPerTask: 10})
 	open := func(tag uint32, host byte) *conn {
-		c := &conn{Conn: newOnceConn(nil), tag: tag, remote: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, host}), 1)}
+		c := &conn{Conn: newOnceConn(nil), tag: tag,
+			remote: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, host}), 1)}
 		if !cs.add(c, 0) {
 			return nil
 		}
@@ -272,7 +273,8 @@ func TestUnprovedConns(t *testing.T) {
 		}
 	}
 	if len(unproved) != 50 || cs.refused.Load() != 150 {
-		t.Errorf("without a proof: %d open and %d refused, want 50 and 150", len(unproved), cs.refused.Load())
+		t.Errorf("without a proof: %d open and %d refused, want 50 and 150", len(unproved),
+			cs.refused.Load())
 	}
 	for tag := uint32(1); tag <= 5; tag++ {
 		for range 10 {
@@ -287,8 +289,8 @@ func TestUnprovedConns(t *testing.T) {
 	}
 }
 
-// What is kept for a source goes with its last connection, or when its bucket is full again: as many
-// sources as ever come, and whatever they ask for.
+// What is kept for a source goes with its last connection, or when its bucket is full again: as
+// many sources as ever come, and whatever they ask for.
 func TestPeersForgotten(t *testing.T) {
 	cfg := testConfig()
 	h := newHost(t, cfg, newTask())

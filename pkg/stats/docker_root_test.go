@@ -312,7 +312,8 @@ func TestRootNetworksOfAnAWSVPCTask(t *testing.T) {
 				t.Fatal(err)
 			}
 			if counters == nil {
-				expect.Until(t, c.DockerName+", "+name+" source: a sample", func() bool { return len(delivered) > 0 })
+				expect.Until(t, c.DockerName+", "+name+" source: a sample",
+					func() bool { return len(delivered) > 0 })
 				counters = <-delivered
 			}
 			if len(counters.Networks) != 1 || counters.Networks[0].Name != "eth0" {
