@@ -94,8 +94,10 @@ func TestRootNetPrio(t *testing.T) {
 		"net_prio\t") {
 		t.Skip("the kernel has no net_prio")
 	}
-	if classesTake && os.Getenv("METAD_TEST_GUEST") == "" {
-		t.Skip("the host would have to be booted again")
+	// The hierarchy of cgroup v1 outlives the test, and with it containerd has no statistics of
+	// containers that begin later; before Linux 5.15 the host would have to be booted again.
+	if os.Getenv("METAD_TEST_GUEST") == "" {
+		t.Skip("for a guest only: the host would keep the hierarchy")
 	}
 	h := testnet.NewHost(t)
 	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
