@@ -5,6 +5,7 @@ type (
 	TaskValue      = MetadTaskValue      // of ip_task
 	ContainerValue = MetadContainerValue // of container_cgroup and host_cgroup
 	TaskCounters   = MetadTaskCounters   // of counters, one for each CPU
+	Handshake      = MetadHandshake      // of handshakes
 	Neighbour      = MetadNeighbour      // of neighbours and port_neighbours
 	NeighbourPlace = MetadNeighbourPlace // key of port_neighbours
 	VerdictCount   = MetadVerdictCount   // of verdicts, one for each CPU
