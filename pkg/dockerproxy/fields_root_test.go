@@ -11,14 +11,15 @@ import (
 
 // A container that is created through the proxy is the container that it would be without it, field
 // by field, but for metad's own variables and mount: also with what newer API versions can say
-// (1.43 annotations, 1.44 a MAC for each network and a health check's start interval, 1.45 a part of
-// a volume). An Engine or a client that does not know it refuses it in the same words.
+// (1.43 annotations, 1.44 a MAC for each network and a health check's start interval, 1.45 a part
+// of a volume). An Engine or a client that does not know it refuses it in the same words.
 func TestRootCreateFields(t *testing.T) {
 	g := newRootGround(t, options{uris: true})
 	straight := &session{g, t, g.Socket, t.TempDir()}
 	through := &session{g, t, g.socket, t.TempDir()}
 	for i, name := range []string{"fields-a", "fields-b"} {
-		straight.must("network", "create", "--subnet", fmt.Sprintf("10.88.%d.0/24", i), name)
+		straight.must("network", "create", "--subnet", fmt.Sprintf("10.88.%d.0/24", i),
+			name)
 		defer straight.must("network", "rm", name)
 	}
 	straight.must("volume", "create", "fields")

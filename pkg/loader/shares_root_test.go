@@ -112,7 +112,8 @@ func TestRootHandshakesOfAPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	syn := func(k *testnet.Task, port uint16) []byte {
-		return testnet.Frame{SrcMAC: k.MAC, DstMAC: b.MAC, Src: k.Addr, SrcPort: port}.Bytes()
+		return testnet.Frame{SrcMAC: k.MAC, DstMAC: b.MAC, Src: k.Addr,
+			SrcPort: port}.Bytes()
 	}
 	raw := testnet.NewRaw(t, evil.NS, "eth0")
 	flood := make([][]byte, 10_000)
@@ -125,8 +126,8 @@ func TestRootHandshakesOfAPort(t *testing.T) {
 	testnet.Until(t, "the flood is seen", func() bool {
 		return verdictsOf(t, l)["port_task"] > before+10_000
 	})
-	// The table is read, and no packet sent: an entry counts for a second, and on a slow machine
-	// the flood takes longer.
+	// The table is read, and no packet sent: an entry counts for a second, and on a slow
+	// machine the flood takes longer.
 	of := map[uint32]int{}
 	var key uint32
 	var made bpf.Handshake

@@ -396,7 +396,8 @@ func TestForwardFailures(t *testing.T) {
 	endless.MaxBodyBytes = 4
 	f("too long in the end", endless, "PUT /v4/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", 413, typeText, "413")
 	f("bad chunk", at(mute(t)), "PUT /v4/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", 400, typeText, "400 Bad Request")
-	// Not to be over before the agent is connected: then the body would be read to its end first.
+	// Not to be over before the agent is connected: then the body would be read to its end
+	// first.
 	stalled := at(mute(t))
 	stalled.AgentTimeout = time.Second
 	f("client stalls", stalled, "PUT /v4/x HTTP/1.1\r\nHost: h\r\nContent-Length: 100000\r\n\r\n"+strings.Repeat("x", 9000), 504, typeJSON, "AgentTimeout")
