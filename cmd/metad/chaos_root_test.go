@@ -225,24 +225,18 @@ func TestRootChaos(t *testing.T) {
 	c.d = startMetad(t, c.host)
 	c.runDir = c.d.runDir()
 	l := startLoad(t, c.host, 4, 16)
-	var known []string
-	for _, k := range l.tasks {
-		known = append(known, k.arn)
-	}
-	saved := func() {
+	tasks := slices.Clone(l.tasks)
+	know := func() {
 		waitFor(t, "every task to be in the snapshot", func() bool {
-			file := readFile(filepath.Join(c.runDir, "snapshot.json"))
-			for _, arn := range known {
-				if !strings.Contains(file, arn) {
-					return false
-				}
-			}
-			return true
+			return saved(c.runDir, tasks)
 		})
-		all := append([]string(nil), known...)
-		c.known.Store(&all)
+		var known []string
+		for _, k := range tasks {
+			known = append(known, k.arn)
+		}
+		c.known.Store(&known)
 	}
-	saved()
+	know()
 	stop, watched := make(chan struct{}), make(chan struct{})
 	go func() { defer close(watched); c.watch(stop) }()
 
@@ -262,8 +256,8 @@ func TestRootChaos(t *testing.T) {
 		if rounds%4 == 3 {
 			task := c.host.RunTask(t, testdocker.Task{ID: fmt.Sprint("late-", rounds),
 				Containers: []testdocker.Container{{Name: "app"}}})
-			known = append(known, task.ARN)
-			saved()
+			tasks = append(tasks, loadTask{arn: task.ARN, addr: task.Port.Addr})
+			know()
 		}
 	}
 	close(stop)

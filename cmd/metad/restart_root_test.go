@@ -10,6 +10,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"net/netip"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -52,8 +53,20 @@ func (f failure) String() string {
 }
 
 type loadTask struct {
-	ns  netns.NsHandle
-	arn string
+	ns   netns.NsHandle
+	arn  string
+	addr netip.Addr
+}
+
+// saved reports whether the snapshot has each task with its address. A task that is there without
+// one, as its first version was, is not known to the next metad: it would take the task's packets
+// and answer that nobody has the address.
+func saved(runDir string, tasks []loadTask) bool {
+	file := readFile(filepath.Join(runDir, "snapshot.json"))
+	return !slices.ContainsFunc(tasks, func(k loadTask) bool {
+		return !strings.Contains(file, k.arn) ||
+			!strings.Contains(file, fmt.Sprintf(`"Addr":%q`, k.addr))
+	})
 }
 
 const agentAnswer = "the agent"
@@ -72,7 +85,7 @@ func startLoad(t *testing.T, h *testdocker.Host, n, conns int) *load {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { ns.Close() })
-		l.tasks = append(l.tasks, loadTask{ns, task.ARN})
+		l.tasks = append(l.tasks, loadTask{ns, task.ARN, task.Port.Addr})
 	}
 	waitFor(t, "every task to be known", func() bool {
 		for _, k := range l.tasks {
@@ -265,10 +278,7 @@ func TestRootKill(t *testing.T) {
 	// A task of the last second may be in no snapshot yet: metad would take packets without
 	// knowing it.
 	waitFor(t, "every task to be in the snapshot", func() bool {
-		file := readFile(filepath.Join(d.runDir(), "snapshot.json"))
-		return !slices.ContainsFunc(l.tasks, func(k loadTask) bool {
-			return !strings.Contains(file, k.arn)
-		})
+		return saved(d.runDir(), l.tasks)
 	})
 	var killed, over []time.Duration // a kill, and the next metad ready
 	kill := func() {
