@@ -28,7 +28,7 @@ func mapCommand(stdout io.Writer) *cli.Command {
 		Usage: "the kernel's map: which task has an address, and what it has sent",
 		Flags: []cli.Flag{
 			runDirFlag(&runDir),
-			&cli.BoolFlag{Name: "json", Usage: "as JSON", Destination: &asJSON},
+			jsonFlag(&asJSON),
 		},
 		Action: func(ctx context.Context, _ *cli.Command) error {
 			entries, err := fetch[[]mapEntry](ctx, runDir, "/map")
@@ -72,7 +72,7 @@ func explainCommand(stdout io.Writer) *cli.Command {
 		ArgsUsage: "<container or address>",
 		Flags: []cli.Flag{
 			runDirFlag(&runDir),
-			&cli.BoolFlag{Name: "json", Usage: "as JSON", Destination: &asJSON},
+			jsonFlag(&asJSON),
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if cmd.Args().Len() != 1 || cmd.Args().First() == "" {

@@ -27,6 +27,10 @@ func runDirFlag(dst *string) cli.Flag {
 		Destination: dst, Sources: cli.EnvVars("METAD_RUN_DIR")}
 }
 
+func jsonFlag(to *bool) cli.Flag {
+	return &cli.BoolFlag{Name: "json", Usage: "as JSON", Destination: to}
+}
+
 // maxAnswer bounds an answer of a running metad, in bytes.
 const maxAnswer = 1 << 30
 
@@ -86,7 +90,7 @@ func tasksCommand(stdout io.Writer) *cli.Command {
 		Usage: "list the tasks that the running metad knows",
 		Flags: []cli.Flag{
 			runDirFlag(&runDir),
-			&cli.BoolFlag{Name: "json", Usage: "as JSON", Destination: &asJSON},
+			jsonFlag(&asJSON),
 		},
 		Action: func(ctx context.Context, _ *cli.Command) error {
 			t, err := fetchTasks(ctx, runDir, false)

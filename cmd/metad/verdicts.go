@@ -79,7 +79,7 @@ func verdictsCommand(stdout io.Writer) *cli.Command {
 				Destination: &watch},
 			&cli.BoolFlag{Name: "all", Usage: "show those that never happened too",
 				Destination: &all},
-			&cli.BoolFlag{Name: "json", Usage: "as JSON", Destination: &asJSON},
+			jsonFlag(&asJSON),
 		},
 		Action: func(ctx context.Context, _ *cli.Command) error {
 			before, err := fetch[[]verdict](ctx, runDir, "/verdicts")
