@@ -263,14 +263,38 @@ int from_bridge(struct __sk_buff *skb)
 	return deliver(skb, &s, TAG_NONE, VERDICT_BRIDGE_UNKNOWN);
 }
 
-/* unserved decides about a packet for the endpoint while no server takes packets.
+/* is_servers returns whether the packet is of a connection that the server has, and the agent does
+ * not have by now. A connection in TIME_WAIT does not count, because the client may use the TCP
+ * port again. What comes from another port or MAC than those of the address's task is not of it. */
+static __always_inline int is_servers(struct __sk_buff *skb, const struct sender *s, enum slot slot)
+{
+	struct task_value *t;
+	int state;
+
+	if (s->syn || !s->sport)
+		return 0;
+	state = connection(skb, s, META_ADDR, META_DPORT, server_netns);
+	if (!state || state == BPF_TCP_TIME_WAIT)
+		return 0;
+	state = agent_dport ? connection(skb, s, agent_addr, agent_dport, BPF_F_CURRENT_NETNS) : 0;
+	if (state && state != BPF_TCP_TIME_WAIT)
+		return 0;
+	t = bpf_map_lookup_elem(&ip_task, &s->addr);
+	if (!t)
+		return 1;
+	return same_mac(t->mac, s->mac) && (slot == SLOT_BRIDGE || t->ifindex == skb->ifindex);
+}
+
+/* unserved decides about a packet for the endpoint while no new connection is the server's.
  *
- * A client whose SYN reached the server is connected once it has the SYN-ACK. If its next packets
- * were left alone, it might never learn that the server is gone: where conntrack knows the client's
- * TCP port from an earlier connection to the agent, it calls these packets invalid, and they are
- * lost until the client gives up. So they go to the server's namespace, which lasts a little longer
- * than the server. It resets the connection, or continues it while metad stops. */
-static __always_inline int unserved(struct __sk_buff *skb)
+ * A server that stops answers on the connections that it has: their packets go to it.
+ *
+ * A client whose SYN reached the server is connected once it has the SYN-ACK. If the server was
+ * killed and the client's next packets were left alone, it might never learn that the server is
+ * gone: where conntrack knows the client's TCP port from an earlier connection to the agent, it
+ * calls these packets invalid, and they are lost until the client gives up. So they go to the
+ * server's namespace, which lasts a little longer than the server and resets the connection. */
+static __always_inline int unserved(struct __sk_buff *skb, enum slot slot)
 {
 	struct sender s = {};
 	enum verdict v = parse(skb, &s);
@@ -278,13 +302,15 @@ static __always_inline int unserved(struct __sk_buff *skb)
 
 	if (v != VERDICT_OPEN)
 		return conclude(v, TC_ACT_UNSPEC);
+	if (is_servers(skb, &s, slot))
+		return deliver(skb, &s, TAG_NONE, VERDICT_UNARMED_OPEN);
 	h = s.sport ? handshake_of(skb, &s) : NULL;
 	if (h && h->sport == s.sport && !__builtin_memcmp(&h->addr, &s.addr, sizeof(h->addr))) {
 		if (s.syn)
 			h->sport = 0; /* what follows the new SYN goes where the SYN goes */
 		else if (h->ifindex == skb->ifindex &&
 			 bpf_ktime_get_ns() - h->begun_ns < HANDSHAKE_NS)
-			return deliver(skb, &s, h->tag, VERDICT_UNARMED_HANDSHAKE);
+			return deliver(skb, &s, h->tag, VERDICT_UNARMED_OPEN);
 	}
 	if (exit_drop)
 		return conclude(VERDICT_UNARMED_DROP, TC_ACT_SHOT);
@@ -296,7 +322,7 @@ int metad_port(struct __sk_buff *skb)
 {
 	int ret = filter(skb, SLOT_PORT);
 
-	return ret == FILTER_UNSERVED ? unserved(skb) : ret;
+	return ret == FILTER_UNSERVED ? unserved(skb, SLOT_PORT) : ret;
 }
 
 SEC("tc")
@@ -304,7 +330,7 @@ int metad_bridge(struct __sk_buff *skb)
 {
 	int ret = filter(skb, SLOT_BRIDGE);
 
-	return ret == FILTER_UNSERVED ? unserved(skb) : ret;
+	return ret == FILTER_UNSERVED ? unserved(skb, SLOT_BRIDGE) : ret;
 }
 
 /* to_server sends a packet of the host's route to the server's namespace. The veth would remove the

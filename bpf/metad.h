@@ -98,7 +98,7 @@ enum verdict {
 	VERDICT_OTHER_DPORT, /* left alone: not TCP port 80 */
 	VERDICT_UNARMED, /* left alone: metad is not serving */
 	VERDICT_UNARMED_DROP, /* dropped: metad is not serving, and --on-exit=drop */
-	VERDICT_UNARMED_HANDSHAKE, /* to the server, which had its SYN a moment ago */
+	VERDICT_UNARMED_OPEN, /* to the server: of a connection that it has, or had a moment ago */
 
 	VERDICT_PORT_TASK, /* to the server, with the task's tag: the container is not known */
 	VERDICT_PORT_CONTAINER, /* to the server, with the container's tag */

@@ -29,8 +29,8 @@ var meanings = map[string]string{
 	"other_dport":  "left alone: not port 80",
 	"unarmed":      "left alone: metad is not serving",
 	"unarmed_drop": "dropped: metad is not serving (--on-exit=drop)",
-	"unarmed_handshake": "to the server, which had its SYN a moment before metad stopped " +
-		"serving",
+	"unarmed_open": "to the server, which is stopping: of a connection that it has, or had a " +
+		"moment ago",
 	"port_task":       "to the server: the task is proved, the container is not known",
 	"port_container":  "to the server: the container is proved",
 	"port_unknown":    "to the server: no task has the address yet (a container that starts)",

@@ -5,6 +5,7 @@ package bench
 import (
 	"bufio"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -24,6 +25,8 @@ import (
 // attacks are the attacks of one container on the endpoint, on its own connections. Each runs
 // until its process is killed.
 var attacks = map[string]func(victim netip.Addr) error{
+	// what the machine's noise alone does to the figures
+	"nothing":                           func(netip.Addr) error { select {} },
 	"128 connections that read nothing": func(netip.Addr) error { return each(128, readNothing) },
 	"8 connections that pipeline":       func(netip.Addr) error { return each(8, pipeline) },
 	"128 stalled uploads": func(netip.Addr) error {
@@ -175,8 +178,19 @@ func attackRole() error {
 
 // glance is what a bystander saw. It sends a request every 10 ms, each on a new connection.
 type glance struct {
-	Requests, Errors int
-	P50, P99         time.Duration
+	Errors int
+	Took   []time.Duration
+}
+
+// percentile returns the time within which that part of the answers came.
+func (g glance) percentile(part float64) time.Duration {
+	took := slices.Sorted(slices.Values(g.Took))
+	return took[int(float64(len(took)-1)*part)]
+}
+
+func (g *glance) add(more glance) {
+	g.Errors += more.Errors
+	g.Took = append(g.Took, more.Took...)
 }
 
 func bystanderRole() error {
@@ -190,7 +204,6 @@ func bystanderRole() error {
 }
 
 func look(during time.Duration) (g glance) {
-	var all []time.Duration
 	br := bufio.NewReader(nil)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -214,61 +227,81 @@ func look(during time.Duration) (g glance) {
 		if err != nil {
 			g.Errors++
 		}
-		all = append(all, time.Since(begin))
+		g.Took = append(g.Took, time.Since(begin))
 	}
-	slices.Sort(all)
-	g.Requests, g.P50, g.P99 = len(all), all[len(all)/2], all[len(all)*99/100]
 	return g
 }
 
+// attackRounds is how often the bystander is looked at without and with the attack, in turns: the
+// noise of a machine comes and goes, and falls on both sides.
+const attackRounds = 3
+
+// underAttack is what an attack did to a bystander, and what it cost, as parts of a core.
+type underAttack struct {
+	quiet, loud           glance
+	attackerCPU, metadCPU float64
+}
+
 // TestBenchAttacks prints what each attack of one container does to another one's answers, and what
-// it costs: the bystander's times under the attack against those of the same bystander just before.
-// ATTACK_SECONDS is how long each of the two looks takes, ATTACK a part of the attack's name.
+// it costs: the bystander's times under the attack against those of the same bystander without it.
+// ATTACK_SECONDS is how long the attack lasts in all its rounds, ATTACK a part of its name.
 func TestBenchAttacks(t *testing.T) {
-	seconds := os.Getenv("ATTACK_SECONDS")
-	if seconds == "" {
-		seconds = "10"
+	seconds := 15.0
+	if text := os.Getenv("ATTACK_SECONDS"); text != "" {
+		var err error
+		if seconds, err = strconv.ParseFloat(text, 64); err != nil {
+			t.Fatal("ATTACK_SECONDS: ", err)
+		}
 	}
 	g := newGround(t)
 	g.set("arm")
 	unknown := g.bridge.AddTask("") // whom no set of tasks has
 	bystander := start(t, "bystander", taskOf(g.tasks[0]), 1, nil)
 	measure := func() (out glance) {
-		bystander.do(seconds, &out)
+		bystander.do(fmt.Sprint(seconds/attackRounds), &out)
 		return out
 	}
 	measure() // warm
-	fmt.Printf("\nwhat an attack does to another task that asks every 10 ms, %s s each\n",
+	fmt.Printf("\nwhat an attack does to another task that asks every 10 ms, %g s each\n",
 		seconds)
 	fmt.Printf("%-36s %10s %10s %10s %10s %8s %14s %14s\n", "", "p50", "× quiet", "p99",
 		"× quiet", "errors", "attacker CPU", "metad CPU")
-	names := make([]string, 0, len(attacks))
-	for name := range attacks {
-		if strings.Contains(name, os.Getenv("ATTACK")) {
-			names = append(names, name)
+	for _, name := range slices.Sorted(maps.Keys(attacks)) {
+		if !strings.Contains(name, os.Getenv("ATTACK")) {
+			continue
 		}
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		quiet := measure()
 		from := g.tasks[1]
 		if strings.Contains(name, "unknown") {
 			from = unknown
 		}
-		attacker := start(t, "attack", taskOf(from), 1, g.tasks[0].Addr)
-		var began string
-		attacker.do(name, &began)
-		a0, m0, t0 := attacker.cpuTime(), g.metad.cpuTime(), time.Now()
-		loud := measure()
-		took := time.Since(t0).Seconds()
-		a, m := (attacker.cpuTime()-a0).Seconds()/took,
-			(g.metad.cpuTime()-m0).Seconds()/took
-		if err := attacker.cmd.Process.Kill(); err != nil {
-			t.Fatal(err)
+		var u underAttack
+		for range attackRounds {
+			u.round(t, g, name, from, measure)
+		}
+		ratio := func(part float64) float64 {
+			return float64(u.loud.percentile(part)) / float64(u.quiet.percentile(part))
 		}
 		fmt.Printf("%-36s %10v %10.2f %10v %10.2f %8d %14.2f %14.2f\n", name,
-			loud.P50.Round(time.Microsecond), float64(loud.P50)/float64(quiet.P50),
-			loud.P99.Round(time.Microsecond), float64(loud.P99)/float64(quiet.P99),
-			loud.Errors, a, m)
+			u.loud.percentile(0.5).Round(time.Microsecond), ratio(0.5),
+			u.loud.percentile(0.99).Round(time.Microsecond), ratio(0.99),
+			u.loud.Errors, u.attackerCPU, u.metadCPU)
+	}
+}
+
+// round measures once without and once with the attack.
+func (u *underAttack) round(t *testing.T, g *ground, name string, from *testnet.Task,
+	measure func() glance) {
+	t.Helper()
+	u.quiet.add(measure())
+	attacker := start(t, "attack", taskOf(from), 1, g.tasks[0].Addr)
+	var began string
+	attacker.do(name, &began)
+	a0, m0, t0 := attacker.cpuTime(), g.metad.cpuTime(), time.Now()
+	u.loud.add(measure())
+	took := time.Since(t0).Seconds() * attackRounds
+	u.attackerCPU += (attacker.cpuTime() - a0).Seconds() / took
+	u.metadCPU += (g.metad.cpuTime() - m0).Seconds() / took
+	if err := attacker.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -356,3 +356,62 @@ func errorKind(err error) string {
 		return err.Error()
 	}
 }
+
+// While metad stops, it answers on the connections that it has, and new ones are the agent's. A
+// packet that poses as one of such a connection is left alone.
+func TestRootStoppingConnections(t *testing.T) {
+	bothModes(t, func(t *testing.T, mode AttachMode) {
+		h, b := hostWithAgent(t)
+		k, unknown := b.AddTask(""), b.AddTask("")
+		l := open(t, h, Config{Attach: mode, AgentAddr: Endpoint})
+		put(t, l, k, 1)
+		serve(t, l)
+		want := map[*testnet.Task]string{k: "metad 0x1", unknown: portTag(unknown)}
+		open := map[*testnet.Task]net.Conn{}
+		for k := range want {
+			c, err := k.Dial(timeout)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { c.Close() })
+			open[k] = c
+		}
+		// as after a second, or many other connections
+		for i := range l.progs.Handshakes.MaxEntries() {
+			if err := l.progs.Handshakes.Put(i, bpf.Handshake{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := l.Disarm(); err != nil {
+			t.Fatal(err)
+		}
+		for k, c := range open {
+			_, body, err := testnet.GetOn(c, "/", timeout)
+			if err != nil || body != want[k] {
+				t.Errorf("open connection of %s: got %q, %v, want %q", k, body,
+					err, want[k])
+			}
+			wantAnswer(t, k, "agent")
+		}
+
+		frame := testnet.Frame{SrcMAC: k.MAC, DstMAC: b.MAC, Src: k.Addr, Flags: testnet.ACK,
+			SrcPort: netip.MustParseAddrPort(open[k].LocalAddr().String()).Port()}
+		posed := frame
+		posed.SrcMAC = unknown.MAC
+		for _, c := range []struct {
+			name    string
+			frame   testnet.Frame
+			ifindex int
+			ret     uint32
+		}{
+			{"its own", frame, k.Ifindex, actRedirect},
+			{"of another port", frame, unknown.Ifindex, actUnspec},
+			{"of another MAC", posed, k.Ifindex, actUnspec},
+		} {
+			ret, _, _ := run(t, h, l.progs.MetadPort, c.frame.Bytes(), c.ifindex, 0)
+			if ret != c.ret {
+				t.Errorf("%s: got %#x, want %#x", c.name, ret, c.ret)
+			}
+		}
+	})
+}

@@ -268,9 +268,9 @@ func TestRootVerdicts(t *testing.T) {
 			verdict string
 			after   time.Duration
 		}{
-			{"its handshake", l.progs.MetadPort, from(halfOpen, testnet.ACK), port, actRedirect, 7, "unarmed_handshake", 0},
-			{"and once more", l.progs.MetadPort, from(halfOpen, testnet.ACK), port, actRedirect, 7, "unarmed_handshake", 0},
-			{"bridge: its handshake", l.progs.MetadBridge, from(bridgeOpen, testnet.ACK), bridge, actRedirect, unproved, "unarmed_handshake", 0},
+			{"its handshake", l.progs.MetadPort, from(halfOpen, testnet.ACK), port, actRedirect, 7, "unarmed_open", 0},
+			{"and once more", l.progs.MetadPort, from(halfOpen, testnet.ACK), port, actRedirect, 7, "unarmed_open", 0},
+			{"bridge: its handshake", l.progs.MetadBridge, from(bridgeOpen, testnet.ACK), bridge, actRedirect, unproved, "unarmed_open", 0},
 			{"another port's", l.progs.MetadPort, from(halfOpen, testnet.ACK), other.Ifindex, actUnspec, 0, "unarmed", 0},
 			{"bridge: a port's", l.progs.MetadBridge, from(halfOpen, testnet.ACK), bridge, actUnspec, 0, "unarmed", 0},
 			{"another connection", l.progs.MetadPort, from(halfOpen+100, testnet.ACK), port, actUnspec, 0, "unarmed", 0},
