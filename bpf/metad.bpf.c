@@ -121,6 +121,15 @@ static __always_inline int is_left(const struct sender *s)
 	return s->syn && agent_dport && bpf_map_lookup_elem(&left_alone, &s->addr);
 }
 
+/* is_busy returns whether the packet opens a connection that the server would refuse. The client
+ * repeats its SYN after a second. */
+static __always_inline int is_busy(const struct sender *s, __u32 tag)
+{
+	__u64 *until = s->syn ? bpf_map_lookup_elem(&busy, &tag) : NULL;
+
+	return until && *until > bpf_ktime_get_ns();
+}
+
 /* handshake_of returns the entry for the sender's connection. Another connection may be in it, of a
  * device that shares the group. */
 static __always_inline struct handshake *handshake_of(struct __sk_buff *skb, const struct sender *s)
@@ -205,6 +214,7 @@ int from_port(struct __sk_buff *skb)
 {
 	struct sender s = {};
 	enum verdict v = parse(skb, &s);
+	__u32 ifindex = skb->ifindex;
 	struct task_value *t;
 	__u32 tag;
 
@@ -214,12 +224,14 @@ int from_port(struct __sk_buff *skb)
 		return refuse(skb, &s, VERDICT_PORT_HOST);
 	t = bpf_map_lookup_elem(&ip_task, &s.addr);
 	if (t) {
-		if (t->ifindex != skb->ifindex)
+		if (t->ifindex != ifindex)
 			return refuse(skb, &s, VERDICT_PORT_WRONG_PORT);
 		if (!same_mac(t->mac, s.mac))
 			return refuse(skb, &s, VERDICT_PORT_WRONG_MAC);
 		if (is_agents(skb, &s))
 			return conclude(VERDICT_PORT_AGENT, TC_ACT_UNSPEC);
+		if (is_busy(&s, t->tag))
+			return conclude(VERDICT_PORT_BUSY, TC_ACT_SHOT);
 		count(skb, &s);
 		tag = tag_of(skb, t);
 		return deliver(skb, &s, tag,
@@ -227,7 +239,9 @@ int from_port(struct __sk_buff *skb)
 	}
 	if (is_agents(skb, &s) || is_left(&s))
 		return conclude(VERDICT_PORT_AGENT, TC_ACT_UNSPEC);
-	tag = TAG_PORT | skb->ifindex;
+	tag = TAG_PORT | ifindex;
+	if (is_busy(&s, tag))
+		return conclude(VERDICT_PORT_BUSY, TC_ACT_SHOT);
 	learn_port(skb, &s, tag);
 	emit_event(skb, &s, VERDICT_PORT_UNKNOWN);
 	return deliver(skb, &s, tag, VERDICT_PORT_UNKNOWN);

@@ -106,6 +106,7 @@ enum verdict {
 	VERDICT_PORT_WRONG_PORT, /* dropped: the address is a task's behind another port */
 	VERDICT_PORT_WRONG_MAC, /* dropped: the task's address and port, not its MAC */
 	VERDICT_PORT_HOST, /* dropped: the address is that of the host's processes */
+	VERDICT_PORT_BUSY, /* dropped: a new connection of a sender that has too many */
 	VERDICT_PORT_AGENT, /* left alone: of a connection that the ECS agent has or is to have */
 
 	VERDICT_BRIDGE_TASK, /* to the server, without a tag */
@@ -150,7 +151,7 @@ enum slot {
 };
 
 /* Set before load. */
-volatile const __u32 layout_version = 4; /* of the pinned maps; a part of their pins' names */
+volatile const __u32 layout_version = 5; /* of the pinned maps; a part of their pins' names */
 volatile const __u32 metad0_ifindex;
 volatile const __u8 trust_bridge; /* address and MAC are enough for a tag at a bridge device */
 volatile const __u8 exit_drop; /* while metad is away, packets for the endpoint are dropped */
@@ -221,6 +222,16 @@ struct {
 	__type(value, __u8); /* nothing */
 	__uint(max_entries, 4096);
 } left_alone SEC(".maps");
+
+/* Until when (bpf_ktime_get_ns) new connections with a tag are dropped, because the server has
+ * refused one: whoever has it has too many. Only user space writes. Full: the least recently used
+ * entry goes, and the server refuses once more. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, 1024);
+} busy SEC(".maps");
 
 /* The last SYNs that went to the server: these connections may be half open when it goes.
  * Direct-mapped by device and hash; the newest entry wins. A hash map would cost as much as all

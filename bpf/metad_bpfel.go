@@ -128,31 +128,32 @@ const (
 	MetadVerdictVERDICT_PORT_WRONG_PORT  MetadVerdict = 11
 	MetadVerdictVERDICT_PORT_WRONG_MAC   MetadVerdict = 12
 	MetadVerdictVERDICT_PORT_HOST        MetadVerdict = 13
-	MetadVerdictVERDICT_PORT_AGENT       MetadVerdict = 14
-	MetadVerdictVERDICT_BRIDGE_TASK      MetadVerdict = 15
-	MetadVerdictVERDICT_BRIDGE_TRUSTED   MetadVerdict = 16
-	MetadVerdictVERDICT_BRIDGE_UNKNOWN   MetadVerdict = 17
-	MetadVerdictVERDICT_BRIDGE_WRONG_MAC MetadVerdict = 18
-	MetadVerdictVERDICT_BRIDGE_CLAIMED   MetadVerdict = 19
-	MetadVerdictVERDICT_BRIDGE_HOST      MetadVerdict = 20
-	MetadVerdictVERDICT_BRIDGE_AGENT     MetadVerdict = 21
-	MetadVerdictVERDICT_HOST             MetadVerdict = 22
-	MetadVerdictVERDICT_HOST_CONTAINER   MetadVerdict = 23
-	MetadVerdictVERDICT_HOST_REFUSED     MetadVerdict = 24
-	MetadVerdictVERDICT_HOST_NOT_OURS    MetadVerdict = 25
-	MetadVerdictVERDICT_ENTERED          MetadVerdict = 26
-	MetadVerdictVERDICT_ENTER_UNMARKED   MetadVerdict = 27
-	MetadVerdictVERDICT_CARRIED          MetadVerdict = 28
-	MetadVerdictVERDICT_REPLY_TASK       MetadVerdict = 29
-	MetadVerdictVERDICT_REPLY_PORT       MetadVerdict = 30
-	MetadVerdictVERDICT_REPLY_BRIDGE     MetadVerdict = 31
-	MetadVerdictVERDICT_REPLY_HOST       MetadVerdict = 32
-	MetadVerdictVERDICT_REPLY_REFUSED    MetadVerdict = 33
-	MetadVerdictVERDICT_REPLY_NOT_OURS   MetadVerdict = 34
-	MetadVerdictVERDICT_REPLY_NOWHERE    MetadVerdict = 35
-	MetadVerdictVERDICT_REPLY_NOT_THEIRS MetadVerdict = 36
-	MetadVerdictVERDICT_COUNT            MetadVerdict = 37
-	MetadVerdictVERDICT_OPEN             MetadVerdict = 38
+	MetadVerdictVERDICT_PORT_BUSY        MetadVerdict = 14
+	MetadVerdictVERDICT_PORT_AGENT       MetadVerdict = 15
+	MetadVerdictVERDICT_BRIDGE_TASK      MetadVerdict = 16
+	MetadVerdictVERDICT_BRIDGE_TRUSTED   MetadVerdict = 17
+	MetadVerdictVERDICT_BRIDGE_UNKNOWN   MetadVerdict = 18
+	MetadVerdictVERDICT_BRIDGE_WRONG_MAC MetadVerdict = 19
+	MetadVerdictVERDICT_BRIDGE_CLAIMED   MetadVerdict = 20
+	MetadVerdictVERDICT_BRIDGE_HOST      MetadVerdict = 21
+	MetadVerdictVERDICT_BRIDGE_AGENT     MetadVerdict = 22
+	MetadVerdictVERDICT_HOST             MetadVerdict = 23
+	MetadVerdictVERDICT_HOST_CONTAINER   MetadVerdict = 24
+	MetadVerdictVERDICT_HOST_REFUSED     MetadVerdict = 25
+	MetadVerdictVERDICT_HOST_NOT_OURS    MetadVerdict = 26
+	MetadVerdictVERDICT_ENTERED          MetadVerdict = 27
+	MetadVerdictVERDICT_ENTER_UNMARKED   MetadVerdict = 28
+	MetadVerdictVERDICT_CARRIED          MetadVerdict = 29
+	MetadVerdictVERDICT_REPLY_TASK       MetadVerdict = 30
+	MetadVerdictVERDICT_REPLY_PORT       MetadVerdict = 31
+	MetadVerdictVERDICT_REPLY_BRIDGE     MetadVerdict = 32
+	MetadVerdictVERDICT_REPLY_HOST       MetadVerdict = 33
+	MetadVerdictVERDICT_REPLY_REFUSED    MetadVerdict = 34
+	MetadVerdictVERDICT_REPLY_NOT_OURS   MetadVerdict = 35
+	MetadVerdictVERDICT_REPLY_NOWHERE    MetadVerdict = 36
+	MetadVerdictVERDICT_REPLY_NOT_THEIRS MetadVerdict = 37
+	MetadVerdictVERDICT_COUNT            MetadVerdict = 38
+	MetadVerdictVERDICT_OPEN             MetadVerdict = 39
 )
 
 type MetadVerdictCount struct {
@@ -164,6 +165,7 @@ type MetadVerdictCount struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	MetadMapBusy            = "busy"
 	MetadMapContainerCgroup = "container_cgroup"
 	MetadMapCounters        = "counters"
 	MetadMapEventGates      = "event_gates"
@@ -251,6 +253,7 @@ type MetadProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type MetadMapSpecs struct {
+	Busy            *ebpf.MapSpec `ebpf:"busy"`
 	ContainerCgroup *ebpf.MapSpec `ebpf:"container_cgroup"`
 	Counters        *ebpf.MapSpec `ebpf:"counters"`
 	EventGates      *ebpf.MapSpec `ebpf:"event_gates"`
@@ -300,6 +303,7 @@ func (o *MetadObjects) Close() error {
 //
 // It can be passed to LoadMetadObjects or ebpf.CollectionSpec.LoadAndAssign.
 type MetadMaps struct {
+	Busy            *ebpf.Map `ebpf:"busy"`
 	ContainerCgroup *ebpf.Map `ebpf:"container_cgroup"`
 	Counters        *ebpf.Map `ebpf:"counters"`
 	EventGates      *ebpf.Map `ebpf:"event_gates"`
@@ -316,6 +320,7 @@ type MetadMaps struct {
 
 func (m *MetadMaps) Close() error {
 	return _MetadClose(
+		m.Busy,
 		m.ContainerCgroup,
 		m.Counters,
 		m.EventGates,

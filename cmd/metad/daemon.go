@@ -128,6 +128,13 @@ func (d *daemon) leaveAlone(addrs []netip.Addr) {
 	}
 }
 
+func (d *daemon) busy(tag uint32) {
+	if err := d.own.loader.Busy(tag); err != nil {
+		d.log.Debug("new connections over a limit are refused, and not dropped",
+			zap.Error(err))
+	}
+}
+
 // enrich adds the facts that only the ECS agent has.
 func (d *daemon) enrich(t *task.Task) {
 	if d.agent != nil {
@@ -151,6 +158,7 @@ func (d *daemon) listen(parts *parts) error {
 		if d.guard != nil {
 			cfg.AgentTrusted = d.guard.trusted.Load
 		}
+		cfg.Busy = d.busy
 		return server.New(cfg, d.tasks.table)
 	}}
 	d.watchdog, err = newWatchdog(d.log, probeEndpoint(ln))

@@ -37,7 +37,9 @@ var meanings = map[string]string{
 	"port_wrong_port": "DROPPED: a container sent from an address that is another's",
 	"port_wrong_mac":  "DROPPED: a container sent from its own address, but not its own MAC",
 	"port_host":       "DROPPED: a container sent from the address of the host's processes",
-	"port_agent":      "left alone: of a connection that the ECS agent has",
+	"port_busy": "DROPPED: a new connection of a task or port that has too many; its " +
+		"client tries again after a second",
+	"port_agent": "left alone: of a connection that the ECS agent has",
 	"bridge_task": "to the server: seen at the bridge only, because the port has no " +
 		"program",
 	"bridge_trusted":   "to the server: the same, and believed (--trust-bridge)",

@@ -202,8 +202,11 @@ func (l *Loader) Arm() error {
 	return nil
 }
 
-// Disarm stops taking packets, those of open connections included. Answers still find their way
-// out.
+// Busy drops new connections with the tag, of a task without its container or of a port, for a
+// quarter of a second.
+func (l *Loader) Busy(tag uint32) error { return l.progs.setBusy(tag) }
+
+// Disarm stops taking packets, but for those of connections that the server has.
 func (l *Loader) Disarm() error {
 	return l.gate.disarm()
 }

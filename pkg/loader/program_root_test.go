@@ -243,6 +243,15 @@ func TestRootVerdicts(t *testing.T) {
 		})
 	}
 
+	// TestRootBusy has the rest.
+	if err := l.progs.Busy.Put(uint32(7), ^uint64(0)); err != nil {
+		t.Fatal(err)
+	}
+	run(t, h, l.progs.MetadPort, own.Bytes(), port, 0)
+	if err := l.progs.Busy.Delete(uint32(7)); err != nil {
+		t.Fatal(err)
+	}
+
 	// A handshake that was under way is the server's to end; anything else is left alone.
 	t.Run("not armed", func(t *testing.T) {
 		const halfOpen, lateOpen, bridgeOpen = 41001, 41002, 41003

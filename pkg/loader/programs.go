@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
 
 	"metad/bpf"
 )
@@ -176,6 +178,22 @@ func (p *programs) disarm() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// busyTime is how long new connections of a busy source are dropped: no client repeats its SYN
+// sooner than after a second.
+const busyTime = 250 * time.Millisecond
+
+// setBusy drops new connections with the tag for busyTime. It is safe for concurrent use.
+func (p *programs) setBusy(tag uint32) error {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil { // bpf_ktime_get_ns
+		return fmt.Errorf("read the clock: %w", err)
+	}
+	if err := p.Busy.Put(tag, uint64(now.Nano()+int64(busyTime))); err != nil {
+		return fmt.Errorf("set %s: %w", bpf.MetadMapBusy, err)
+	}
+	return nil
 }
 
 // be32 is addr as the kernel keeps it in a __be32; 0 if it is not IPv4.

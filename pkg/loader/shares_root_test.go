@@ -5,7 +5,10 @@ package loader
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"metad/bpf"
 	"metad/internal/testnet"
@@ -137,5 +140,65 @@ func TestRootHandshakesOfAPort(t *testing.T) {
 	if of[uint32(victim.Ifindex)] != 1 || of[uint32(evil.Ifindex)] < 32 {
 		t.Errorf("handshakes by port: got %v, want one of %d and many of %d", of,
 			victim.Ifindex, evil.Ifindex)
+	}
+}
+
+// New connections of a busy task or port are dropped for a moment, and nobody else's; its open
+// connections go on.
+func TestRootBusy(t *testing.T) {
+	h := testnet.NewHost(t)
+	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+	busy, unknown, other := b.AddTask(""), b.AddTask(""), b.AddTask("")
+	l := open(t, h, Config{})
+	put(t, l, busy, 1)
+	put(t, l, other, 2)
+	if err := l.Arm(); err != nil {
+		t.Fatal(err)
+	}
+	unknownTag := bpf.TagPort | uint32(unknown.Ifindex)
+	var now unix.Timespec
+	clock := func() int64 {
+		t.Helper()
+		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+			t.Fatal(err)
+		}
+		return now.Nano()
+	}
+	before := clock()
+	if err := l.Busy(1); err != nil {
+		t.Fatal(err)
+	}
+	var until uint64
+	if err := l.progs.Busy.Lookup(uint32(1), &until); err != nil ||
+		int64(until) < before+int64(busyTime) || int64(until) > clock()+int64(busyTime) {
+		t.Errorf("busy until %d, %v, want %v after %d", until, err, busyTime, before)
+	}
+	const forever = ^uint64(0)
+	for _, c := range []struct {
+		name    string
+		until   uint64
+		k       *testnet.Task
+		flags   byte
+		verdict string
+	}{
+		{"a task that is busy", forever, busy, testnet.SYN, "port_busy"},
+		{"a port that is busy", forever, unknown, testnet.SYN, "port_busy"},
+		{"an open connection", forever, busy, testnet.ACK, "port_task"},
+		{"another task", forever, other, testnet.SYN, "port_task"},
+		{"no longer busy", 1, busy, testnet.SYN, "port_task"},
+	} {
+		for _, tag := range []uint32{1, unknownTag} {
+			if err := l.progs.Busy.Put(tag, c.until); err != nil {
+				t.Fatal(err)
+			}
+		}
+		counted := verdictsOf(t, l)
+		frame := testnet.Frame{SrcMAC: c.k.MAC, DstMAC: b.MAC, Src: c.k.Addr,
+			SrcPort: 40000, Flags: c.flags}
+		run(t, h, l.progs.MetadPort, frame.Bytes(), c.k.Ifindex, 0)
+		if got := moved(t, l, counted); !slices.Equal(got, []string{c.verdict}) {
+			t.Errorf("%s: counters that moved: got %v, want %s alone", c.name, got,
+				c.verdict)
+		}
 	}
 }

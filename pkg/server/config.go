@@ -87,6 +87,11 @@ type Config struct {
 	// Tag tells the kernel's tag of an accepted connection. It is called once for each.
 	Tag func(net.Conn) (uint32, error)
 
+	// Busy, if set, is told the tag of a task or port that has MaxConnsPerTask connections and
+	// wants one more, so that its next SYNs can be dropped for a moment: refusing a connection
+	// costs as much as answering a request. It must not block.
+	Busy func(tag uint32)
+
 	// SocketCgroup returns the id of the cgroup in which the socket of a connection from one
 	// address to another was made, as the network namespace of process pid has it. It is asked
 	// about a connection once, if a client wants to know which container it is and nothing else

@@ -171,9 +171,15 @@ func newConns(cfg *Config) *conns {
 // minSweep is the number of peers below which none is worth looking for.
 const minSweep = 64
 
-// add charges c to its source; it returns false if that would be one too many. now is in
-// nanoseconds, on the clock that the buckets go by.
-func (cs *conns) add(c *conn, now int64) bool {
+// Results of conns.add.
+var (
+	errFull       = errors.New("server: too many connections")
+	errBusySource = errors.New("server: too many connections of one source")
+)
+
+// add charges c to its source, or returns one of the errors above. now is in nanoseconds, on the
+// clock that the buckets go by.
+func (cs *conns) add(c *conn, now int64) error {
 	c.src = source{tag: c.tag}
 	if c.tag&bpf.TagPort == 0 {
 		c.src.tag = c.tag & bpf.TagTask // whichever container of it
@@ -184,10 +190,13 @@ func (cs *conns) add(c *conn, now int64) bool {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	p := cs.peers[c.src]
-	if len(cs.open) >= cs.max || p != nil && p.conns >= cs.maxPerPeer ||
-		c.tag == bpf.TagNone && cs.unproved >= max(1, cs.max/2) {
+	switch {
+	case p != nil && p.conns >= cs.maxPerPeer:
 		cs.refused.Add(1)
-		return false
+		return errBusySource
+	case len(cs.open) >= cs.max, c.tag == bpf.TagNone && cs.unproved >= max(1, cs.max/2):
+		cs.refused.Add(1)
+		return errFull
 	}
 	if p == nil {
 		// A peer outlives its connections until its bucket is full again, or a new
@@ -209,7 +218,7 @@ func (cs *conns) add(c *conn, now int64) bool {
 	}
 	c.peer, c.all = p, cs
 	cs.open[c] = struct{}{}
-	return true
+	return nil
 }
 
 func (cs *conns) remove(c *conn) {
@@ -311,8 +320,6 @@ func outOfResources(err error) bool {
 		errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
 }
 
-var errRefused = errors.New("server: connection refused")
-
 // admit gives nc its tag and charges it to its source, or closes it and returns an error.
 func (l *listener) admit(nc net.Conn) (*conn, error) {
 	tag, err := l.s.cfg.Tag(nc)
@@ -326,11 +333,14 @@ func (l *listener) admit(nc net.Conn) (*conn, error) {
 		c.remote = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 	}
 	c.remoteText = c.remote.AppendTo(nil)
-	if !l.s.conns.add(c, l.s.clock(time.Now())) {
+	if err := l.s.conns.add(c, l.s.clock(time.Now())); err != nil {
+		if errors.Is(err, errBusySource) && c.tag != bpf.TagNone && l.s.cfg.Busy != nil {
+			l.s.cfg.Busy(c.src.tag)
+		}
 		_ = nc.SetWriteDeadline(time.Now().Add(acceptPause))
 		_, _ = nc.Write(errBusy.raw())
 		_ = nc.Close()
-		return nil, errRefused
+		return nil, err
 	}
 	return c, nil
 }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -254,6 +255,36 @@ func TestMaxConns(t *testing.T) {
 	}
 }
 
+// A task that has all its connections and wants one more is named, so that the kernel can drop what
+// would be refused; one that finds the server full is not.
+func TestBusyTasksAreNamed(t *testing.T) {
+	const tag, tagOfOther = 7, 8
+	cfg := testConfig()
+	cfg.MaxConns, cfg.MaxConnsPerTask = 2, 1
+	var current uint32
+	cfg.Tag = func(net.Conn) (uint32, error) { return current, nil }
+	var named []uint32
+	cfg.Busy = func(tag uint32) { named = append(named, tag) }
+	l := listener{s: newHost(t, cfg, newTask()).Server}
+	for _, c := range []struct {
+		tag  uint32
+		want error
+	}{
+		{bpf.ContainerTag(tag, 1), nil},
+		{bpf.ContainerTag(tag, 2), errBusySource},
+		{tagOfOther, nil},
+		{tagOfOther + 1, errFull},
+	} {
+		current = c.tag
+		if _, err := l.admit(newLoopConn(addrT)); !errors.Is(err, c.want) {
+			t.Errorf("tag %#x: got %v, want %v", c.tag, err, c.want)
+		}
+	}
+	if !slices.Equal(named, []uint32{tag}) {
+		t.Errorf("named as busy: got %v, want %d alone", named, tag)
+	}
+}
+
 // Senders without a proof, who can make up addresses, have half of the connections at most; a task
 // finds the other half free.
 func TestUnprovedConns(t *testing.T) {
@@ -261,7 +292,7 @@ func TestUnprovedConns(t *testing.T) {
 	open := func(tag uint32, host byte) *conn {
 		c := &conn{Conn: newOnceConn(nil), tag: tag,
 			remote: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, host}), 1)}
-		if !cs.add(c, 0) {
+		if cs.add(c, 0) != nil {
 			return nil
 		}
 		return c
@@ -316,7 +347,7 @@ func TestPeersForgotten(t *testing.T) {
 	cs.add(holder, now)
 	for i := range 10_000 {
 		c := &conn{Conn: newLoopConn(addrT), tag: uint32(i + 2)}
-		if !cs.add(c, now) {
+		if cs.add(c, now) != nil {
 			t.Fatal("refused")
 		}
 		c.peer.bucket.take(now, cfg.Rate)
