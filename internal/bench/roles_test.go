@@ -56,6 +56,11 @@ func metadRole() error {
 	}
 	sc := server.DefaultConfig()
 	sc.AgentURL = ""
+	sc.Busy = func(tag uint32) {
+		if err := ld.Busy(tag); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+	}
 	srv, err := server.New(sc, table)
 	if err != nil {
 		return err
