@@ -175,6 +175,15 @@ func TestRootNRILabels(t *testing.T) {
 	}
 }
 
+// With NRI, and without the look into containerd's directories, containers have the right answer to
+// their first instruction. NRI says at a container's creation what it is; its address is known by
+// the time that its first request has waited for it.
+func TestRootNRIFirstInstruction(t *testing.T) {
+	h := testdocker.Shared(t)
+	nowhere := filepath.Join(t.TempDir(), "none")
+	firstInstructions(t, h, startNRI(t, h, "--metadata-uris", "--bundle-dirs", nowhere))
+}
+
 // creation is one container of a crowd.
 type creation struct {
 	id         string

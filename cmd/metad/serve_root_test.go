@@ -203,10 +203,15 @@ func TestRootK03SDKCredentials(t *testing.T) {
 
 // 200 containers ask as their very first instruction, while metad hears of them from Docker.
 func TestRootFirstInstruction(t *testing.T) {
-	const n = 200
 	h := testdocker.Shared(t)
+	firstInstructions(t, h, startMetad(t, h))
+}
+
+// firstInstructions starts containers that ask metad with their first instruction.
+func firstInstructions(t *testing.T, h *testdocker.Host, d *process) {
+	t.Helper()
+	const n = 200
 	importProbe(t, h)
-	d := startMetad(t, h)
 	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", d.cmd.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
