@@ -15,8 +15,9 @@ import (
 	"metad/pkg/netdump"
 )
 
-// Where our clsact filters are. The priority number is low, to come before most filters, and
-// fixed, so that a start finds and replaces the filter of a killed process.
+// The place of metad's clsact filters. The priority's number is low, so that the filter comes
+// before most others. It is fixed, so that a start finds and replaces the filter of a killed
+// process.
 const (
 	filterPriority = 0xec5
 	filterHandle   = 0xec5
@@ -28,16 +29,16 @@ var filterNames = map[string]bool{
 	bpf.MetadProgMetadEnter: true, bpf.MetadProgMetadCarry: true, bpf.MetadProgMetadHost: true,
 }
 
-// maxLinks is how many devices get a TCX link where the choice is metad's; the others get filters.
-// The kernel makes and takes a link in a grace period, one after the other (16 ms at 250 ticks a
-// second), also those of a process that was killed, which is not gone until then. A filter takes it
-// half a millisecond, and a tenth to remove.
+// maxLinks is the number of devices that get a TCX link with AttachAuto; the others get filters.
+// The kernel waits for a grace period (16 ms at 250 ticks a second) to attach a link and another to
+// detach it, for one link after the other. A killed process ends only after all its links are
+// detached. A filter is added in half a millisecond, and removed in a tenth of one.
 const maxLinks = 64
 
 // tcAttacher attaches by tc: with TCX links or clsact filters.
 type tcAttacher struct {
-	mode  AttachMode // never AttachAuto once the pair is attached to
-	mixed bool       // with AttachTCX: filters where there are maxLinks links
+	mode  AttachMode // attachPair replaces AttachAuto
+	mixed bool       // with AttachTCX: filters once there are maxLinks links
 	host  netns.NsHandle
 	nl    *netlink.Handle // in host
 	fds   *lowFDs
@@ -45,8 +46,8 @@ type tcAttacher struct {
 }
 
 // programFor returns the program of a bridge or a port, its name, and the end of the reserved
-// descriptors that its link gets. Bridge devices are released before their ports: a packet that a
-// port lets pass must not be taken at its bridge.
+// descriptors from which its link gets one. The kernel releases bridge devices before their ports:
+// the bridge's program must not take a packet that the port's program let pass.
 func (a *tcAttacher) programFor(bridge bool) (*ebpf.Program, string, where) {
 	if bridge {
 		return a.progs.MetadBridge, bpf.MetadProgMetadBridge, highest
@@ -66,8 +67,8 @@ func (a *tcAttacher) attach(ifindex int, bridge bool) (io.Closer, error) {
 	if err == nil || isGone(err) {
 		return on, err
 	}
-	// Another program's filter is in our place, or the kernel has no clsact: a link is only
-	// slower.
+	// Another program's filter has metad's place, or the kernel has no clsact. A link works
+	// too, and is only slower to attach.
 	return a.attachLink(ifindex, bridge)
 }
 
@@ -89,7 +90,7 @@ func (a *tcAttacher) attachLink(ifindex int, bridge bool) (io.Closer, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A killed process may have left a filter here, which does nothing and would stay.
+	// A killed process may have left a filter, which does nothing and would stay.
 	if err := detachClsact(a.nl, ifindex, netlink.HANDLE_MIN_INGRESS); err != nil &&
 		!errors.Is(err, unix.EOPNOTSUPP) {
 		return nil, errors.Join(err, low.Close())
@@ -108,7 +109,7 @@ func (f *clsactFilter) Close() error {
 	return detachClsact(f.nl, f.ifindex, netlink.HANDLE_MIN_INGRESS)
 }
 
-// pairHook is where one of our programs is on our own devices.
+// pairHook is the place of one of metad's programs on metad's own devices.
 type pairHook struct {
 	ns      netns.NsHandle
 	ifindex int
@@ -131,8 +132,8 @@ func (a *tcAttacher) pairHooks(e *endpoint) []pairHook {
 	}
 }
 
-// attachPair attaches to metad's own devices, which decides how to attach to all others. The links
-// are those made also with an error; filters go with the devices.
+// attachPair attaches to metad's own devices. Its first success decides how to attach to all other
+// devices. With an error it also returns the links that it has made. Filters end with the devices.
 func (a *tcAttacher) attachPair(e *endpoint) (links []*fdLink, err error) {
 	for _, d := range a.pairHooks(e) {
 		if a.mode != AttachClsact {
@@ -165,7 +166,7 @@ func (a *tcAttacher) attachPair(e *endpoint) (links []*fdLink, err error) {
 	return links, nil
 }
 
-// attachTCX puts p first on the device's hook. The link goes with its file descriptor.
+// attachTCX puts p first on the device's hook. The link ends with its last file descriptor.
 func attachTCX(ns netns.NsHandle, ifindex int, p *ebpf.Program, at ebpf.AttachType) (l link.Link,
 	err error) {
 	err = inNS(ns, func() error {

@@ -29,19 +29,20 @@ const (
 // OnExit says what happens to packets for the endpoint while metad is away.
 type OnExit string
 
-// OnExitOpen lets them go where they would have gone without metad. OnExitDrop drops them at the
-// ports and bridges that metad was attached to, until the next start or Detach; a port made later
-// is open. It needs clsact, because a TCX link ends with the process and cannot drop.
+// OnExitOpen lets packets go where they go without metad. OnExitDrop drops them at the ports and
+// bridges that metad was attached to, until the next start or Detach. A port made later is open.
+// OnExitDrop needs clsact, because a TCX link ends with the process and cannot drop.
 const (
 	OnExitOpen OnExit = "open"
 	OnExitDrop OnExit = "drop"
 )
 
-// DefaultPinDir is where the maps are pinned if Config does not say.
+// DefaultPinDir is where the maps are pinned if Config.PinDir is empty.
 const DefaultPinDir = "/sys/fs/bpf/metad"
 
-// DefaultBridges are the ECS agent's bridge, Docker's own, the one by which containers on overlay
-// networks leave the host, and those Docker makes for its networks.
+// DefaultBridges are the ECS agent's bridge, Docker's default bridge, the bridge by which
+// containers on overlay networks leave the host, and the bridges that Docker makes for its
+// networks.
 var DefaultBridges = []string{"ecs-bridge", "docker0", "docker_gwbridge", "br-*"}
 
 // RequiredCaps are the capabilities that Open needs, in the order error messages name them.
@@ -66,17 +67,17 @@ var (
 	ErrKernel = errors.New("kernel not supported")
 	// ErrNoBPFFS: PinDir is not on a BPF file system.
 	ErrNoBPFFS = errors.New("not on a bpf file system (mount -t bpf bpf /sys/fs/bpf)")
-	// ErrPinDir: PinDir is not metad's alone.
+	// ErrPinDir: PinDir is not a directory, or another user owns it or may write to it.
 	ErrPinDir = errors.New("pin directory is not metad's own")
 	// ErrFull: the map of tasks has no room for another address.
 	ErrFull = errors.New("map full")
 	// ErrNoPort: the port that an entry names does not exist.
 	ErrNoPort = errors.New("no such port")
 	// ErrForeignFilter: another program's filter has metad's priority and handle.
-	ErrForeignFilter = errors.New("somebody else's filter is in our place")
+	ErrForeignFilter = errors.New("another program's filter has metad's place")
 )
 
-// Config is what Open needs to know. The zero value is usable.
+// Config configures Open and TakeOver. The zero value is usable.
 type Config struct {
 	// Bridges are patterns (path.Match) of the names of the bridges to watch; nil:
 	// DefaultBridges.
@@ -89,25 +90,25 @@ type Config struct {
 	TrustBridge bool
 	// OnExit says what happens to packets once metad is gone; empty: OnExitOpen.
 	OnExit OnExit
-	// Netns is the host's network namespace; 0 or netns.None(): the calling thread's. It stays
-	// the caller's.
+	// Netns is the host's network namespace; 0 or netns.None(): the calling thread's. The
+	// caller keeps it open, and closes it.
 	Netns netns.NsHandle
-	// HostLevels are how far below the root the cgroups of containers in the host's network
-	// are; zero: 2 and 3, Docker's and the ECS agent's.
+	// HostLevels are the depths, below the root, of the cgroups of containers in the host's
+	// network; zero: 2 and 3, Docker's and the ECS agent's.
 	HostLevels [2]uint8
-	// MaxEntries is the number of addresses that can have a task; 0: what the C says (16384).
+	// MaxEntries is the number of addresses that can have a task; 0: the C's size (16384).
 	MaxEntries int
 	// Log receives changes of state; nil: none.
 	Log *zap.Logger
-	// HostRoute leads the host's own processes to the endpoint while metad is armed. They ask
-	// from HostAddr and are no task. The agent's OUTPUT rule, where there is one, comes before
-	// any route.
+	// HostRoute adds a route by which the host's own processes reach the endpoint while metad
+	// is armed. Their source address is HostAddr, which belongs to no task. The ECS agent's
+	// OUTPUT rule, if there is one, applies before any route.
 	HostRoute bool
-	// AgentAddr is where the ECS agent's rule sends connections to the endpoint: one that the
-	// agent has accepted there, while metad was not running, stays the agent's. Zero: there is
-	// no agent.
+	// AgentAddr is the address to which the ECS agent's rule sends connections to the endpoint.
+	// A connection that the agent accepted there while metad was not running stays with the
+	// agent. Zero: there is no agent.
 	AgentAddr netip.AddrPort
-	// OnPort is called when a port has been hooked that was not there at Open or Adopt: a
+	// OnPort is called when a port has been hooked that did not exist at Open or TakeOver: a
 	// container starts. One call at a time, no lock held; nil: none.
 	OnPort func(ifindex int)
 	// OnPortGone is called when a device that carried task addresses or a hook no longer
@@ -182,7 +183,7 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-// checkHost reports in words what the kernel would refuse later with an error number.
+// checkHost checks what the kernel would refuse later with only an error number.
 func checkHost() error {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
@@ -203,7 +204,7 @@ func checkCaps(effective uint64) error {
 	var missing []string
 	for _, c := range RequiredCaps {
 		if c.Bit == unix.CAP_BPF && effective&(1<<unix.CAP_SYS_ADMIN) != 0 {
-			// capable of all that CAP_BPF was split off from it (capabilities(7))
+			// CAP_SYS_ADMIN includes CAP_BPF (capabilities(7))
 			continue
 		}
 		if effective&(1<<c.Bit) == 0 {
@@ -219,7 +220,7 @@ func checkCaps(effective uint64) error {
 	return nil
 }
 
-// checkRelease wants bpf_redirect_peer, which came with Linux 5.10.
+// checkRelease refuses a kernel before Linux 5.10: bpf_redirect_peer came with that version.
 func checkRelease(release string) error {
 	var major, minor int
 	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {

@@ -10,7 +10,7 @@ import (
 	"metad/bpf"
 )
 
-// ErrContainer means that an entry for a container would also name others.
+// ErrContainer means that the cgroup or the tag of an entry is not one container's alone.
 var ErrContainer = errors.New("not a container's own cgroup or tag")
 
 // rootCgroup is the id of the root of cgroup v2, which every socket has where v2 says nothing.
@@ -28,9 +28,9 @@ func (l *Loader) PutContainer(cgroup uint64, v *bpf.ContainerValue) error {
 	return putContainer(l.progs.ContainerCgroup, cgroup, v)
 }
 
-// PutHostContainer is PutContainer for a container in the host's network, which asks by the host's
-// route. There is no address to check it by: its task needs no Put, and has a tag of its own all
-// the same. The depths looked at are Config.HostLevels.
+// PutHostContainer is PutContainer for a container in the host's network. Such a container reaches
+// the endpoint by the host's route, and no address identifies it. So its task needs no Put, but it
+// needs a tag. The kernel looks for the cgroup at the depths Config.HostLevels.
 func (l *Loader) PutHostContainer(cgroup uint64, v *bpf.ContainerValue) error {
 	return putContainer(l.progs.HostCgroup, cgroup, v)
 }
@@ -47,9 +47,9 @@ func (l *Loader) DeleteContainer(cgroup uint64) error {
 	return errors.Join(errs...)
 }
 
-// Containers returns the entries of both maps, by cgroup: containers with an address, and those in
-// the host's network. After a start they are those of an earlier process: delete the ones whose
-// container is gone.
+// Containers returns the entries of both maps, by cgroup: own has the containers with an address,
+// host those in the host's network. After a start the entries are those of an earlier process.
+// Delete the ones whose container is gone.
 func (l *Loader) Containers() (own, host map[uint64]bpf.ContainerValue, err error) {
 	own, err = readContainers(l.progs.ContainerCgroup)
 	if err != nil {

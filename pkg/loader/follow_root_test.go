@@ -68,9 +68,8 @@ func TestRootFollow(t *testing.T) {
 			OnPortGone: func(ifindex int) { gone <- ifindex },
 		})
 		waiting := func(p string) int {
-			return logs.FilterMessage(
-				fmt.Sprintf("bridge pattern %q matches nothing yet: waiting",
-					p)).Len()
+			return logs.FilterMessage("bridge pattern matches no bridge yet").
+				FilterField(zap.String("pattern", p)).Len()
 		}
 		if waiting("ecs-bridge") != 1 || waiting("br-*") != 1 {
 			t.Errorf("patterns that wait: got %v", logs.All())

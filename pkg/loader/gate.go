@@ -8,8 +8,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// gate decides whether packets are taken, and keeps metad's own devices working. Its methods are
-// safe for concurrent use.
+// gate decides whether the programs take packets, and keeps metad's own devices working. Its
+// methods are safe for concurrent use.
 type gate struct {
 	progs     *programs
 	end       *endpoint
@@ -20,8 +20,8 @@ type gate struct {
 	// guards what follows, the program array, the endpoint's devices and their programs
 	mu   sync.Mutex
 	pair []*fdLink // of metad0 and metad1; none with clsact
-	want bool      // packets are to be taken
-	err  error     // why they are not although they are to be
+	want bool      // the programs are to take packets
+	err  error     // why they do not take packets although want is true
 }
 
 // attach puts the programs on metad's own devices.
@@ -51,7 +51,7 @@ func (g *gate) fill() error {
 	if !g.hostRoute {
 		return g.end.removeRoute()
 	}
-	if err := g.end.addRoute(); err != nil { // containers do not need it
+	if err := g.end.addRoute(); err != nil { // no error: containers do not need the route
 		g.log.Warn("host processes do not reach the endpoint", zap.Error(err))
 	}
 	return nil
@@ -69,8 +69,8 @@ func (g *gate) disarm() error {
 // rebuilt yet.
 var ErrEndpoint = errors.New("metad's network device is gone or down")
 
-// check takes no packets unless metad's own devices exist and are up: otherwise packets would lead
-// nowhere, and clients would hang. It reports whether rebuild is needed.
+// check disarms the programs if metad's own devices are gone or down: otherwise packets would be
+// lost, and clients would hang. It reports whether rebuild is needed.
 func (g *gate) check() (broken bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -118,7 +118,7 @@ func (g *gate) rebuild() error {
 	return nil
 }
 
-// ready returns nil while packets are taken.
+// ready returns nil while the programs take packets.
 func (g *gate) ready() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -19,14 +19,14 @@ import (
 	"metad/bpf"
 )
 
-// VerdictCount is how many packets ended one way since the map was made, by this process or an
-// earlier one.
+// VerdictCount is the number of packets with one verdict since the map was made. An earlier process
+// may have made it.
 type VerdictCount struct {
 	Name    string // the C's name without VERDICT_, in lower case: "port_task"
 	Packets uint64
 }
 
-// Verdicts returns all counts in the C's order.
+// Verdicts returns all counts in the order of the C's enum.
 func (l *Loader) Verdicts() ([]VerdictCount, error) {
 	counts := make([]VerdictCount, len(l.progs.verdicts))
 	var perCPU []bpf.VerdictCount
@@ -58,7 +58,7 @@ func verdictNames(types *btf.Spec) ([]string, error) {
 	return names, nil
 }
 
-// TaskCounters is what has come from one task's address.
+// TaskCounters counts what one task's address has sent.
 type TaskCounters struct {
 	Packets     uint64
 	Bytes       uint64    // of frames
@@ -99,19 +99,20 @@ func fromKtime(ns uint64) time.Time {
 	return time.Now().Add(time.Duration(int64(ns) - now.Nano()))
 }
 
-// Event is one packet that somebody should hear of.
+// Event is one packet of an unknown or refused source.
 type Event struct {
-	Verdict  string     // what became of it, a name as in VerdictCount
+	Verdict  string     // a name as in VerdictCount
 	Addr     netip.Addr // its source
 	MAC      [6]byte    // its source
-	Ifindex  int        // where it came in
+	Ifindex  int        // of the device that it arrived at
 	Time     time.Time
-	HeldBack uint64 // packets since the last event that none was made for
+	HeldBack uint64 // packets since the last event, of which no event was made
 }
 
-// Events calls f for every event until ctx ends: packets of unknown and refused sources. The kernel
-// makes one event per verdict, second and device at most; of two devices that share a gate
-// (event_gates in the C) only one is told of. One call at a time; returns nil when ctx has ended.
+// Events calls f for every event until ctx ends, and then returns nil. It makes one call at a time.
+//
+// The kernel makes at most one event a second for each verdict and device. Two devices can share a
+// gate (event_gates in the C); then it makes one for both.
 func (l *Loader) Events(ctx context.Context, f func(Event)) error {
 	r, err := ringbuf.NewReader(l.progs.Events)
 	if err != nil {
@@ -143,21 +144,21 @@ func (l *Loader) Events(ctx context.Context, f func(Event)) error {
 	}
 }
 
-// Ports returns the hooked devices, and those that should be, by ifindex: bridge devices and their
-// ports.
+// Ports returns the bridge devices and ports that are hooked or should be, in the order of their
+// ifindexes.
 func (l *Loader) Ports() []Port { return l.ports.list() }
 
 // Status is the loader's state in numbers.
 type Status struct {
-	Attach          AttachMode // what was chosen: tcx or clsact
+	Attach          AttachMode // the chosen mode: tcx or clsact
 	Metad0          int        // ifindex
 	Bridges         int        // watched
 	Ports           int        // hooked
 	NotAttached     int        // bridges and ports that should be hooked and cannot be
-	Pending         int        // ports whose turn is still to come after a start
+	Pending         int        // ports that are not attached yet after a start
 	Tasks           int        // addresses that have a task
 	MaxTasks        int
-	Resyncs         uint64 // full readings of the devices; more than one: messages were lost
+	Resyncs         uint64 // full readings of the devices; above 1: messages were lost
 	AttachErrors    uint64
 	WaitingPatterns []string // bridge patterns that match nothing
 	Unwatched       int      // task addresses of Loader.Unwatched
@@ -172,8 +173,8 @@ func (l *Loader) Status() Status {
 	return s
 }
 
-// Unwatched is a task's address behind a device that is no port of a watched bridge: what it sends
-// to the endpoint is refused, or goes to the agent.
+// Unwatched is a task's address behind a device that is not a port of a watched bridge. Its
+// requests are refused or go to the ECS agent.
 type Unwatched struct {
 	Addr    netip.Addr
 	Ifindex int

@@ -20,10 +20,10 @@ import (
 
 // Loader is metad's presence in the kernel. Its methods are safe for concurrent use.
 //
-// The order of a start is Open, Listen, Arm; of a stop Disarm, whatever the server needs to finish,
-// Close.
+// To start, call Open, Listen and Arm. To stop, call Disarm, let the server finish its requests,
+// and call Close.
 //
-// It only puts its parts together; each of them has a state and a lock of its own.
+// Loader only connects its parts. Each part has its own state and its own lock.
 type Loader struct {
 	cfg   Config
 	log   *zap.Logger
@@ -45,12 +45,12 @@ type Loader struct {
 	closeErr  error
 }
 
-// Open makes the server's namespace, loads and attaches the programs, and follows bridges and their
-// ports from then on. No packet is taken before Arm. What an earlier process left behind is
-// replaced: metad0, filters; its pinned maps are taken over.
+// Open makes the server's namespace, loads and attaches the programs, and starts to follow bridges
+// and their ports. The programs take no packet before Arm. Open replaces metad0 and the filters of
+// an earlier process, and continues with its pinned maps.
 //
-// Errors: ErrPermission, ErrKernel, ErrNoBPFFS, ErrPinDir, ErrBusy; a bridge that cannot be hooked
-// is logged, not returned. An *ebpf.VerifierError prints in full with %+v.
+// Errors: ErrPermission, ErrKernel, ErrNoBPFFS, ErrPinDir, ErrBusy. A bridge that cannot be hooked
+// is logged and is no error. An *ebpf.VerifierError prints in full with %+v.
 func Open(cfg Config) (_ *Loader, err error) {
 	l, err := newLoader(cfg)
 	if err != nil {
@@ -107,8 +107,7 @@ func newLoader(cfg Config) (*Loader, error) {
 	return &Loader{cfg: cfg, log: cfg.Log, fds: fds, host: netns.None()}, nil
 }
 
-// hostNS returns a descriptor of our own for ns, or for the calling thread's namespace if there is
-// none.
+// hostNS returns a new descriptor of ns, or of the calling thread's namespace if ns is not set.
 func hostNS(ns netns.NsHandle) (netns.NsHandle, error) {
 	if ns <= 0 {
 		h, err := netns.Get()
@@ -124,7 +123,7 @@ func hostNS(ns netns.NsHandle) (netns.NsHandle, error) {
 	return netns.NsHandle(fd), nil
 }
 
-// load loads the programs and makes the parts that work with them. For given see the function load.
+// load loads the programs and makes the parts that use them. The function load explains given.
 func (l *Loader) load(given map[string]*ebpf.Map) (err error) {
 	if l.progs, err = load(&l.cfg, l.end, given); err != nil {
 		return err
@@ -146,8 +145,8 @@ func (l *Loader) load(given map[string]*ebpf.Map) (err error) {
 	return nil
 }
 
-// exists reports whether the host has the device: as followed, or, if it is that new, as the kernel
-// says.
+// exists reports whether the host has the device. If the follower has not heard of it yet, exists
+// asks the kernel.
 func (l *Loader) exists(ifindex int) bool {
 	if l.ports.has(ifindex) {
 		return true
@@ -156,7 +155,7 @@ func (l *Loader) exists(ifindex int) bool {
 	return err == nil
 }
 
-// follow reads what is there, attaches to it, and starts following changes.
+// follow reads the existing devices, attaches to them, and starts following changes.
 func (l *Loader) follow() error {
 	if err := l.tasks.open(); err != nil {
 		return err
@@ -182,8 +181,8 @@ func (l *Loader) pause() {
 }
 
 // Listen returns the listener on Endpoint in the server's namespace. An accepted connection's
-// SO_MARK is a bpf.Tag… or a task's tag. Call it once, after Open and before Arm; the caller closes
-// it.
+// SO_MARK is a bpf.Tag… or a task's tag. Call Listen once, after Open and before Arm. The caller
+// closes the listener.
 func (l *Loader) Listen() (net.Listener, error) {
 	if err := l.fds.fill(); err != nil {
 		return nil, err
@@ -194,7 +193,7 @@ func (l *Loader) Listen() (net.Listener, error) {
 	return l.end.listener, nil
 }
 
-// Arm starts taking packets for the endpoint, at all hooks at once.
+// Arm makes the programs take packets for the endpoint, at all hooks at once.
 func (l *Loader) Arm() error {
 	if err := l.gate.arm(); err != nil {
 		return errors.Join(err, l.Disarm())
@@ -211,17 +210,17 @@ func (l *Loader) Disarm() error {
 	return l.gate.disarm()
 }
 
-// Ready returns nil while packets for the endpoint are taken, or why they are not: not armed yet,
-// disarmed, or ErrEndpoint.
+// Ready returns nil while the programs take packets for the endpoint. Otherwise it returns the
+// reason: not armed yet, disarmed, or ErrEndpoint.
 func (l *Loader) Ready() error { return l.gate.ready() }
 
-// SetBridges names bridges to watch beside those that Config.Bridges match. The names replace those
-// of the last call.
+// SetBridges sets the names of bridges to watch in addition to those that match Config.Bridges. It
+// replaces the names of the last call.
 func (l *Loader) SetBridges(names []string) { l.ports.setBridges(names) }
 
-// Close takes everything out of the kernel but the pinned maps, which the next start takes over
-// (Detach removes them too). With OnExitDrop the filters stay as well, and drop. The listener and
-// its connections should be closed before. Closing again does nothing.
+// Close removes everything from the kernel except the pinned maps, which the next start takes over.
+// (Detach removes those too.) With OnExitDrop the filters also stay, and drop packets. Close the
+// listener and its connections first. A second call does nothing.
 func (l *Loader) Close() error {
 	l.closeOnce.Do(func() { l.closeErr = l.close() })
 	return l.closeErr
@@ -245,7 +244,7 @@ func (l *Loader) close() error {
 	return errors.Join(append(errs, l.closeRest())...)
 }
 
-// closeRest closes what leaves nothing in the kernel behind.
+// closeRest closes the descriptors that close and letGo treat alike.
 func (l *Loader) closeRest() error {
 	var errs []error
 	if l.progs != nil {
@@ -264,8 +263,8 @@ func (l *Loader) closeRest() error {
 	return errors.Join(errs...)
 }
 
-// Put gives addr to the task in v, or replaces the task that had it. Counters start anew with a new
-// tag. Errors: ErrFull; ErrNoPort if there is no device v.Ifindex.
+// Put gives addr to the task in v, in place of the task that had it. A new tag resets the counters
+// of the address. Errors: ErrFull; ErrNoPort if the host has no device v.Ifindex.
 func (l *Loader) Put(addr netip.Addr, v *bpf.TaskValue) error {
 	had, known := l.tasks.tasks.get(addr)
 	if err := l.tasks.put(addr, v); err != nil {
@@ -275,20 +274,20 @@ func (l *Loader) Put(addr netip.Addr, v *bpf.TaskValue) error {
 		return nil
 	}
 	if device, is := l.ports.unwatched(int(v.Ifindex)); is {
-		l.log.Warn("a task's address is behind a device that metad does not watch: its "+
-			"requests are refused, or go to the agent",
+		l.log.Warn("task address behind an unwatched device: its requests are refused "+
+			"or go to the ECS agent",
 			zap.Stringer("addr", addr), zap.String("device", device),
 			zap.Uint32("ifindex", v.Ifindex))
 	}
 	return nil
 }
 
-// Delete takes addr from the task that has it. That no task has it is no error.
+// Delete takes addr from its task. It is no error if no task has addr.
 func (l *Loader) Delete(addr netip.Addr) error { return l.tasks.delete(addr) }
 
-// LeaveAlone has the new connections of these IPv4 addresses, and of no other, left to the ECS
-// agent as long as no task has the address. Without Config.AgentAddr it has no effect.
+// LeaveAlone sets the IPv4 addresses whose new connections the programs leave to the ECS agent, as
+// long as no task has the address. Without Config.AgentAddr it has no effect.
 func (l *Loader) LeaveAlone(addrs []netip.Addr) error { return l.left.set(addrs) }
 
-// Entries returns what the kernel's map of tasks holds.
+// Entries returns the entries of the kernel's map of tasks.
 func (l *Loader) Entries() (map[netip.Addr]bpf.TaskValue, error) { return l.tasks.entries() }

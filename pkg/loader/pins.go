@@ -17,8 +17,8 @@ import (
 	"metad/bpf"
 )
 
-// pinned are the maps that outlive the process. The program array is not one of them, ever:
-// emptying it at the process's death is what opens the ports again.
+// pinned are the maps that outlive the process. The program array must never be one of them: when
+// the process dies, the kernel empties the array, and only then the hooks leave packets alone.
 var pinned = []string{
 	bpf.MetadMapIpTask, bpf.MetadMapContainerCgroup, bpf.MetadMapHostCgroup,
 	bpf.MetadMapNeighbours, bpf.MetadMapPortNeighbours, bpf.MetadMapCounters,
@@ -29,7 +29,7 @@ func pinName(name string, layout uint32) string {
 	return name + "_v" + strconv.FormatUint(uint64(layout), 10)
 }
 
-// makePinDir makes dir if need be and checks that it is on a BPF file system.
+// makePinDir makes dir if it is missing, and checks its owner and that it is on a BPF file system.
 func makePinDir(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("pin directory: %w", err)
@@ -42,15 +42,15 @@ func makePinDir(dir string) error {
 		return fmt.Errorf("pin directory %s: %w", dir, err)
 	}
 	if st.Type != unix.BPF_FS_MAGIC {
-		_ = os.Remove(dir) // if we have just made it, in the wrong place
+		_ = os.Remove(dir) // probably made above; fails if it has files
 		return fmt.Errorf("pin directory %s: %w", dir, ErrNoBPFFS)
 	}
 	return nil
 }
 
-// checkOwner refuses a directory that another user made or may write to: that user could remove
-// pins and hold the lock. `mount -t bpf` makes a file system that every user may make directories
-// in.
+// checkOwner refuses a directory that another user owns or may write to: that user could remove
+// pins and hold the lock. The check is needed because in a file system that `mount -t bpf` made,
+// every user may make directories.
 func checkOwner(dir string, uid int) error {
 	var st unix.Stat_t
 	if err := unix.Lstat(dir, &st); err != nil {
@@ -69,8 +69,8 @@ func checkOwner(dir string, uid int) error {
 	return nil
 }
 
-// openPinned returns the pinned map if it is what spec describes. Whatever else is in its place,
-// and every other layout's pin of the map, is removed with a log line, and a new map is pinned.
+// openPinned returns the pinned map if it is as spec describes. Otherwise it pins a new map in its
+// place. It also removes the map's pins of other layouts. It logs each pin that it removes.
 func openPinned(spec *ebpf.MapSpec, dir string, layout uint32, log *zap.Logger) (*ebpf.Map, error) {
 	path := filepath.Join(dir, pinName(spec.Name, layout))
 	if err := removeOtherLayouts(dir, spec.Name, filepath.Base(path), log); err != nil {
@@ -84,7 +84,7 @@ func openPinned(spec *ebpf.MapSpec, dir string, layout uint32, log *zap.Logger) 
 		m.Close()
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		log.Warn("pinned map is not of this layout: starting with an empty one",
+		log.Warn("pinned map has another layout: replacing it with an empty one",
 			zap.String("path", path), zap.Error(err))
 		if err := os.RemoveAll(path); err != nil {
 			return nil, fmt.Errorf("remove %s: %w", path, err)
@@ -125,8 +125,8 @@ func isPinOf(file, name string) bool {
 	return ok && err == nil
 }
 
-// PinnedTasks returns the addresses that the map of tasks pinned in dir holds, and the devices they
-// are behind; none if there is no such map.
+// PinnedTasks returns the addresses in the map of tasks that is pinned in dir, with the ifindex of
+// the device of each. It returns none if there is no such map.
 func PinnedTasks(dir string) (map[netip.Addr]int, error) {
 	layout, err := layoutVersion()
 	if err != nil {
@@ -152,7 +152,7 @@ func PinnedTasks(dir string) (map[netip.Addr]int, error) {
 	return behind, nil
 }
 
-// removePins removes all our pins, of every layout, and the directory if that leaves it empty.
+// removePins removes metad's pins of every layout, and the directory if it is empty after that.
 func removePins(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {

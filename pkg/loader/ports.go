@@ -3,7 +3,6 @@ package loader
 import (
 	"cmp"
 	"errors"
-	"fmt"
 	"io"
 	"maps"
 	"path"
@@ -59,8 +58,8 @@ type ports struct {
 	bridges map[string]bool // watched beside those that match a pattern
 	pending []int           // devices to settle when there is time
 	silent  map[string]bool // patterns that the log says match nothing
-	resyncs uint64
-	errs    uint64 // attachments that failed
+	resyncs uint64          // calls of replace
+	errs    uint64          // attachments that failed
 }
 
 func newPorts(a attacher, patterns []string, log *zap.Logger) *ports {
@@ -85,9 +84,8 @@ func (p *ports) adopt(h *hook) {
 	p.hooks[h.ifindex] = h
 }
 
-// replace makes all the devices there are, after a full reading. It returns those that are gone (of
-// the ones known, and of others that somebody else knew) and those to settle now, in order; what is
-// left is pending.
+// replace stores all devices of the host, after a full reading. It returns those that are gone, of
+// the known devices and of others, and those to settle now, in order. The rest is pending.
 func (p *ports) replace(all []device, others []int) (gone, todo []int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -141,7 +139,7 @@ func boolToInt(b bool) int {
 	return 0
 }
 
-// is stores the new state of a device, and returns the devices to settle because of it.
+// is stores the new state of a device, and returns the devices that have to be settled after it.
 func (p *ports) is(d device) (todo []int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -162,7 +160,7 @@ func (p *ports) is(d device) (todo []int) {
 		}
 		slices.Sort(todo)
 	}
-	// whether it leads out of the host depends on this end
+	// whether a peer leads out of the host depends on this end
 	for _, peer := range []int{was.peer, d.peer} {
 		if peer != 0 && p.devices[peer].peer == d.ifindex {
 			todo = append(todo, peer)
@@ -171,7 +169,7 @@ func (p *ports) is(d device) (todo []int) {
 	return append(todo, d.ifindex)
 }
 
-// setBridges replaces the names of the bridges that are watched beside the patterns.
+// setBridges replaces the names of the bridges that are watched in addition to the patterns.
 func (p *ports) setBridges(names []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -220,14 +218,14 @@ func (p *ports) remove(ifindex int) *hook {
 	return h
 }
 
-// wants reports whether the device should have a program, and whose port it is if it is one. It is
-// called with mu held.
+// wants reports whether the device should have a program. If the device is a port, it also returns
+// the ifindex of its bridge. It is called with mu held.
 func (p *ports) wants(ifindex int) (want bool, bridge int) {
 	d := p.devices[ifindex]
 	switch {
 	case d.kind == "bridge":
 		return p.watches(d.name), 0
-	// the way back needs a peer; other ports are seen at the bridge
+	// An answer needs a peer; packets of other ports are seen at the bridge.
 	case d.kind == "veth" && d.master != 0:
 		m := p.devices[d.master]
 		return m.kind == "bridge" && p.watches(m.name) && p.leadsOut(d), d.master
@@ -244,7 +242,7 @@ func (p *ports) leadsOut(d device) bool {
 	return d.peer == 0 || !peer.up && peer.master == 0
 }
 
-// unwatched reports whether a device exists and should have no program, and returns its name.
+// unwatched reports whether a device exists and should not have a program. It returns its name.
 func (p *ports) unwatched(ifindex int) (name string, is bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -356,7 +354,7 @@ func (p *ports) next() (ifindex int, ok bool) {
 	return ifindex, ok
 }
 
-// tellSilent logs once for each pattern that it matches nothing, and again after it did.
+// tellSilent logs each pattern that matches nothing: once, and again if it has matched meanwhile.
 func (p *ports) tellSilent() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -371,8 +369,8 @@ func (p *ports) lookForSilent() {
 			found = found || h.bridge == 0 && matches(pattern, h.name)
 		}
 		if !found && !p.silent[pattern] {
-			p.log.Info(fmt.Sprintf("bridge pattern %q matches nothing yet: waiting",
-				pattern))
+			p.log.Info("bridge pattern matches no bridge yet",
+				zap.String("pattern", pattern))
 		}
 		p.silent[pattern] = !found
 	}

@@ -15,19 +15,19 @@ import (
 	"metad/bpf"
 )
 
-// programs are the programs and maps of a process, as loaded.
+// programs are the programs and maps that this process has loaded.
 type programs struct {
 	*bpf.Objects
 	verdicts []string // names, in the C's order
 	layout   uint32
 }
 
-// sized are the maps whose size Config.MaxEntries sets; a process that takes over works with the
-// size they have.
+// sized are the maps whose size Config.MaxEntries sets. A process that takes over keeps the size
+// that they have.
 var sized = []string{bpf.MetadMapIpTask, bpf.MetadMapNeighbours, bpf.MetadMapCounters}
 
-// load loads the programs, with the maps that another process gave, or else with those pinned or
-// new.
+// load loads the programs. They use the maps in given, which another process has passed on. If
+// given is nil, they use the pinned maps, or new ones.
 func load(cfg *Config, e *endpoint, given map[string]*ebpf.Map) (*programs, error) {
 	if err := rlimit.RemoveMemlock(); err != nil { // needed before Linux 5.11
 		return nil, fmt.Errorf("%w: raise RLIMIT_MEMLOCK: %w", ErrPermission, err)
@@ -48,7 +48,7 @@ func load(cfg *Config, e *endpoint, given map[string]*ebpf.Map) (*programs, erro
 	}
 	if given == nil {
 		given, err = openMaps(spec, cfg, p.layout)
-		defer closeMaps(given) // the programs have descriptors of their own
+		defer closeMaps(given) // LoadAndAssign copies the descriptors
 		if err != nil {
 			return nil, err
 		}
@@ -76,7 +76,7 @@ func load(cfg *Config, e *endpoint, given map[string]*ebpf.Map) (*programs, erro
 	return p, nil
 }
 
-// layoutVersion returns the version of the maps and of what a takeover offers.
+// layoutVersion returns the version of the maps' layout and of a takeover's offer.
 func layoutVersion() (uint32, error) {
 	spec, err := bpf.LoadMetad()
 	if err != nil {
@@ -92,7 +92,7 @@ func layoutOf(spec *ebpf.CollectionSpec) (v uint32, err error) {
 	return v, nil
 }
 
-// setVariables sets what the programs know of the configuration and the endpoint.
+// setVariables sets the programs' constants from the configuration and the endpoint.
 func setVariables(spec *ebpf.CollectionSpec, cfg *Config, e *endpoint) error {
 	nsid, err := e.netnsID()
 	if err != nil {
@@ -116,7 +116,7 @@ func setVariables(spec *ebpf.CollectionSpec, cfg *Config, e *endpoint) error {
 	return nil
 }
 
-// openMaps opens the pinned maps. The ones it has opened are returned also with an error.
+// openMaps opens the pinned maps. With an error it also returns the maps that it has opened.
 func openMaps(spec *ebpf.CollectionSpec, cfg *Config, layout uint32) (map[string]*ebpf.Map, error) {
 	if n := uint32(cfg.MaxEntries); n != 0 {
 		for _, name := range sized {
@@ -156,11 +156,11 @@ func (p *programs) maps() (names []string, ms []*ebpf.Map) {
 		}
 }
 
-// arm fills the program array: from then on the hooks hand packets to the server.
+// arm fills the program array. From then on the hooks send packets to the server.
 func (p *programs) arm() error {
 	programs := [bpf.SlotCount]*ebpf.Program{bpf.SlotPort: p.FromPort,
 		bpf.SlotBridge: p.FromBridge}
-	// the other way round than they are emptied
+	// in the reverse of the order in which disarm empties them
 	for slot, prog := range slices.Backward(programs[:]) {
 		if err := p.Slots.Put(uint32(slot), prog); err != nil {
 			return fmt.Errorf("arm: %w", err)
@@ -169,7 +169,7 @@ func (p *programs) arm() error {
 	return nil
 }
 
-// disarm empties it: every hook leaves every packet alone.
+// disarm empties the program array. From then on every hook leaves every packet alone.
 func (p *programs) disarm() error {
 	var errs []error
 	for slot := range bpf.SlotCount {
@@ -196,7 +196,7 @@ func (p *programs) setBusy(tag uint32) error {
 	return nil
 }
 
-// be32 is addr as the kernel keeps it in a __be32; 0 if it is not IPv4.
+// be32 returns addr as the kernel stores it in a __be32, or 0 if addr is not IPv4.
 func be32(addr netip.Addr) uint32 {
 	if !addr.Is4() {
 		return 0
@@ -205,15 +205,15 @@ func be32(addr netip.Addr) uint32 {
 	return binary.NativeEndian.Uint32(b[:])
 }
 
-// be16 is a TCP port as the kernel keeps it in a __be16.
+// be16 returns a TCP port as the kernel stores it in a __be16.
 func be16(dport uint16) uint16 {
 	var b [2]byte
 	binary.BigEndian.PutUint16(b[:], dport)
 	return binary.NativeEndian.Uint16(b[:])
 }
 
-// addr4 reads an address as the kernel keeps it in a __be32, which the generated types show as
-// uint32.
+// addr4 returns the address that the kernel has stored in a __be32. The generated types show a
+// __be32 as uint32.
 func addr4(be uint32) netip.Addr {
 	var b [4]byte
 	binary.NativeEndian.PutUint32(b[:], be)

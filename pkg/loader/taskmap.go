@@ -14,35 +14,36 @@ import (
 	"metad/bpf"
 )
 
-// addrMap is a map of the kernel whose keys are IPv4 addresses.
+// addrMap is a kernel map whose keys are IPv4 addresses.
 type addrMap[V any] interface {
 	get(netip.Addr) (V, bool)
 	put(netip.Addr, *V) error
-	delete(netip.Addr) error // of an address that is not there: no error
+	delete(netip.Addr) error // a missing address is no error
 	all() (map[netip.Addr]V, error)
 }
 
-// portMap is a map of the kernel in which each port has entries of its own.
+// portMap is a kernel map in which each port has its own entries.
 type portMap interface {
 	dropPort(ifindex uint32) error
 	clear() error
 }
 
-// taskMap is which task has an address, and what the tasks' addresses have sent. Its methods are
-// safe for concurrent use.
+// taskMap stores which task has an address, and counts what each task's address has sent. It also
+// clears what the programs have learned of addresses without a task. Its methods are safe for
+// concurrent use.
 type taskMap struct {
 	tasks      addrMap[bpf.TaskValue]
 	counters   addrMap[[]bpf.TaskCounters] // one for each CPU
-	neighbours addrMap[bpf.Neighbour]      // at bridge devices
-	ofPorts    portMap                     // the same on ports
-	max        int
+	neighbours addrMap[bpf.Neighbour]      // addresses without a task, seen at bridge devices
+	ofPorts    portMap                     // the same, seen at ports
+	max        int                         // entries that tasks has room for
 	exists     func(ifindex int) bool
 
-	mu     sync.Mutex // guards byPort, and is held while an address changes hands
+	mu     sync.Mutex // guards byPort; also held while an address moves to another task
 	byPort map[uint32]map[netip.Addr]bool
 }
 
-// open reads what the kernel's map holds, which an earlier process may have pinned.
+// open reads the entries of the kernel's map. An earlier process may have pinned it.
 func (t *taskMap) open() error {
 	entries, err := t.entries()
 	if err != nil {
@@ -61,7 +62,8 @@ func (t *taskMap) open() error {
 func (t *taskMap) put(addr netip.Addr, v *bpf.TaskValue) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	// Asked under the lock: should the device go from here on, dropPort finds the entry.
+	// The lock is held from here on, so that dropPort finds the entry if the device is deleted
+	// after this check.
 	if !t.exists(int(v.Ifindex)) {
 		return fmt.Errorf("put %s: ifindex %d: %w", addr, v.Ifindex, ErrNoPort)
 	}
@@ -89,7 +91,7 @@ func (t *taskMap) putErr(addr netip.Addr, name string, err error) error {
 	return fmt.Errorf("put %s: %s: %w", addr, name, err)
 }
 
-// delete takes addr from the task that has it, if there is one.
+// delete takes addr from its task, if it has one.
 func (t *taskMap) delete(addr netip.Addr) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -101,7 +103,8 @@ func (t *taskMap) remove(addr netip.Addr) error {
 	if had, known := t.tasks.get(addr); known {
 		t.forget(addr, had.Ifindex)
 	}
-	err := errors.Join(t.tasks.delete(addr), t.counters.delete(addr)) // what packets see first
+	// The task goes first, because a packet looks it up before it is counted.
+	err := errors.Join(t.tasks.delete(addr), t.counters.delete(addr))
 	if err != nil {
 		return fmt.Errorf("delete %s: %w", addr, err)
 	}
@@ -122,7 +125,7 @@ func (t *taskMap) forget(addr netip.Addr, ifindex uint32) {
 	}
 }
 
-// ports returns the devices that have addresses of tasks behind them.
+// ports returns the ifindexes of the devices that have task addresses behind them, in order.
 func (t *taskMap) ports() []int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -134,14 +137,14 @@ func (t *taskMap) ports() []int {
 	return all
 }
 
-// uses reports whether tasks have addresses behind the device.
+// uses reports whether the device has task addresses behind it.
 func (t *taskMap) uses(ifindex int) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return len(t.byPort[uint32(ifindex)]) > 0
 }
 
-// behind returns which task addresses are behind which device.
+// behind returns the ifindex of the device of each task address.
 func (t *taskMap) behind() map[netip.Addr]int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -154,7 +157,7 @@ func (t *taskMap) behind() map[netip.Addr]int {
 	return all
 }
 
-// dropPort forgets all addresses behind a device that exists no more.
+// dropPort deletes all addresses behind a device that no longer exists.
 func (t *taskMap) dropPort(ifindex int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -165,13 +168,13 @@ func (t *taskMap) dropPort(ifindex int) error {
 	return errors.Join(append(errs, t.dropNeighbours(uint32(ifindex)))...)
 }
 
-// dropNeighbours forgets the addresses without a task that were seen at a device.
+// dropNeighbours deletes the addresses without a task that the programs saw at a device.
 func (t *taskMap) dropNeighbours(ifindex uint32) error {
 	if err := t.ofPorts.dropPort(ifindex); err != nil {
 		return fmt.Errorf("clear %s: %w", bpf.MetadMapPortNeighbours, err)
 	}
 	all, err := t.neighbours.all()
-	if errors.Is(err, ebpf.ErrIterationAborted) { // senders come and go meanwhile
+	if errors.Is(err, ebpf.ErrIterationAborted) { // packets change the map meanwhile
 		err = nil
 	}
 	errs := []error{err}
@@ -179,8 +182,8 @@ func (t *taskMap) dropNeighbours(ifindex uint32) error {
 		if n.Ifindex != ifindex {
 			continue
 		}
-		// The address may just have been seen again, at another bridge: look once more, as
-		// late as possible.
+		// A packet may have moved the address to another bridge meanwhile. So read the
+		// entry again, as late as possible.
 		if n, ok := t.neighbours.get(addr); ok && n.Ifindex == ifindex {
 			errs = append(errs, t.neighbours.delete(addr))
 		}
@@ -188,7 +191,7 @@ func (t *taskMap) dropNeighbours(ifindex uint32) error {
 	return errors.Join(errs...)
 }
 
-// clearNeighbours forgets what was learned: it belongs to ports and connections that may be gone.
+// clearNeighbours deletes all addresses without a task: their ports and connections may be gone.
 func (t *taskMap) clearNeighbours() error {
 	all, err := t.neighbours.all()
 	errs := []error{err}
@@ -222,13 +225,14 @@ func (t *taskMap) count() (n int) {
 	return n
 }
 
-// addrSet is a set of addresses. Its methods are safe for concurrent use.
+// addrSet is a set of addresses in the kernel. Its methods are safe for concurrent use.
 type addrSet struct {
 	m  addrMap[uint8]
 	mu sync.Mutex // held while the set changes
 }
 
-// set makes addrs the set. What has no room is left out, with an error.
+// set replaces the set with addrs. If the map is full, it leaves addresses out and returns an
+// error.
 func (s *addrSet) set(addrs []netip.Addr) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -268,7 +272,7 @@ func (k kernelMap[V]) get(addr netip.Addr) (v V, ok bool) {
 func (k kernelMap[V]) put(addr netip.Addr, v *V) error {
 	key := addr.As4()
 	var value any = v
-	if s := any(*v); k.m.Type() == ebpf.PerCPUHash { // takes a slice itself
+	if s := any(*v); k.m.Type() == ebpf.PerCPUHash { // wants the slice, not a pointer to it
 		value = s
 	}
 	return k.m.Put(&key, value)
@@ -287,7 +291,7 @@ func (k kernelMap[V]) all() (map[netip.Addr]V, error) {
 	var key [4]byte
 	it := k.m.Iterate()
 	for {
-		var v V // its own: a slice would be shared
+		var v V // a new one for each entry: entries would share a slice
 		if !it.Next(&key, &v) {
 			return all, it.Err()
 		}
@@ -304,19 +308,19 @@ func (k kernelPorts) dropPort(ifindex uint32) error {
 
 func (k kernelPorts) clear() error { return k.drop(func(uint32) bool { return true }) }
 
-// drop deletes the entries of the ports that are meant.
-func (k kernelPorts) drop(meant func(ifindex uint32) bool) error {
+// drop deletes the entries of the ports for which match returns true.
+func (k kernelPorts) drop(match func(ifindex uint32) bool) error {
 	var key bpf.NeighbourPlace
 	var value bpf.Neighbour
 	var drop []bpf.NeighbourPlace
 	it := k.m.Iterate()
 	for it.Next(&key, &value) {
-		if meant(key.Ifindex) {
+		if match(key.Ifindex) {
 			drop = append(drop, key)
 		}
 	}
 	err := it.Err()
-	if errors.Is(err, ebpf.ErrIterationAborted) { // senders come and go meanwhile
+	if errors.Is(err, ebpf.ErrIterationAborted) { // packets change the map meanwhile
 		err = nil
 	}
 	errs := []error{err}
