@@ -262,7 +262,7 @@ func TestNoDescriptorsKeepsTheSample(t *testing.T) {
 			t.Fatal("no sample")
 		}
 		src.cfg.Budget = fdbudget.New(1024, func() (int, error) { return 10, nil })
-		s.cfg.Budget = src.cfg.Budget
+		s.short.budget = src.cfg.Budget
 		withoutDescriptors(t, func() { s.step(e, e.due, 0) })
 		if c.Stats.Load() != before || s.Metrics().Short.Load() != 1 ||
 			s.Metrics().Gone.Load() != 0 {

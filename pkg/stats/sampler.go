@@ -99,8 +99,7 @@ type Sampler struct {
 	added   []*entry          // not in order yet
 	order   []*entry          // the same; replaced, not changed, by Apply
 	scratch []byte
-	shorts  int       // samples that failed for want of a descriptor since the log said so
-	told    time.Time // when it did
+	short   shortage
 }
 
 // entry is a container being sampled.
@@ -150,6 +149,7 @@ func New(cfg Config, sources ...Source) *Sampler {
 		epoch:   time.Now(),
 		wake:    make(chan struct{}, 1),
 		entries: make(map[string]*entry),
+		short:   shortage{log: cfg.Log, budget: cfg.Budget},
 	}
 }
 
@@ -451,7 +451,8 @@ func (s *Sampler) open(e *entry) error {
 func (s *Sampler) failed(e *entry, err error) {
 	s.closeFeed(e)
 	if isShort(err) {
-		s.short(err)
+		s.metrics.Short.Add(1)
+		s.short.failed(err)
 		return
 	}
 	e.cell.Store(nil)
@@ -465,21 +466,8 @@ func (s *Sampler) failed(e *entry, err error) {
 		s.metrics.Failed.Add(1)
 	}
 	if e.failures == 0 {
-		s.cfg.Log.Warn("no statistics of container", zap.String("container", e.c.ID),
+		s.cfg.Log.Warn("cannot sample container", zap.String("container", e.c.ID),
 			zap.String("task", e.task.ID), zap.Error(err))
-	}
-}
-
-// short is called when the process had no descriptor free. It has the budget release what is kept
-// open.
-func (s *Sampler) short(err error) {
-	s.metrics.Short.Add(1)
-	s.cfg.Budget.Exhausted()
-	s.shorts++
-	if now := time.Now(); s.told.IsZero() || now.Sub(s.told) >= time.Minute {
-		s.cfg.Log.Warn("no file descriptor free: statistics are late",
-			zap.Int("samples", s.shorts), zap.Error(err))
-		s.told, s.shorts = now, 0
 	}
 }
 
