@@ -1,4 +1,5 @@
-// Package expect has what tests of all packages share: waiting for a condition, and golden files.
+// Package expect has the checks that tests of several packages share: waiting for a condition, the
+// field that an error names, and golden files.
 package expect
 
 import (
@@ -6,6 +7,7 @@ import (
 	"flag"
 	"os"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 )
@@ -35,6 +37,18 @@ func Until(t testing.TB, what string, ok func() bool, show ...func() any) {
 func Goroutines() any {
 	buf := make([]byte, 1<<20)
 	return string(buf[:runtime.Stack(buf, true)])
+}
+
+// Field fails the test unless err begins with the name of the field, or is nil if field is "".
+func Field(t testing.TB, err error, field string) {
+	t.Helper()
+	name := ""
+	if err != nil {
+		name, _, _ = strings.Cut(err.Error(), " ")
+	}
+	if strings.TrimSuffix(name, ":") != field {
+		t.Errorf("got error %v, want one of field %q", err, field)
+	}
 }
 
 // Golden compares got with the file, byte for byte. With -update it writes the file.

@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -117,11 +116,7 @@ func TestListen(t *testing.T) {
 func TestValidate(t *testing.T) {
 	f := func(c Config, field string) {
 		t.Helper()
-		err := c.Validate()
-		if (err == nil) != (field == "") || err != nil && !strings.HasPrefix(err.Error(),
-			field+" ") {
-			t.Errorf("%+v: got %v, want one about %q", c, err, field)
-		}
+		expect.Field(t, c.validate(), field)
 	}
 	f(Config{}, "")
 	f(Config{Engine: "/e.sock", SELinux: SELinuxOn, MaxBodyBytes: 1}, "")

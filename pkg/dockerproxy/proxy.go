@@ -53,8 +53,8 @@ type Config struct {
 	MaxBodyBytes int64
 }
 
-// Validate names the first bad field.
-func (c Config) Validate() error {
+// validate names the first bad field.
+func (c Config) validate() error {
 	if c.Engine != "" && !filepath.IsAbs(c.Engine) {
 		return fmt.Errorf("Engine %q: not an absolute path of a unix socket", c.Engine)
 	}
@@ -93,7 +93,7 @@ type Proxy struct {
 
 // New returns a Proxy that puts in what i decides, and keeps its files with w.
 func New(cfg Config, i *inject.Injector, w *mdfile.Writer, log *zap.Logger) (*Proxy, error) {
-	if err := cfg.Validate(); err != nil {
+	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
 	if cfg.Engine == "" {

@@ -12,16 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"metad/bpf"
+	"metad/internal/expect"
 )
 
 func TestConfig(t *testing.T) {
 	f := func(c Config, field string) {
 		t.Helper()
 		_, err := c.withDefaults()
-		if field == "" && err != nil || field != "" &&
-			(err == nil || !strings.HasPrefix(err.Error(), field+": ")) {
-			t.Errorf("%+v: got %v, want an error of %q", c, err, field)
-		}
+		expect.Field(t, err, field)
 	}
 	f(Config{}, "")
 	f(Config{Bridges: []string{}}, "Bridges")

@@ -164,6 +164,15 @@ func CheckName(name string) error {
 	return nil
 }
 
+// safe returns the last element of name, an ARN or plain name, or "" if it cannot name a directory.
+func safe(name string) string {
+	name = name[strings.LastIndexByte(name, '/')+1:]
+	if CheckName(name) != nil {
+		return ""
+	}
+	return name
+}
+
 // TaskDir returns the directory of a task below Layout.Root: what follows the first slash of the
 // ARN's resource. That is "<id>" for "…:task/<id>" and "<cluster>/<id>" for
 // "…:task/<cluster>/<id>", as the agent has it. The error is ErrTaskARN.

@@ -1,6 +1,8 @@
 package mdfile
 
 import (
+	"crypto/rand"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -58,7 +60,7 @@ func (t *tree) scan() (dirs []string, links map[string]string) {
 	visit = func(dir string, depth int) {
 		list, err := fs.ReadDir(t.root.FS(), dir)
 		if err != nil {
-			t.log.Warn("list metadata directory", zap.String("dir", dir),
+			t.log.Warn("cannot list metadata directory", zap.String("dir", dir),
 				zap.Error(err))
 			return
 		}
@@ -222,4 +224,11 @@ func (t *tree) prune(dir string) {
 			return
 		}
 	}
+}
+
+// newToken returns 32 random hexadecimal digits, the form of an ECS task's id.
+func newToken() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
 }

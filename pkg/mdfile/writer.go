@@ -3,8 +3,6 @@ package mdfile
 import (
 	"bytes"
 	"cmp"
-	"crypto/rand"
-	"encoding/hex"
 	"fmt"
 	"io/fs"
 	"os"
@@ -29,22 +27,24 @@ type Config struct {
 	Layout Layout
 }
 
-// Validate names the first bad field.
-func (c Config) Validate() error {
-	for name, dir := range map[string]string{"DataDir": c.DataDir,
-		"Layout.DataDir": c.Layout.DataDir} {
-		if dir == "" {
-			continue
-		}
-		if !filepath.IsAbs(dir) {
-			return fmt.Errorf("%s %q: not an absolute path", name, dir)
-		}
-		if name == "Layout.DataDir" && strings.Contains(dir, ":") &&
-			c.Layout.Platform == Linux {
-			return fmt.Errorf("%s %q: a ':' cannot stand in a bind mount", name, dir)
-		}
+// withDefaults returns c with every empty field set, or an error that names the first bad field.
+func (c Config) withDefaults() (Config, error) {
+	l := &c.Layout
+	l.DataDir = cmp.Or(l.DataDir, DefaultDataDir(l.Platform, os.Getenv("ProgramData")))
+	c.DataDir = cmp.Or(c.DataDir, l.DataDir)
+	switch {
+	case !filepath.IsAbs(l.DataDir):
+		return c, fmt.Errorf("Layout.DataDir %q: not an absolute path", l.DataDir)
+	case !filepath.IsAbs(c.DataDir):
+		return c, fmt.Errorf("DataDir %q: not an absolute path", c.DataDir)
+	case l.Platform != Linux:
+	case strings.Contains(l.DataDir, ":"):
+		return c, fmt.Errorf("Layout.DataDir %q: a ':' cannot stand in a bind mount",
+			l.DataDir)
+	default:
+		l.DataDir = path.Clean(l.DataDir) // as the Engine shows it in mounts
 	}
-	return nil
+	return c, nil
 }
 
 // grace is how long a directory may have no container before Sweep removes it. During a takeover
@@ -95,18 +95,9 @@ type Entry struct {
 // NewWriter returns a Writer. It does not touch the data directory, which may be slow or not usable
 // yet. The first method that needs the directory opens it, and the next one tries again.
 func NewWriter(cfg Config, log *zap.Logger) (*Writer, error) {
-	if cfg.Layout.DataDir == "" {
-		cfg.Layout.DataDir = DefaultDataDir(cfg.Layout.Platform, os.Getenv("ProgramData"))
-	}
-	if cfg.DataDir == "" {
-		cfg.DataDir = cfg.Layout.DataDir
-	}
-	if err := cfg.Validate(); err != nil {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
 		return nil, err
-	}
-	if cfg.Layout.Platform == Linux {
-		// as the Engine shows it in mounts
-		cfg.Layout.DataDir = path.Clean(cfg.Layout.DataDir)
 	}
 	return &Writer{cfg: cfg, log: log, now: time.Now, disk: tree{log: log},
 		byDir: map[string]*Entry{}, byID: map[string]*Entry{}}, nil
@@ -503,20 +494,4 @@ func (w *Writer) remove(e *Entry) {
 		w.unlink(e)
 		w.disk.remove(e.dir)
 	}
-}
-
-// newToken returns 32 random hexadecimal digits, the form of an ECS task's id.
-func newToken() string {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // never fails
-	return hex.EncodeToString(b[:])
-}
-
-// safe returns the last element of name, an ARN or plain name, or "" if it cannot name a directory.
-func safe(name string) string {
-	name = name[strings.LastIndexByte(name, '/')+1:]
-	if CheckName(name) != nil {
-		return ""
-	}
-	return name
 }

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"metad/internal/expect"
 	"metad/pkg/task"
 )
 
@@ -418,23 +419,17 @@ func TestWriterSetHost(t *testing.T) {
 	}
 }
 
-func TestConfigValidate(t *testing.T) {
+func TestConfig(t *testing.T) {
 	f := func(c Config, field string) {
 		t.Helper()
-		err := c.Validate()
-		if (err == nil) != (field == "") || err != nil && !strings.HasPrefix(err.Error(),
-			field+" ") {
-			t.Errorf("%+v: got %v, want one about %q", c, err, field)
-		}
+		_, err := NewWriter(c, zap.NewNop())
+		expect.Field(t, err, field)
 	}
 	f(Config{}, "")
 	f(Config{DataDir: "/data", Layout: Layout{DataDir: "/var/lib/ecs/data"}}, "")
 	f(Config{DataDir: "data"}, "DataDir")
 	f(Config{Layout: Layout{DataDir: "data"}}, "Layout.DataDir")
 	f(Config{Layout: Layout{DataDir: "/a:b"}}, "Layout.DataDir")
-	if _, err := NewWriter(Config{DataDir: "data"}, zap.NewNop()); err == nil {
-		t.Error("NewWriter: no error")
-	}
 }
 
 // The Engine shows the directory without what is superfluous in its path, and mounts are compared
