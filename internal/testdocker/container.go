@@ -135,7 +135,7 @@ func (h *Host) TryExec(id string, cmd ...string) (out string, code int, err erro
 // included.
 func (h *Host) Output(t testing.TB, id string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	ended, errs := h.Client.ContainerWait(ctx, id, container.WaitConditionNotRunning)
 	select {

@@ -241,7 +241,7 @@ func (h *Host) reply() error {
 }
 
 func (h *Host) waitDocker() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	for {
 		if _, err := h.Client.Ping(ctx); err == nil {
