@@ -17,25 +17,19 @@ import (
 
 func doctorCommand(stdout io.Writer) *cli.Command {
 	var c config
+	out := &output{w: stdout}
 	return &cli.Command{
 		Name: "doctor",
 		Usage: "look for what could keep metad from working here; exit code 0: nothing, " +
 			"1: warnings, 2: it will not work",
-		Flags: c.flagsNamed("config", "bridges", "attach", "pin-dir", "docker-host",
-			"nri-socket",
-			"agent-url", "agent-introspection-url", "run-dir"),
+		Flags: append(out.flags(), c.flagsNamed("config", "bridges", "attach", "pin-dir",
+			"docker-host", "nri-socket", "agent-url", "agent-introspection-url",
+			"run-dir")...),
 		Action: func(ctx context.Context, _ *cli.Command) error {
 			if c.file.err != nil {
 				return c.file.err
 			}
-			report := doctor.Run(ctx, c.doctorConfig())
-			if _, err := report.WriteTo(printable{stdout}); err != nil {
-				return err
-			}
-			if report.Status() != doctor.OK {
-				return exitError{code: int(report.Status())}
-			}
-			return nil
+			return out.report(doctor.Run(ctx, c.doctorConfig()))
 		},
 	}
 }

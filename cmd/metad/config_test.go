@@ -243,7 +243,9 @@ func TestRunExitCodes(t *testing.T) {
 		}
 	}
 	f(`metad: attach "xdp": want one of auto, tcx, clsact`, "serve", "--attach", "xdp")
-	f("metad: flag provided but not defined: -bogus", "serve", "--bogus")
+	f("metad: flag provided but not defined: -bogus; metad serve --help lists the flags",
+		"serve", "--bogus")
+	f(`metad: output "xml": want one of table, json, yaml`, "version", "-o", "xml")
 	f(`metad: no command "bogus"; metad --help lists them`, "bogus")
 	f(`metad: tasks: unexpected argument "all"`, "tasks", "all")
 	f(`metad: serve: unexpected argument "x"`, "serve", "x")

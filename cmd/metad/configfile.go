@@ -40,7 +40,7 @@ func (f *configFile) load() {
 
 // parseConfig returns the text of each key: a scalar's as it stands in the file, so that an account
 // keeps its zeros and "off" is no boolean, and a list's with commas between. An error names the
-// key.
+// key and its line.
 func parseConfig(b []byte) (map[string]string, error) {
 	var doc yaml.Node
 	if err := yaml.Unmarshal(b, &doc); err != nil {
@@ -63,18 +63,28 @@ func parseConfig(b []byte) (map[string]string, error) {
 		key := root.Content[i].Value
 		value, err := textOf(root.Content[i+1])
 		_, twice := values[key]
+		line := root.Content[i].Line
 		switch {
 		case !known[key]:
-			errs = append(errs, fmt.Errorf("unknown key %q", key))
+			errs = append(errs, lineError{line, fmt.Errorf("unknown key %q", key)})
 		case twice:
-			errs = append(errs, fmt.Errorf("%s: given twice", key))
+			errs = append(errs, lineError{line, fmt.Errorf("%s: given twice", key)})
 		case err != nil:
-			errs = append(errs, fmt.Errorf("%s: %w", key, err))
+			errs = append(errs, lineError{line, fmt.Errorf("%s: %w", key, err)})
 		}
 		values[key] = value
 	}
 	return values, errors.Join(errs...)
 }
+
+// lineError is an error in a line of the file, from 1.
+type lineError struct {
+	line int
+	error
+}
+
+func (e lineError) Error() string { return fmt.Sprintf("line %d: %v", e.line, e.error) }
+func (e lineError) Unwrap() error { return e.error }
 
 // errEmpty: nothing after the colon could mean the default as well as none.
 var errEmpty = errors.New(`empty; remove the key for the default, or say "off" where a flag can be`)

@@ -4,6 +4,7 @@ package main
 
 import (
 	"net/http"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -20,7 +21,9 @@ func TestRootExplain(t *testing.T) {
 	h := testdocker.Start(t) // its Engine is stopped: not the shared one
 	d := startMetad(t, h)
 	const copied = "ECS_CONTAINER_METADATA_URI_V4=http://169.254.170.2/v4/0123456789abcdef0123456789abcdef"
-	well := h.Run(t, testdocker.Container{Name: "well"})
+	well := h.Run(t, testdocker.Container{Name: "well", Env: []string{"ZQ7=zq7-environment"},
+		Labels: map[string]string{"secret": "zq7-label",
+			"com.amazonaws.ecs.task-definition-family": "zq7-family"}})
 	h.Run(t, testdocker.Container{Name: "first", Env: []string{copied}})
 	h.Run(t, testdocker.Container{Name: "second", Env: []string{copied}})
 	moved := h.Run(t, testdocker.Container{Name: "moved"})
@@ -72,6 +75,25 @@ func TestRootExplain(t *testing.T) {
 	if out, code := d.run("map", "--run-dir", d.runDir()); code != 0 ||
 		!strings.Contains(out, address) {
 		t.Errorf("map: got %d %s", code, out)
+	}
+
+	// A report of all that has nothing of labels and environments.
+	archive := filepath.Join(t.TempDir(), "report.tar.gz")
+	out, code := d.run("bugreport", "--file", archive, "--run-dir", d.runDir())
+	if code != 0 {
+		t.Fatalf("bugreport: got %d %s", code, out)
+	}
+	parts := archived(t, archive)
+	for part, want := range map[string]string{"doctor.txt": "ok    metad",
+		"verdicts.txt": "port_wrong_port", "metrics.txt": "metad_tasks", "ready.txt": "ok"} {
+		if !strings.Contains(parts[part], want) {
+			t.Errorf("bugreport: want %q in %s: %s", want, part, parts[part])
+		}
+	}
+	for part, text := range parts {
+		if strings.Contains(text, "zq7") {
+			t.Errorf("bugreport: %s tells a secret: %s", part, text)
+		}
 	}
 
 	startAgent(t, h, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))

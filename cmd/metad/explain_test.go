@@ -168,8 +168,8 @@ func TestLookCommandsArePrintable(t *testing.T) {
 	var out bytes.Buffer
 	for _, err := range []error{
 		printMap(&out, []mapEntry{{Address: "172.17.0.2", Task: evil, Device: evil}}, time.Now()),
-		printEvent(&out, event{Verdict: evil, Addr: evil, Device: evil, Task: evil, MAC: evil}, false),
-		printVerdicts(&out, []verdict{{Name: evil, Packets: 1, Meaning: evil}}, false, false),
+		printEvent(&out, event{Verdict: evil, Addr: evil, Device: evil, Task: evil, MAC: evil}),
+		printVerdicts(&out, []verdict{{Name: evil, Packets: 1, Meaning: evil}}),
 	} {
 		if err != nil {
 			t.Fatal(err)

@@ -35,14 +35,13 @@ func main() {
 	os.Exit(run(ctx, os.Args, os.Stdout, os.Stderr))
 }
 
-// run is main without the process: a test can call it. It returns the exit code: 0, 1 for an
-// error (one line on stderr), or what the command's own documentation says.
+// run is main without the process: a test can call it. It returns one of exitCodes.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	err := app(stdout, stderr).Run(ctx, args)
 	if err == nil {
-		return 0
+		return codeOK
 	}
-	code := 1
+	code := codeError
 	var e exitError
 	if errors.As(err, &e) {
 		code, err = e.code, e.error
@@ -53,33 +52,31 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return code
 }
 
-// exitError is an error with an exit code of its own; a nil error prints nothing.
-type exitError struct {
-	error
-	code int
-}
-
-func (e exitError) Error() string {
-	if e.error == nil {
-		return fmt.Sprintf("exit code %d", e.code)
-	}
-	return e.error.Error()
-}
-
 func app(stdout, stderr io.Writer) *cli.Command {
 	root := &cli.Command{
-		Name:      "metad",
-		Usage:     "the ECS task metadata endpoint for every container on this host",
-		Writer:    stdout,
-		ErrWriter: stderr,
+		Name:        "metad",
+		Usage:       "the ECS task metadata endpoint for every container on this host",
+		Description: exitCodeHelp(),
+		Writer:      stdout,
+		ErrWriter:   stderr,
 		// run prints, main exits
 		ExitErrHandler: func(context.Context, *cli.Command, error) {},
+		Flags: []cli.Flag{&cli.BoolFlag{Name: "version", Aliases: []string{"v"},
+			Usage: "print the version", Local: true}},
 		Action: func(_ context.Context, cmd *cli.Command) error {
-			if cmd.Args().Present() {
+			switch {
+			case cmd.Args().Present():
 				return fmt.Errorf("no command %q; metad --help lists them",
 					cmd.Args().First())
+			case cmd.Bool("version"):
+				return printVersion(&output{w: stdout})
 			}
 			return cli.ShowRootCommandHelp(cmd)
+		},
+		EnableShellCompletion: true,
+		ConfigureShellCompletionCommand: func(c *cli.Command) {
+			c.Hidden = false
+			c.Usage = "print what makes a shell complete metad's commands and flags"
 		},
 		Commands: []*cli.Command{
 			serveCommand(),
@@ -90,37 +87,33 @@ func app(stdout, stderr io.Writer) *cli.Command {
 			verdictsCommand(stdout),
 			eventsCommand(stdout),
 			mapCommand(stdout),
+			configCommand(stdout),
+			bugreportCommand(stdout),
 			detachCommand(),
 			waitFileCommand(),
 			nriGuardCommand(),
-			{
-				Name:  "version",
-				Usage: "print the version",
-				Action: func(context.Context, *cli.Command) error {
-					fmt.Fprintln(stdout, "metad", version)
-					return nil
-				},
-			},
+			versionCommand(stdout),
 		},
 	}
 	for _, cmd := range root.Commands {
 		if cmd.ArgsUsage == "" {
-			cmd.Before = func(ctx context.Context, cmd *cli.Command) (context.Context,
-				error) {
-				if cmd.Args().Present() {
-					return ctx, fmt.Errorf("%s: unexpected argument %q",
-						cmd.Name, cmd.Args().First())
-				}
-				return ctx, nil
-			}
+			cmd.ArgValidator = noArguments
 		}
 	}
 	for _, cmd := range append(root.Commands, root) {
-		// One line, and not the help on top of it.
-		cmd.OnUsageError = func(_ context.Context, _ *cli.Command, err error,
-			_ bool) error {
-			return err
-		}
+		cmd.OnUsageError = usageError
 	}
 	return root
+}
+
+func noArguments(_ context.Context, cmd *cli.Command) error {
+	if cmd.Args().Present() {
+		return fmt.Errorf("%s: unexpected argument %q", cmd.Name, cmd.Args().First())
+	}
+	return nil
+}
+
+// usageError is one line in place of the help.
+func usageError(_ context.Context, cmd *cli.Command, err error, _ bool) error {
+	return fmt.Errorf("%w; %s --help lists the flags", err, cmd.FullName())
 }

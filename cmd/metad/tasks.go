@@ -4,12 +4,8 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"net"
-	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,19 +17,6 @@ import (
 	"metad/pkg/admin"
 )
 
-func runDirFlag(dst *string) cli.Flag {
-	return &cli.StringFlag{Name: "run-dir", Value: defaultRunDir,
-		Usage:       "run directory of the running metad",
-		Destination: dst, Sources: cli.EnvVars("METAD_RUN_DIR")}
-}
-
-func jsonFlag(to *bool) cli.Flag {
-	return &cli.BoolFlag{Name: "json", Usage: "as JSON", Destination: to}
-}
-
-// maxAnswer bounds an answer of a running metad, in bytes.
-const maxAnswer = 1 << 30
-
 // fetchTasks asks the running metad for its tasks.
 func fetchTasks(ctx context.Context, runDir string, stats bool) (*admin.Tasks, error) {
 	path := "/tasks"
@@ -44,74 +27,18 @@ func fetchTasks(ctx context.Context, runDir string, stats bool) (*admin.Tasks, e
 	return &t, err
 }
 
-// fetch asks the running metad by its admin socket for JSON.
-func fetch[T any](ctx context.Context, runDir, path string) (v T, err error) {
-	body, err := askSocket(ctx, runDir, path)
-	if err != nil {
-		return v, err
-	}
-	defer body.Close()
-	if err := json.NewDecoder(io.LimitReader(body, maxAnswer)).Decode(&v); err != nil {
-		return v, fmt.Errorf("%s: %s: %w", adminSocket(runDir), path, err)
-	}
-	return v, nil
-}
-
-// askSocket asks the running metad by its admin socket. The caller closes the body.
-func askSocket(ctx context.Context, runDir, path string) (io.ReadCloser, error) {
-	socket := adminSocket(runDir)
-	transport := &http.Transport{DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", socket)
-		}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://metad"+path, nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := transport.RoundTrip(req)
-	if errors.Is(err, fs.ErrPermission) {
-		return nil, fmt.Errorf("%w (want root, or a member of metad's --admin-group)", err)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("is metad running? %w", err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		resp.Body.Close()
-		return nil, fmt.Errorf("%s: %s: %s", socket, path, resp.Status)
-	}
-	return resp.Body, nil
-}
-
 func tasksCommand(stdout io.Writer) *cli.Command {
-	var runDir string
-	var asJSON bool
-	return &cli.Command{
-		Name:  "tasks",
-		Usage: "list the tasks that the running metad knows",
-		Flags: []cli.Flag{
-			runDirFlag(&runDir),
-			jsonFlag(&asJSON),
-		},
-		Action: func(ctx context.Context, _ *cli.Command) error {
-			t, err := fetchTasks(ctx, runDir, false)
-			if err != nil {
-				return err
-			}
-			if asJSON {
-				return printJSON(stdout, t)
-			}
-			return printTasks(stdout, t)
-		},
-	}
+	return lookCommand(stdout, "tasks", "list the tasks that the running metad knows", "/tasks",
+		func(w io.Writer, t admin.Tasks) error { return printTasks(w, &t) })
 }
 
 func printTasks(w io.Writer, t *admin.Tasks) error {
-	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(tw, "TASK\tFAMILY\tSTATUS\tTAG\tADDRESS\tIFINDEX\tMAC\tCONTAINERS")
+	out := newTable(w, "TASK", "FAMILY", "STATUS", "TAG", "ADDRESS", "IFINDEX", "MAC",
+		"CONTAINERS")
 	for _, tk := range t.Tasks {
 		names := make([]string, len(tk.Containers))
 		for i, c := range tk.Containers {
-			if names[i] = oneLine(c.Name) + has(c); c.Number != 0 {
+			if names[i] = c.Name + has(c); c.Number != 0 {
 				names[i] = strconv.Itoa(c.Number) + ":" + names[i]
 			}
 		}
@@ -120,13 +47,11 @@ func printTasks(w io.Writer, t *admin.Tasks) error {
 			eps = []admin.Endpoint{{Address: "-", MAC: "-"}}
 		}
 		for _, ep := range eps {
-			fmt.Fprintf(tw, "%s\t%s:%s\t%s\t%d\t%s\t%d\t%s\t%s\n", oneLine(tk.ID),
-				oneLine(tk.Family),
-				oneLine(tk.Revision), oneLine(tk.Status), tk.Tag,
-				ep.Address, ep.Ifindex, ep.MAC, strings.Join(names, ","))
+			out.row(tk.ID, tk.Family+":"+tk.Revision, tk.Status, tk.Tag, ep.Address,
+				ep.Ifindex, ep.MAC, strings.Join(names, ","))
 		}
 	}
-	return tw.Flush()
+	return out.print()
 }
 
 // has says what a container has been given and which way, "(file:proxy,uris:nri)", "" if nothing.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"text/tabwriter"
 	"time"
 
 	"github.com/urfave/cli/v3"
@@ -69,20 +68,18 @@ var meanings = map[string]string{
 
 func verdictsCommand(stdout io.Writer) *cli.Command {
 	var (
-		runDir             string
-		watch, all, asJSON bool
+		runDir     string
+		watch, all bool
 	)
+	out := &output{w: stdout}
 	return &cli.Command{
 		Name:  "verdicts",
 		Usage: "how packets for the endpoint ended: counts, rates, and what each means",
-		Flags: []cli.Flag{
-			runDirFlag(&runDir),
+		Flags: append(out.flags(), runDirFlag(&runDir),
 			&cli.BoolFlag{Name: "watch", Usage: "print again each second",
 				Destination: &watch},
 			&cli.BoolFlag{Name: "all", Usage: "show those that never happened too",
-				Destination: &all},
-			jsonFlag(&asJSON),
-		},
+				Destination: &all}),
 		Action: func(ctx context.Context, _ *cli.Command) error {
 			before, err := fetch[[]verdict](ctx, runDir, "/verdicts")
 			for err == nil {
@@ -93,20 +90,9 @@ func verdictsCommand(stdout io.Writer) *cli.Command {
 					"/verdicts"); err != nil {
 					break
 				}
-				seconds := time.Since(last).Seconds()
-				for i := range now {
-					if i < len(before) {
-						now[i].Rate = float64(
-							now[i].Packets-min(before[i].Packets,
-								now[i].Packets)) / seconds
-					}
-				}
+				rates(now, before, time.Since(last))
 				before = now
-				if watch && !asJSON {
-					fmt.Fprint(stdout, "\033[H\033[2J") // home, clear
-				}
-				if err := printVerdicts(stdout, now, all, asJSON); err != nil ||
-					!watch {
+				if err := showVerdicts(out, now, watch, all); err != nil || !watch {
 					return err
 				}
 			}
@@ -118,20 +104,36 @@ func verdictsCommand(stdout io.Writer) *cli.Command {
 	}
 }
 
-func printVerdicts(w io.Writer, list []verdict, all, asJSON bool) error {
+// rates sets the rates of now, which is so much later than before.
+func rates(now, before []verdict, later time.Duration) {
+	for i := range min(len(now), len(before)) {
+		packets := now[i].Packets - min(before[i].Packets, now[i].Packets)
+		now[i].Rate = float64(packets) / later.Seconds()
+	}
+}
+
+func showVerdicts(out *output, list []verdict, again, all bool) error {
 	if !all {
 		list = slices.DeleteFunc(slices.Clone(list), func(v verdict) bool {
 			return v.Packets == 0
 		})
 	}
-	if asJSON {
-		return printJSON(w, list)
+	show := out.print
+	if again {
+		show = out.next
 	}
-	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(tw, "VERDICT\tPACKETS\tPER SECOND\tMEANS")
+	return show(list, func(w io.Writer) error {
+		if again {
+			fmt.Fprint(out.w, "\033[H\033[2J") // home, clear
+		}
+		return printVerdicts(w, list)
+	})
+}
+
+func printVerdicts(w io.Writer, list []verdict) error {
+	out := newTable(w, "VERDICT", "PACKETS", "PER SECOND", "MEANS")
 	for _, v := range list {
-		fmt.Fprintf(tw, "%s\t%d\t%.1f\t%s\n", oneLine(v.Name), v.Packets, v.Rate,
-			oneLine(cmp.Or(v.Meaning, "?")))
+		out.row(v.Name, v.Packets, fmt.Sprintf("%.1f", v.Rate), cmp.Or(v.Meaning, "?"))
 	}
-	return tw.Flush()
+	return out.print()
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 )
 
@@ -20,7 +21,22 @@ const (
 	Fail               // metad does not work
 )
 
-func (s Status) String() string { return [...]string{"ok", "warn", "fail"}[s] }
+var statusNames = []string{"ok", "warn", "fail"}
+
+func (s Status) String() string { return statusNames[s] }
+
+// MarshalText implements encoding.TextMarshaler.
+func (s Status) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *Status) UnmarshalText(b []byte) error {
+	i := slices.Index(statusNames, string(b))
+	if i < 0 {
+		return fmt.Errorf("no status %q", b)
+	}
+	*s = Status(i)
+	return nil
+}
 
 // Check is one finding.
 type Check struct {

@@ -113,7 +113,7 @@ func TestRootServe(t *testing.T) {
 // layout returns the version of the pinned maps.
 func layout(t testing.TB) uint32 {
 	t.Helper()
-	v, err := layoutVersion()
+	v, err := LayoutVersion()
 	if err != nil {
 		t.Fatal(err)
 	}

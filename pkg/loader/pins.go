@@ -128,7 +128,7 @@ func isPinOf(file, name string) bool {
 // PinnedTasks returns the addresses in the map of tasks that is pinned in dir, with the ifindex of
 // the device of each. It returns none if there is no such map.
 func PinnedTasks(dir string) (map[netip.Addr]int, error) {
-	layout, err := layoutVersion()
+	layout, err := LayoutVersion()
 	if err != nil {
 		return nil, err
 	}

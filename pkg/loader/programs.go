@@ -76,8 +76,8 @@ func load(cfg *Config, e *endpoint, given map[string]*ebpf.Map) (*programs, erro
 	return p, nil
 }
 
-// layoutVersion returns the version of the maps' layout and of a takeover's offer.
-func layoutVersion() (uint32, error) {
+// LayoutVersion returns the version of the maps' layout and of a takeover's offer.
+func LayoutVersion() (uint32, error) {
 	spec, err := bpf.LoadMetad()
 	if err != nil {
 		return 0, err

@@ -201,7 +201,7 @@ func unpack(files []*os.File, meta []byte) (*offer, error) {
 	if err := json.Unmarshal(meta, &o.takeover); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrLayout, err)
 	}
-	if ours, err := layoutVersion(); err != nil || o.Layout != ours {
+	if ours, err := LayoutVersion(); err != nil || o.Layout != ours {
 		return nil, errors.Join(err, fmt.Errorf("%w: layout %d, ours is %d", ErrLayout,
 			o.Layout, ours))
 	}

@@ -25,7 +25,7 @@ func metaOf(t *testing.T, o takeover) []byte {
 	t.Helper()
 	var err error
 	if o.Layout == 0 {
-		if o.Layout, err = layoutVersion(); err != nil {
+		if o.Layout, err = LayoutVersion(); err != nil {
 			t.Fatal(err)
 		}
 	}
