@@ -83,9 +83,7 @@ func TestRootOwnDevice(t *testing.T) {
 func TestRootOwnDeviceTaken(t *testing.T) {
 	h, b := hostWithAgent(t)
 	k := b.AddTask("")
-	l := open(t, h, Config{})
-	put(t, l, k, 1)
-	serve(t, l)
+	l := serving(t, b, Config{}, k)
 	wantAnswer(t, k, "metad 0x1")
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = hostVeth
@@ -112,11 +110,9 @@ func TestRootOwnDeviceTaken(t *testing.T) {
 // A second metad in the network namespace is refused by name, whatever its directories are called,
 // and the first one is not touched. A process that could not be a metad keeps no metad away.
 func TestRootOnePerNamespace(t *testing.T) {
-	h := testnet.NewHost(t)
-	k := h.AddBridge("ecs-bridge", "169.254.172.1/22").AddTask("")
-	l := open(t, h, Config{})
-	put(t, l, k, 1)
-	serve(t, l)
+	b := newBridge(t)
+	h, k := b.Host, b.AddTask("")
+	l := serving(t, b, Config{}, k)
 	_, err := Open(Config{Netns: h.NS, PinDir: testnet.PinDir(t)})
 	if !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "process ") {
 		t.Errorf("a second one: got %v, want ErrBusy and the process", err)
@@ -163,20 +159,17 @@ func TestRootLockSquatter(t *testing.T) {
 // What a port's end between an offer and the takeover leaves behind does not refuse the takeover.
 func TestRootTakeoverAfterAPortWent(t *testing.T) {
 	bothModes(t, func(t *testing.T, mode AttachMode) {
-		h := testnet.NewHost(t)
-		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+		b := newBridge(t)
 		one, two := b.AddTask(""), b.AddTask("")
-		l := open(t, h, Config{Attach: mode})
-		put(t, l, one, 1)
-		serve(t, l)
+		l := serving(t, b, Config{Attach: mode}, one)
 		testnet.Until(t, "two is hooked", func() bool { return hooked(l, two.Ifindex) })
 		files, meta, err := l.OfferTakeover()
 		if err != nil {
 			t.Fatal(err)
 		}
 		two.Remove()
-		next, ln, err := TakeOver(Config{Netns: h.NS, Attach: mode, PinDir: l.cfg.PinDir},
-			files, meta)
+		next, ln, err := TakeOver(Config{Netns: b.Host.NS, Attach: mode,
+			PinDir: l.cfg.PinDir}, files, meta)
 		if err != nil {
 			t.Fatalf("%+v", err)
 		}
@@ -195,12 +188,9 @@ func TestRootTakeoverAfterAPortWent(t *testing.T) {
 // other one was told to trust is not trusted.
 func TestRootTakeoverFailsLate(t *testing.T) {
 	bothModes(t, func(t *testing.T, mode AttachMode) {
-		h := testnet.NewHost(t)
-		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+		b := newBridge(t)
 		one := b.AddTask("")
-		l := open(t, h, Config{Attach: mode})
-		put(t, l, one, 1)
-		serve(t, l)
+		l := serving(t, b, Config{Attach: mode}, one)
 		unhook(t, l, one.Ifindex) // seen at the bridge alone: no proof
 		wantAnswer(t, one, "metad 0x0")
 		files, meta, err := l.OfferTakeover()
@@ -214,8 +204,8 @@ func TestRootTakeoverFailsLate(t *testing.T) {
 		}
 		files[3].Close()
 		files[3] = notOne
-		next, _, err := TakeOver(Config{Netns: h.NS, Attach: mode, PinDir: l.cfg.PinDir,
-			TrustBridge: true}, files, meta)
+		next, _, err := TakeOver(Config{Netns: b.Host.NS, Attach: mode,
+			PinDir: l.cfg.PinDir, TrustBridge: true}, files, meta)
 		if err == nil {
 			t.Fatal("the takeover did not fail", next.Close())
 		}
@@ -343,18 +333,11 @@ func TestRootPinDirOwner(t *testing.T) {
 // Clients that acknowledge and read nothing are forgotten by the kernel a few seconds after the
 // server has closed them.
 func TestRootSlowReaders(t *testing.T) {
-	h := testnet.NewHost(t)
-	k := h.AddBridge("ecs-bridge", "169.254.172.1/22").AddTask("")
-	l := open(t, h, Config{})
+	b := newBridge(t)
+	k := b.AddTask("")
+	l := open(t, b.Host, Config{})
 	put(t, l, k, 1)
-	ln, err := l.Listen()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	if err := l.Arm(); err != nil {
-		t.Fatal(err)
-	}
+	ln := listen(t, l)
 	// Every probe of a closed window is acknowledged: by default Linux answers one in half a
 	// second.
 	if err := testnet.In(k.NS, func() error {

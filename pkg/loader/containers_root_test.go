@@ -3,12 +3,16 @@
 package loader
 
 import (
+	"errors"
 	"net"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"metad/bpf"
 	"metad/internal/testnet"
@@ -120,36 +124,70 @@ func TestRootContainers(t *testing.T) {
 	})
 }
 
-// A container that shares its network with another cannot be taken for it by what it sends: its own
-// mark on the packets of a socket, or a connection that it makes by raw frames, without a socket of
-// TCP. Both are the container's that made them.
+// A container that shares its network with another cannot be taken for it by what it sends:
+// another's mark on the packets of its socket, or a connection that it makes by raw frames, without
+// a socket of TCP. Both belong to the container that made them.
 func TestRootContainerPoses(t *testing.T) {
-	h := testnet.NewHost(t)
-	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+	b := newBridge(t)
 	k := b.AddTask("")
-	l := open(t, h, Config{})
+	l := open(t, b.Host, Config{})
 	putLevels(t, l, k, 1, [2]uint8{2})
 	c := testnet.NewCgroups(t)
 	x, idX := c.Add("x")
 	y, idY := c.Add("y")
 	neither, _ := c.Add("neither")
-	putContainers(t, l, map[uint64]uint32{idX: bpf.ContainerTag(1, 1), idY: bpf.ContainerTag(1, 2)})
+	putContainers(t, l, map[uint64]uint32{idX: bpf.ContainerTag(1, 1),
+		idY: bpf.ContainerTag(1, 2)})
 	serve(t, l)
 	c.Enter(x)
 	wantAnswer(t, k, "metad 0x1000001")
-	// What the kernel would answer to segments of no socket goes nowhere.
+	posers := []struct{ dir, want string }{{y, "metad 0x2000001"}, {neither, "metad 0x1"}}
+	for _, from := range posers {
+		c.Enter(from.dir)
+		if got := markedGet(t, k, bpf.ContainerTag(1, 1)); got != from.want {
+			t.Errorf("%s with a mark: got %q, want %q", filepath.Base(from.dir), got,
+				from.want)
+		}
+	}
+	// The kernel's answers to segments without a socket go nowhere.
 	if err := k.Blackhole(testnet.Endpoint); err != nil {
 		t.Fatal(err)
 	}
-	for i, from := range []struct{ dir, want string }{{y, "metad 0x2000001"},
-		{neither, "metad 0x1"}} {
+	for i, from := range posers {
 		c.Enter(from.dir)
 		raw := testnet.NewRaw(t, k.NS, "eth0")
 		if got := rawGet(t, raw, testnet.Frame{SrcMAC: k.MAC, DstMAC: b.MAC, Src: k.Addr,
 			SrcPort: uint16(42000 + i)}); got != from.want {
-			t.Errorf("%s: got %q, want %q", filepath.Base(from.dir), got, from.want)
+			t.Errorf("%s by frames: got %q, want %q", filepath.Base(from.dir), got,
+				from.want)
 		}
 	}
+}
+
+// markedGet makes a request of k by a socket with the mark, and returns the body of the answer.
+func markedGet(t *testing.T, k *testnet.Task, mark uint32) (body string) {
+	t.Helper()
+	d := net.Dialer{Timeout: timeout}
+	d.Control = func(_, _ string, c syscall.RawConn) (err error) {
+		cerr := c.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark))
+		})
+		return errors.Join(cerr, err)
+	}
+	d.SetMultipathTCP(false)
+	err := testnet.In(k.NS, func() error {
+		c, err := d.Dial("tcp4", testnet.Endpoint)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, body, err = testnet.GetOn(c, "/", timeout)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return body
 }
 
 // rawGet makes a connection of frames like f, and returns the body of the answer to one request.
@@ -220,13 +258,10 @@ func TestRootContainersStay(t *testing.T) {
 // A packet that a process of the host puts on metad's device past its hooks gets nowhere, whatever
 // address it has.
 func TestRootPastTheHooks(t *testing.T) {
-	h := testnet.NewHost(t)
-	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+	b := newBridge(t)
 	k := b.AddTask("")
-	l := open(t, h, Config{HostRoute: true})
-	put(t, l, k, 1)
-	serve(t, l)
-	raw := testnet.NewRaw(t, h.NS, hostVeth)
+	l := serving(t, b, Config{HostRoute: true}, k)
+	raw := testnet.NewRaw(t, b.Host.NS, hostVeth)
 	raw.BypassQdisc()
 	atTask := testnet.NewRaw(t, k.NS, "eth0")
 	metad1 := macOf(t, l)
@@ -244,7 +279,7 @@ func TestRootPastTheHooks(t *testing.T) {
 		}
 	}
 	wantAnswer(t, k, "metad 0x1")
-	wantHostAnswer(t, h, "metad 0x0")
+	wantHostAnswer(t, b.Host, "metad 0x0")
 }
 
 // macOf returns metad1's address.

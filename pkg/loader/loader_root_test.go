@@ -27,11 +27,27 @@ func bothModes(t *testing.T, f func(*testing.T, AttachMode)) {
 // address, as if its rule had led there.
 func hostWithAgent(t testing.TB) (*testnet.Host, *testnet.Bridge) {
 	t.Helper()
-	h := testnet.NewHost(t)
-	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
-	h.AddAddr(b.Name, "169.254.170.2/32")
-	h.StandInAgent(testnet.Endpoint)
-	return h, b
+	b := newBridge(t)
+	b.Host.AddAddr(b.Name, "169.254.170.2/32")
+	b.Host.StandInAgent(testnet.Endpoint)
+	return b.Host, b
+}
+
+// newBridge returns a bridge that metad watches, on a host of its own.
+func newBridge(t testing.TB) *testnet.Bridge {
+	t.Helper()
+	return testnet.NewHost(t).AddBridge("ecs-bridge", "169.254.172.1/22")
+}
+
+// serving returns a loader that serves on b's host. It knows the tasks, by the tags 1, 2, ….
+func serving(t testing.TB, b *testnet.Bridge, cfg Config, tasks ...*testnet.Task) *Loader {
+	t.Helper()
+	l := open(t, b.Host, cfg)
+	for i, k := range tasks {
+		put(t, l, k, uint32(i+1))
+	}
+	serve(t, l)
+	return l
 }
 
 // open opens a loader on the host, to be closed at the test's end.
@@ -60,14 +76,21 @@ func open(t testing.TB, h *testnet.Host, cfg Config) *Loader {
 // serve listens, answers "metad <mark in hex>", and arms.
 func serve(t testing.TB, l *Loader) {
 	t.Helper()
+	testnet.ServeOn(t, listen(t, l), answerMark)
+}
+
+// listen returns the listener of an armed loader. The test's end closes it.
+func listen(t testing.TB, l *Loader) net.Listener {
+	t.Helper()
 	ln, err := l.Listen()
+	if err == nil {
+		t.Cleanup(func() { ln.Close() })
+		err = l.Arm()
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	testnet.ServeOn(t, ln, answerMark)
-	if err := l.Arm(); err != nil {
-		t.Fatal(err)
-	}
+	return ln
 }
 
 func answerMark(c net.Conn, _ *http.Request) string {
@@ -96,14 +119,10 @@ func wantAnswer(t testing.TB, k *testnet.Task, want string) {
 
 func TestRootServe(t *testing.T) {
 	bothModes(t, func(t *testing.T, mode AttachMode) {
-		h := testnet.NewHost(t)
-		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+		b := newBridge(t)
 		one, two, unknown := b.AddTask(""), b.AddTask(""), b.AddTask("")
-		h.NoLeak()
-		l := open(t, h, Config{Attach: mode})
-		put(t, l, one, 1)
-		put(t, l, two, 2)
-		serve(t, l)
+		b.Host.NoLeak()
+		serving(t, b, Config{Attach: mode}, one, two)
 		wantAnswer(t, one, "metad 0x1")
 		wantAnswer(t, two, "metad 0x2")
 		wantAnswer(t, unknown, fmt.Sprintf("metad %#x", bpf.TagPort|uint32(unknown.Ifindex)))

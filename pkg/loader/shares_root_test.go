@@ -4,6 +4,9 @@ package loader
 
 import (
 	"encoding/binary"
+	"fmt"
+	"net"
+	"net/http"
 	"net/netip"
 	"slices"
 	"testing"
@@ -26,40 +29,68 @@ func madeUp(from *testnet.Task, n int) [][]byte {
 	return frames
 }
 
-// A container that uses an address before any task has it neither takes nor delays the first
-// request of the container that gets the address: not before metad knows that one, and not after.
+// A container that uses an address before any task has it neither takes nor delays an answer to the
+// container that gets the address: not before metad knows that one, not after, and not while an
+// answer is due.
 func TestRootClaimedEarly(t *testing.T) {
-	h := testnet.NewHost(t)
-	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+	b := newBridge(t)
 	thief := b.AddTask("")
-	l := open(t, h, Config{})
+	l := open(t, b.Host, Config{})
 	put(t, l, thief, 1)
-	serve(t, l)
+	asked, claimed := make(chan struct{}), make(chan struct{})
+	testnet.ServeOn(t, listen(t, l), func(c net.Conn, r *http.Request) string {
+		if r.URL.Path == "/late" {
+			asked <- struct{}{}
+			<-claimed
+		}
+		return answerMark(c, r)
+	})
 	next := netip.MustParseAddr("169.254.172.77")
 	raw := testnet.NewRaw(t, thief.NS, "eth0")
 	claim := func() {
+		t.Helper()
+		seen := func() uint64 {
+			v := verdictsOf(t, l)
+			return v["port_unknown"] + v["port_wrong_port"]
+		}
+		before := seen()
 		for port := range uint16(50) {
 			raw.Send(testnet.Frame{SrcMAC: thief.MAC, DstMAC: b.MAC, Src: next,
 				SrcPort: 1024 + port}.Bytes())
 		}
+		testnet.Until(t, "the address is claimed", func() bool {
+			return seen() >= before+50
+		})
 	}
-	before := verdictsOf(t, l)["port_unknown"]
 	claim()
-	testnet.Until(t, "the address is claimed", func() bool {
-		return verdictsOf(t, l)["port_unknown"] >= before+50
-	})
 	owner := b.AddTask(next.String())
 	testnet.Until(t, "the port is hooked", func() bool { return hooked(l, owner.Ifindex) })
 	refused := owner.Netstat("TCPSynRetrans")
-	for range 5 {
-		claim()
-		wantAnswer(t, owner, portTag(owner))
+	wantAnswers := func(want string) {
+		t.Helper()
+		for range 5 {
+			claim()
+			wantAnswer(t, owner, want)
+		}
+		late := make(chan string, 1)
+		go func() {
+			_, body, err := owner.Get("/late", timeout)
+			late <- fmt.Sprint(body, " ", err)
+		}()
+		select {
+		case <-asked:
+			claim()
+			claimed <- struct{}{}
+			if got := <-late; got != want+" <nil>" {
+				t.Errorf("claimed before the answer: got %s, want %q", got, want)
+			}
+		case got := <-late:
+			t.Errorf("not asked: %s", got)
+		}
 	}
+	wantAnswers(portTag(owner))
 	put(t, l, owner, 2)
-	for range 5 {
-		claim()
-		wantAnswer(t, owner, "metad 0x2")
-	}
+	wantAnswers("metad 0x2")
 	if n := owner.Netstat("TCPSynRetrans") - refused; n != 0 {
 		t.Errorf("%d SYNs were sent again, want none: each first one is answered", n)
 	}
@@ -69,11 +100,9 @@ func TestRootClaimedEarly(t *testing.T) {
 // Made-up addresses of one port push no other port's out, however many: an answer that is on its
 // way arrives.
 func TestRootNeighboursOfAPort(t *testing.T) {
-	h := testnet.NewHost(t)
-	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+	b := newBridge(t)
 	evil, newcomer := b.AddTask(""), b.AddTask("")
-	l := open(t, h, Config{})
-	serve(t, l)
+	l := serving(t, b, Config{})
 	c, err := newcomer.Dial(timeout)
 	if err != nil {
 		t.Fatal(err)
@@ -105,13 +134,12 @@ func TestRootNeighboursOfAPort(t *testing.T) {
 // Connections that one port begins push no other port's out of the table of handshakes, however
 // many.
 func TestRootHandshakesOfAPort(t *testing.T) {
-	h := testnet.NewHost(t)
-	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+	b := newBridge(t)
 	evil, victim := b.AddTask(""), b.AddTask("")
-	l := open(t, h, Config{})
+	l := open(t, b.Host, Config{})
 	put(t, l, evil, 1)
 	put(t, l, victim, 2)
-	if err := l.Arm(); err != nil {
+	if err := l.Arm(); err != nil { // without a listener: nothing but the SYNs is sent
 		t.Fatal(err)
 	}
 	syn := func(k *testnet.Task, port uint16) []byte {
@@ -124,7 +152,7 @@ func TestRootHandshakesOfAPort(t *testing.T) {
 		flood[i] = syn(evil, uint16(1024+i))
 	}
 	before := verdictsOf(t, l)["port_task"]
-	run(t, h, l.progs.MetadPort, syn(victim, 40000), victim.Ifindex, 0)
+	run(t, b.Host, l.progs.MetadPort, syn(victim, 40000), victim.Ifindex, 0)
 	raw.Send(flood...)
 	testnet.Until(t, "the flood is seen", func() bool {
 		return verdictsOf(t, l)["port_task"] > before+10_000

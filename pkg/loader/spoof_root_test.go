@@ -50,14 +50,10 @@ func wantDropped(t *testing.T, l *Loader, from, victim *testnet.Task, verdict st
 // The caller is who the kernel says it is.
 func TestRootSpoof(t *testing.T) {
 	bothModes(t, func(t *testing.T, mode AttachMode) {
-		h := testnet.NewHost(t)
-		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+		b := newBridge(t)
 		victim, evil, stranger, newcomer := b.AddTask(""), b.AddTask(""), b.AddTask(""),
 			b.AddTask("")
-		l := open(t, h, Config{Attach: mode})
-		put(t, l, victim, 1)
-		put(t, l, evil, 2)
-		serve(t, l)
+		l := serving(t, b, Config{Attach: mode}, victim, evil)
 		asVictim := testnet.Frame{SrcMAC: evil.MAC, DstMAC: b.MAC, Src: victim.Addr}
 		with := func(f testnet.Frame, change func(*testnet.Frame)) []byte {
 			change(&f)
@@ -169,17 +165,9 @@ func TestRootSpoof(t *testing.T) {
 // A connection outlives its client. What is still sent to its address is not for the address's next
 // owner: it ends the connection, so that the next owner can connect from the same TCP port.
 func TestRootReusedAddress(t *testing.T) {
-	h := testnet.NewHost(t)
-	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
-	l := open(t, h, Config{})
-	ln, err := l.Listen()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	if err := l.Arm(); err != nil {
-		t.Fatal(err)
-	}
+	b := newBridge(t)
+	l := open(t, b.Host, Config{})
+	ln := listen(t, l)
 	tag := uint32(0)
 	// connect makes a task with the address and connects it from the TCP port, 0 for any.
 	connect := func(addr string, port uint16) (k *testnet.Task, client, server net.Conn) {
@@ -245,12 +233,9 @@ func TestRootReusedAddress(t *testing.T) {
 
 // The kernel tells once a second and verdict at most, and says what it held back.
 func TestRootEvents(t *testing.T) {
-	h := testnet.NewHost(t)
-	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+	b := newBridge(t)
 	victim, evil := b.AddTask(""), b.AddTask("")
-	l := open(t, h, Config{})
-	put(t, l, victim, 1)
-	serve(t, l)
+	l := serving(t, b, Config{}, victim)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var mu sync.Mutex
@@ -303,12 +288,9 @@ func TestRootEvents(t *testing.T) {
 
 // A port that floods hides no packet of another port: each has events of its own.
 func TestRootEventsOfEachPort(t *testing.T) {
-	h := testnet.NewHost(t)
-	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+	b := newBridge(t)
 	evil := b.AddTask("")
-	l := open(t, h, Config{})
-	put(t, l, evil, 1)
-	serve(t, l)
+	l := serving(t, b, Config{}, evil)
 	events := make(chan Event, 1000)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -348,13 +330,9 @@ func TestRootEventsOfEachPort(t *testing.T) {
 
 // Counters are the task's alone, and start anew with the next task.
 func TestRootCounters(t *testing.T) {
-	h := testnet.NewHost(t)
-	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+	b := newBridge(t)
 	k, other := b.AddTask(""), b.AddTask("")
-	l := open(t, h, Config{})
-	put(t, l, k, 1)
-	put(t, l, other, 2)
-	serve(t, l)
+	l := serving(t, b, Config{}, k, other)
 	for range 3 {
 		wantAnswer(t, k, "metad 0x1")
 	}
@@ -415,12 +393,10 @@ func iptables(t testing.TB, h *testnet.Host, args ...string) {
 // not who takes their address.
 func TestRootHostRoute(t *testing.T) {
 	bothModes(t, func(t *testing.T, mode AttachMode) {
-		h := testnet.NewHost(t)
-		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
-		k := b.AddTask("")
+		b := newBridge(t)
+		h, k := b.Host, b.AddTask("")
 		outside := h.AddBridge("outside0", "10.9.0.1/16").AddTask("")
-		l := open(t, h, Config{Attach: mode, HostRoute: true})
-		serve(t, l)
+		l := serving(t, b, Config{Attach: mode, HostRoute: true})
 		wantHostAnswer(t, h, "metad 0x0")
 		if verdictsOf(t, l)["host"] == 0 || verdictsOf(t, l)["reply_host"] == 0 {
 			t.Errorf("verdicts: %v", verdictsOf(t, l))
@@ -480,16 +456,13 @@ func hostRoutes(t testing.TB, h *testnet.Host, l *Loader) []netlink.Route {
 // and FORWARD closed. Needs iptables and br_netfilter.
 func TestRootFirewall(t *testing.T) {
 	bothModes(t, func(t *testing.T, mode AttachMode) {
-		h := testnet.NewHost(t)
-		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
-		k, unknown := b.AddTask(""), b.AddTask("")
+		b := newBridge(t)
+		h, k, unknown := b.Host, b.AddTask(""), b.AddTask("")
 		h.StandInAgent("127.0.0.1:51679")
 		h.Sysctl("net/bridge/bridge-nf-call-iptables", "1")
 		iptables(t, h, "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "-d", "169.254.170.2", "--dport", "80", "-j", "DNAT", "--to-destination", "127.0.0.1:51679")
 		wantAnswer(t, k, "agent")
-		l := open(t, h, Config{Attach: mode, HostRoute: true})
-		put(t, l, k, 1)
-		serve(t, l)
+		serving(t, b, Config{Attach: mode, HostRoute: true}, k)
 		wantAnswer(t, k, "metad 0x1")
 		wantAnswer(t, unknown, portTag(unknown))
 		// A process of the host: metad's, until the agent has a rule for it.
@@ -507,10 +480,9 @@ func TestRootFirewall(t *testing.T) {
 // What bpftool shows: field names, and the task's id as text. Needs bpftool.
 func TestRootBpftool(t *testing.T) {
 	testnet.RequireTool(t, "bpftool")
-	h := testnet.NewHost(t)
-	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+	b := newBridge(t)
 	k := b.AddTask("")
-	l := open(t, h, Config{})
+	l := open(t, b.Host, Config{})
 	v := &bpf.TaskValue{Tag: 1, Ifindex: uint32(k.Ifindex), Mac: k.MAC}
 	for i, c := range "158d1c8083dd49d6b527399fd6414f5c" {
 		v.TaskId[i] = int8(c)
@@ -544,7 +516,7 @@ func TestRootBpftool(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		err := testnet.In(h.NS, func() error {
+		err := testnet.In(b.Host.NS, func() error {
 			c := exec.Command("sh", "-c", show)
 			c.Env = append(os.Environ(), "PINS="+l.cfg.PinDir, "PORT="+k.Port,
 				fmt.Sprint("PID=", os.Getpid()))
@@ -568,14 +540,13 @@ func TestRootBpftool(t *testing.T) {
 // hooked, all are in the end, and the last is answered like the first.
 func TestRootThousandPorts(t *testing.T) {
 	f := func(t *testing.T, mode AttachMode) {
-		h := testnet.NewHost(t)
-		b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
+		b := newBridge(t)
 		first := b.AddTask("")
 		const n = 1000
-		addPorts(t, h, b.Name, n)
+		addPorts(t, b.Host, b.Name, n)
 		last := b.AddTask("169.254.175.1") // the highest ifindex: its turn comes last
 		began := time.Now()
-		l := open(t, h, Config{Attach: mode, Log: zap.NewNop()})
+		l := open(t, b.Host, Config{Attach: mode, Log: zap.NewNop()})
 		table := lookup.New(l, zap.NewNop())
 		if err := table.Apply([]*task.Task{
 			{ID: "first", ARN: "first", Endpoints: []task.Endpoint{{Addr: first.Addr, Ifindex: first.Ifindex, MAC: first.MAC}}},
@@ -583,11 +554,7 @@ func TestRootThousandPorts(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		ln, err := l.Listen()
-		if err != nil {
-			t.Fatal(err)
-		}
-		testnet.ServeOn(t, ln, func(c net.Conn, _ *http.Request) string {
+		testnet.ServeOn(t, listen(t, l), func(c net.Conn, _ *http.Request) string {
 			tag, err := testnet.Mark(c)
 			v := table.Resolve(tag,
 				netip.MustParseAddrPort(c.RemoteAddr().String()).Addr())
@@ -596,9 +563,6 @@ func TestRootThousandPorts(t *testing.T) {
 			}
 			return v.Task.ID
 		})
-		if err := l.Arm(); err != nil {
-			t.Fatal(err)
-		}
 		wantAnswer(t, first, "first")
 		wantAnswer(t, last, "last") // seen at the bridge: no tag, and the answer can go nowhere else
 		s := l.Status()
@@ -633,10 +597,8 @@ func TestRootThousandPorts(t *testing.T) {
 // before. Here each brings a port of its own, which the kernel makes a dozen of in a second.
 func TestRootReuse(t *testing.T) {
 	const n = 40
-	h := testnet.NewHost(t)
-	b := h.AddBridge("ecs-bridge", "169.254.172.1/22")
-	l := open(t, h, Config{Log: zap.NewNop()})
-	serve(t, l)
+	b := newBridge(t)
+	l := serving(t, b, Config{Log: zap.NewNop()})
 	unanswered := 0
 	for i := range n {
 		k := b.AddTask("169.254.172.77")
