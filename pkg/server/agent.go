@@ -15,8 +15,8 @@ import (
 )
 
 // isAgentID reports whether an endpoint id has the form of those that the ECS agent makes, a UUID.
-// metad's own never have it. A container can be given any id by the one that starts it, so the form
-// only says whom to ask: whether the id is the agent's, the agent's answer says.
+// metad's own ids never have it. Users can start a container with any id, so the form only decides
+// whether metad asks the agent. The agent's answer shows whether the agent made the id.
 func isAgentID(id string) bool {
 	if len(id) != len("00000000-0000-0000-0000-000000000000") {
 		return false
@@ -35,7 +35,7 @@ func isAgentID(id string) bool {
 	return true
 }
 
-// agentID returns the id by which the agent may know what c asks for, "" if there is none.
+// agentID returns the id by which the agent may know the object of c's request, or "".
 func agentID(c *conn) string {
 	if c.container != nil && isAgentID(c.container.EndpointID) {
 		return c.container.EndpointID
@@ -51,9 +51,9 @@ func agentID(c *conn) string {
 	return ""
 }
 
-// agentDocuments gets metadata documents from the ECS agent, which knows more of its containers
-// than Docker does, and remembers whether the agent answers: while it is away, no request waits for
-// it. Safe for concurrent use.
+// agentDocuments gets metadata documents from the ECS agent, which knows more about its containers
+// than Docker does. It stores whether the agent answers: while the agent is away, requests do not
+// wait for it. Safe for concurrent use.
 type agentDocuments struct {
 	agent    *agentproxy.Agent
 	patience time.Duration // with the agent, for one document
@@ -64,20 +64,20 @@ type agentDocuments struct {
 	mu sync.Mutex // guards what follows
 	// the agent is away, and not asked again before this; zero: it is not away
 	retry    time.Time
-	told     string // the state that the log has
+	told     string // the state that was logged last
 	toldAt   time.Time
 	away     uint64 // documents of metad's own because the agent was away
 	disowned uint64 // documents of metad's own because the agent does not know the id
 }
 
 const (
-	// retryEvery is how often an agent that is away is asked again.
+	// retryEvery is the time between two requests to an agent that is away.
 	retryEvery = time.Second
-	// tellEvery is how often the log may say that the agent's state has changed.
+	// tellEvery is the shortest time between two log lines about the agent's state.
 	tellEvery = 10 * time.Second
 )
 
-// What an agent's state is called in the log.
+// States of the agent, as the log names them.
 const (
 	agentAnswers = "answers"
 	agentAbsent  = "does not listen"
@@ -90,13 +90,13 @@ var (
 	errDisowned  = errors.New("the agent does not know the id")
 )
 
-// get returns the agent's document at target. about tells whether it is the right one: a container
-// can have been started with an id that is another's.
+// get returns the agent's document at target. about reports whether the document is the right one:
+// a user may have started the container with the id of another.
 func (d *agentDocuments) get(ctx context.Context, target string,
 	about func(doc []byte) bool) ([]byte, error) {
 	switch away, due := d.isAway(d.now()); {
 	case due:
-		// the request that finds it due does not wait either
+		// the request that starts the retry does not wait either
 		go func() { _, _ = d.ask(ctx, target, about) }()
 		return nil, errAgentAway
 	case away:
@@ -105,8 +105,8 @@ func (d *agentDocuments) get(ctx context.Context, target string,
 	return d.ask(ctx, target, about)
 }
 
-// isAway reports whether the agent is away, and whether it is time to ask it again: then only the
-// caller is told so.
+// isAway reports whether the agent is away, and whether it is time to ask it again. Only one caller
+// gets due for each retry.
 func (d *agentDocuments) isAway(now time.Time) (away, due bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -120,7 +120,7 @@ func (d *agentDocuments) isAway(now time.Time) (away, due bool) {
 	return true, due
 }
 
-// ask asks the agent and takes note of whether it answers.
+// ask gets the document from the agent, and stores whether the agent answers.
 func (d *agentDocuments) ask(ctx context.Context, target string,
 	about func(doc []byte) bool) ([]byte, error) {
 	start := time.Now()
@@ -147,8 +147,8 @@ func (d *agentDocuments) ask(ctx context.Context, target string,
 // isUnknownID reports whether doc is the v3 error for an unknown id, which has status 500.
 func isUnknownID(doc []byte) bool { return bytes.Contains(doc, []byte("from v3 endpoint ID: ")) }
 
-// note takes note of what the agent did, and logs a change: the first one at once, and then not
-// more often than every 10 s, for an agent can be made to fail by the id that it is asked for.
+// note stores the agent's state and logs a change: the first one at once, later ones every
+// tellEvery at most, because a client can make the agent fail by the id in its request.
 func (d *agentDocuments) note(state string, away bool) {
 	now := d.now()
 	d.mu.Lock()
@@ -159,15 +159,15 @@ func (d *agentDocuments) note(state string, away bool) {
 	}
 	switch {
 	case state == d.told || now.Sub(d.toldAt) < tellEvery:
-	case d.told == "" && state == agentAnswers: // no news at the beginning
+	case d.told == "" && state == agentAnswers: // the usual first state needs no line
 		d.told = state
 	default:
-		d.log.Info("asked the ECS agent for a document", zap.String("agent", state))
+		d.log.Info("state of the ECS agent changed", zap.String("agent", state))
 		d.told, d.toldAt = state, now
 	}
 }
 
-// count counts a document of metad's own in place of the agent's, and why.
+// count counts a document that metad sent in place of the agent's, by its reason err.
 func (d *agentDocuments) count(err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -178,7 +178,7 @@ func (d *agentDocuments) count(err error) {
 	}
 }
 
-// counts returns how many documents of metad's own there were in place of the agent's.
+// counts returns the numbers of documents that metad sent in place of the agent's.
 func (d *agentDocuments) counts() (away, disowned uint64) {
 	if d == nil {
 		return 0, 0
@@ -188,7 +188,7 @@ func (d *agentDocuments) counts() (away, disowned uint64) {
 	return d.away, d.disowned
 }
 
-// fromAgent returns the agent's document of what c asks for, or nil if metad's own is the answer.
+// fromAgent returns the agent's document for c's request, or nil if metad's own is the answer.
 func (s *Server) fromAgent(docs *agentDocuments, c *conn, version, form string) []byte {
 	if docs == nil {
 		return nil
@@ -209,7 +209,7 @@ func (s *Server) fromAgent(docs *agentDocuments, c *conn, version, form string) 
 	return nil
 }
 
-// aboutOf returns whether a document is about what c asks for.
+// aboutOf returns a function that reports whether a document is about the object of c's request.
 func aboutOf(c *conn) func(doc []byte) bool {
 	arn, container := c.view.Task.ARN, c.container
 	if c.target.forms&ofContainer == 0 {

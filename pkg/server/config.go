@@ -14,12 +14,12 @@ import (
 	"metad/pkg/task"
 )
 
-// MaxUnknownWait is the longest a request from an unknown source may be made to wait: the shortest
-// time-out seen in a real client is 500 ms.
+// MaxUnknownWait is the longest wait of a request from an unknown source: the shortest time-out
+// seen in a real client is 500 ms.
 const MaxUnknownWait = 400 * time.Millisecond
 
-// Config is what a server is made of. Start from DefaultConfig; a zero is invalid unless the field
-// gives it a meaning.
+// Config configures a server. Start from DefaultConfig; a zero is invalid unless the field gives it
+// a meaning.
 type Config struct {
 	// ReadTimeout bounds a request from its first byte to the end of its header and of the
 	// body that metad itself reads; also the time to the first byte of a new connection.
@@ -35,71 +35,72 @@ type Config struct {
 	// MaxBodyBytes bounds the body of a request that is passed on.
 	MaxBodyBytes int64
 
-	// MaxConns bounds the open connections of all, MaxConnsPerTask those of one task (of one
-	// port or address, while the task is unknown). One too many is answered 503 and closed.
+	// MaxConns bounds all open connections, MaxConnsPerTask those of one task (of one port or
+	// address, while the task is unknown). A connection over a bound is answered 503 and
+	// closed.
 	MaxConns, MaxConnsPerTask int
 
 	// Rate limits each task's requests that metad answers itself. Zero: no limit.
 	Rate RateLimit
 
 	// UnknownWait is how long a request from an unknown source waits for its task to appear,
-	// at most MaxUnknownWait; how many wait at a time is for Tasks to bound. Zero: not at all.
+	// at most MaxUnknownWait. Tasks bounds how many requests wait at a time. Zero: none waits.
 	UnknownWait time.Duration
 
-	// MakerWait is how long a request waits for the container that it comes from to appear in
-	// its task, or to be shown as started. It may be longer than UnknownWait: the Engine may
-	// not answer for a container while it starts it, on a busy host for a second, and what the
-	// client would be told is wrong. Zero: not at all.
+	// MakerWait is how long a request waits until its task has the container that sent it, as
+	// started. It may be longer than UnknownWait: the Engine may not answer an inspect of a
+	// container while it starts it, on a busy host for a second, and without the wait the
+	// answer would be wrong. Zero: no request waits.
 	MakerWait time.Duration
 
-	// HostAddr is the source of the host's own processes: no task ever has it, and nobody waits
-	// for one. Zero: there is none.
+	// HostAddr is the source address of the host's own processes. No task ever has it, so
+	// requests from it do not wait for a task. Zero: there is none.
 	HostAddr netip.Addr
 
-	// AgentURL is the ECS agent's task endpoint, "http://host:port", to which every request
-	// that metad does not serve is passed on. Empty: there is no agent.
+	// AgentURL is the ECS agent's task endpoint, "http://host:port". The server passes on
+	// requests to it that it does not serve itself. Empty: there is no agent.
 	AgentURL string
-	// AgentTrusted reports whether what listens there is the agent; it is called for each
-	// connection. Nil: it is.
+	// AgentTrusted reports whether the listener there is the agent's. It is called for each
+	// connection. Nil: it is the agent's.
 	AgentTrusted func() bool
 	// AgentTimeout bounds such an exchange from the connection to the last byte.
 	AgentTimeout time.Duration
-	// AgentPatience bounds the wait for a metadata document of the agent's: then metad's own is
-	// the answer, and while the agent does not answer no request waits for it.
+	// AgentPatience bounds the wait for a metadata document of the agent's. After that, the
+	// server sends metad's own, and requests do not wait while the agent does not answer.
 	AgentPatience time.Duration
-	// MaxForwards bounds exchanges with the agent at a time, of which each task has a share;
-	// one too many is answered 503.
+	// MaxForwards bounds exchanges with the agent at a time. Each task has a share of them. A
+	// request over the bound is answered 503.
 	MaxForwards int
 
-	// OwnIDsOnly makes an endpoint id good for the task alone that it belongs to. Without it
-	// the id is enough, whoever has it, as at the agent.
+	// OwnIDsOnly makes an endpoint id valid only for requests of its own task. Without it, as
+	// at the agent, the id is valid for every client that has it.
 	OwnIDsOnly bool
 
-	// NoStats says that nobody takes samples: every container's statistics are as those of one
-	// that nobody has a sample of, and of each alone there are none.
+	// NoStats says that there is no sampler. A task's statistics then show each container as
+	// one without a sample, and there are no statistics of a single container.
 	NoStats bool
 	// Samples, if set, serves statistics with ?stream=true; without it the query is ignored.
 	Samples Samples
-	// MaxStreams bounds the streams open at a time, of which each task has a share; one too
-	// many is answered 503.
+	// MaxStreams bounds the streams open at a time. Each task has a share of them. A request
+	// over the bound is answered 503.
 	MaxStreams int
 
-	// Tag tells the kernel's tag of an accepted connection. It is called once for each.
+	// Tag returns the kernel's tag of an accepted connection. It is called once for each.
 	Tag func(net.Conn) (uint32, error)
 
-	// Busy, if set, is told the tag of a task or port that has MaxConnsPerTask connections and
-	// wants one more, so that its next SYNs can be dropped for a moment: refusing a connection
-	// costs as much as answering a request. It must not block.
+	// Busy, if set, is called with the tag of a task or port that has MaxConnsPerTask
+	// connections and opens one more, so that its next SYNs can be dropped for a moment:
+	// refusing a connection costs as much as answering a request. It must not block.
 	Busy func(tag uint32)
 
-	// SocketCgroup returns the id of the cgroup in which the socket of a connection from one
-	// address to another was made, as the network namespace of process pid has it. It is asked
-	// about a connection once, if a client wants to know which container it is and nothing else
-	// tells. Nil: nobody knows.
+	// SocketCgroup returns the id of the cgroup in which a connection's socket was made. from
+	// and to are the connection's addresses in the network namespace of process pid. It is
+	// called at most once for a connection, if a client requests itself and nothing else says
+	// which container it is. Nil: no cgroup is known.
 	SocketCgroup func(pid int, from, to netip.AddrPort) (uint64, error)
 	// CgroupContainer returns the Docker id of the container that such a cgroup, or one above
-	// it, was made for, "" if there is none. It is asked where no container of the task is
-	// known to have that cgroup. Nil: nobody knows.
+	// it, was made for, or "". It is called if no container of the task has that cgroup. Nil:
+	// no container is known.
 	CgroupContainer func(cgroup uint64) string
 
 	// Log gets changes of state and panics.
@@ -120,12 +121,12 @@ type RateLimit struct {
 	PerSecond, Burst int
 }
 
-// agentRate is what the ECS agent limits to if it is not told otherwise (agent/config/config.go).
+// agentRate is the ECS agent's default limit (agent/config/config.go).
 var agentRate = RateLimit{PerSecond: 40, Burst: 60}
 
-// ParseRateLimit reads the value of ECS_TASK_METADATA_RPS_LIMIT, "rate,burst". Anything but two
-// positive integers is not ok, and stands for the agent's default of 40,60, as it does for the
-// agent. The empty text, unlike there, is no limit.
+// ParseRateLimit reads the value of ECS_TASK_METADATA_RPS_LIMIT, "rate,burst". If the value is not
+// two positive integers, ok is false and the result is the agent's default of 40,60, as at the
+// agent. Unlike at the agent, the empty text means no limit.
 func ParseRateLimit(text string) (limit RateLimit, ok bool) {
 	if text == "" {
 		return RateLimit{}, true
@@ -139,7 +140,7 @@ func ParseRateLimit(text string) (limit RateLimit, ok bool) {
 	return RateLimit{r, b}, true
 }
 
-// DefaultConfig returns a Config that lacks nothing and names the agent at its usual place.
+// DefaultConfig returns a complete Config with the agent's usual address.
 func DefaultConfig() Config {
 	return Config{
 		ReadTimeout:     5 * time.Second, // these three as the agent's

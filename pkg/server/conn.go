@@ -18,7 +18,7 @@ import (
 )
 
 // SocketMark returns the SO_MARK that the accepted connection inherited from its SYN: the tag that
-// the kernel gave it where it entered the host. One system call.
+// the programs gave the SYN where it entered the host. It makes one system call.
 func SocketMark(c net.Conn) (uint32, error) {
 	sc, ok := c.(syscall.Conn)
 	if !ok {
@@ -38,8 +38,8 @@ func SocketMark(c net.Conn) (uint32, error) {
 	return uint32(mark), errOpt
 }
 
-// source is whom a connection is charged to: the task, or the port as long as only that is known,
-// or without any tag the address.
+// source is the account that a connection counts for: its task; its port while only that is known;
+// its address if it has no tag.
 type source struct {
 	tag  uint32
 	addr netip.Addr
@@ -50,11 +50,11 @@ type peer struct {
 	conns  int // guarded by conns.mu
 	bucket bucket
 
-	ahead   bucket       // requests that it sends before it has its answers
-	delayed atomic.Int64 // of those, how many wait
+	ahead   bucket       // for requests that it sends before it has its answers
+	delayed atomic.Int64 // number of those that wait
 }
 
-// conn is an accepted connection that knows who is at its other end.
+// conn is an accepted connection and its source.
 type conn struct {
 	net.Conn
 	tag        uint32
@@ -64,15 +64,16 @@ type conn struct {
 	src        source
 
 	// Only the handler, which runs once at a time for a connection, touches these.
-	arn      string // the client's task when it was last answered as that
-	maker    string // Docker id of the container that made the socket, once it was known
-	searched bool   // for the maker, by the socket itself
-	passedOn bool   // the request in hand is the agent's; the last one of the connection
-	question        // the one in hand
+	arn      string // the client's task at its last answer as a task
+	maker    string // Docker id of the container that made the socket; "" if not known
+	searched bool   // findMaker has looked for the maker
+	passedOn bool   // the current request goes to the agent, and is the connection's last
+	question        // the current one
 
-	// what was sent before the last answer may not be all read; by who reads, or the handler
+	// The client may have sent more before the last answer than was read. The reader and the
+	// handler use it.
 	ahead bool
-	sent  int64 // bytes since the last request; by who writes, or the handler
+	sent  int64 // bytes since the last request; the writer and the handler use it
 
 	all *conns
 
@@ -81,16 +82,15 @@ type conn struct {
 	undo   func()
 }
 
-// question is what a client asks for, and what that was found to be.
+// question is the target of a request, and the objects that it names.
 type question struct {
 	target target
 	view   *lookup.View
-	// of view; nil if the request is not about one, or nothing tells which
+	// of view; nil if the request is not about a container, or nothing says about which
 	container *lookup.ContainerView
 }
 
-// Read notes whether there may be more than p has room for: a client that waits for its answers
-// never has that much to say.
+// Read stores whether it has filled p. A client that waits for its answers never sends that much.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	c.ahead = n == len(p)
@@ -106,7 +106,7 @@ func (c *conn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Close closes the connection and whatever it was given with onClose. Safe to call more than once.
+// Close closes the connection and calls the function of onClose. Further calls do nothing.
 func (c *conn) Close() error {
 	c.mu.Lock()
 	if c.closed {
@@ -132,7 +132,7 @@ func (c *conn) CloseWrite() error {
 	return nil
 }
 
-// onClose makes Close call f, at once if the connection is closed already.
+// onClose makes Close call f. If the connection is already closed, onClose calls f at once.
 func (c *conn) onClose(f func()) {
 	c.mu.Lock()
 	closed := c.closed
@@ -153,12 +153,12 @@ type conns struct {
 
 	mu   sync.Mutex // guards what follows
 	open map[*conn]struct{}
-	// unproved is how many of them have no tag. Their senders can make up addresses, so all of
-	// them together have half of the connections at most.
+	// unproved is the number of connections without a tag. Their senders can make up addresses,
+	// so all of them together have half of the connections at most.
 	unproved int
 	peers    map[source]*peer
 	sweep    int           // number of peers at which those without use are next looked for
-	empty    chan struct{} // closed when the last one leaves; nil unless somebody waits
+	empty    chan struct{} // closed when the last one leaves; nil if drained was not called
 }
 
 func newConns(cfg *Config) *conns {
@@ -168,7 +168,7 @@ func newConns(cfg *Config) *conns {
 	}
 }
 
-// minSweep is the number of peers below which none is worth looking for.
+// minSweep is the number of peers below which there is no search for unused ones.
 const minSweep = 64
 
 // Results of conns.add.
@@ -177,12 +177,12 @@ var (
 	errBusySource = errors.New("server: too many connections of one source")
 )
 
-// add charges c to its source, or returns one of the errors above. now is in nanoseconds, on the
-// clock that the buckets go by.
+// add counts c for its source, or returns one of the errors above. now is in nanoseconds, on the
+// clock of the buckets.
 func (cs *conns) add(c *conn, now int64) error {
 	c.src = source{tag: c.tag}
 	if c.tag&bpf.TagPort == 0 {
-		c.src.tag = c.tag & bpf.TagTask // whichever container of it
+		c.src.tag = c.tag & bpf.TagTask // without the container
 	}
 	if c.tag == bpf.TagNone {
 		c.src.addr = c.remote.Addr()
@@ -199,8 +199,8 @@ func (cs *conns) add(c *conn, now int64) error {
 		return errFull
 	}
 	if p == nil {
-		// A peer outlives its connections until its bucket is full again, or a new
-		// connection for each request would be a way around the limit.
+		// A peer outlives its connections until its bucket is full again. Otherwise a
+		// client could avoid the limit by a new connection for each request.
 		if len(cs.peers) >= cs.sweep {
 			for src, p := range cs.peers {
 				if p.conns == 0 && p.bucket.full(now) && p.ahead.full(now) {
@@ -247,7 +247,7 @@ func (cs *conns) drained() <-chan struct{} {
 	return ch
 }
 
-// leave tells who waits for it that no connection is open, if that is so.
+// leave closes the channel of drained if no connection is open.
 func (cs *conns) leave() {
 	if len(cs.open) == 0 && cs.empty != nil {
 		close(cs.empty)
@@ -264,11 +264,11 @@ func (cs *conns) closeAll() {
 	}
 	cs.mu.Unlock()
 	for _, c := range open {
-		_ = c.Close() // whoever serves it sees the error
+		_ = c.Close() // its handler sees the error
 	}
 }
 
-// usage returns how many connections are open, and how many the source has that has most.
+// usage returns the number of open connections, and the largest number of one source.
 func (cs *conns) usage() (open, most int) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -284,15 +284,15 @@ func (cs *conns) count() int {
 	return len(cs.open)
 }
 
-// listener hands fasthttp connections that know their source.
+// listener gives fasthttp connections with their sources.
 type listener struct {
 	net.Listener
 	s   *Server
-	err error // why Accept gave up; read after Serve returned
+	err error // that ended Accept; read after Serve returned
 }
 
-// Accept returns io.EOF when no more connections are to come. One that was accepted before it
-// learned that the server is stopping is served: nobody else can.
+// Accept returns io.EOF when no more connections will come. The server serves a connection that was
+// accepted before Accept noticed the stop, because no other process can.
 func (l *listener) Accept() (net.Conn, error) {
 	for {
 		nc, err := l.Listener.Accept()
@@ -312,7 +312,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// acceptPause is how long to wait for descriptors or memory to come free.
+// acceptPause is how long Accept waits until descriptors or memory become free.
 const acceptPause = 10 * time.Millisecond
 
 func outOfResources(err error) bool {
@@ -320,7 +320,7 @@ func outOfResources(err error) bool {
 		errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
 }
 
-// admit gives nc its tag and charges it to its source, or closes it and returns an error.
+// admit reads nc's tag and counts nc for its source, or closes it and returns an error.
 func (l *listener) admit(nc net.Conn) (*conn, error) {
 	tag, err := l.s.cfg.Tag(nc)
 	if err != nil {

@@ -10,8 +10,8 @@ import (
 	"metad/bpf"
 )
 
-// standIn returns the loopback address that stands for the source with tag where the agent looks at
-// who asks: it limits /v1/credentials by source address. It is in 127.64.0.0/10 for a task's tag,
+// standIn returns the loopback address from which metad connects to the agent for the source with
+// tag: the agent limits /v1/credentials by source address. It is in 127.64.0.0/10 for a task's tag,
 // and in 127.128.0.0/10 for a port's. Without a tag it is the zero Addr.
 func standIn(tag uint32) netip.Addr {
 	const port = uint32(bpf.MetadTagTAG_PORT)
@@ -25,8 +25,8 @@ func standIn(tag uint32) netip.Addr {
 	return netip.AddrFrom4([4]byte{127, net | byte(tag>>16)&0x3f, byte(tag >> 8), byte(tag)})
 }
 
-// dialAgent connects to the agent at address. A from that cannot be had, as for an agent that is
-// not on loopback, is left out.
+// dialAgent connects to the agent at address, from the address from if that is possible. For an
+// agent that is not on loopback, for example, it is not.
 func (s *Server) dialAgent(ctx context.Context, address string, from netip.Addr) (net.Conn, error) {
 	if s.cfg.AgentTrusted != nil && !s.cfg.AgentTrusted() {
 		return nil, syscall.ECONNREFUSED

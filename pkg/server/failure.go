@@ -18,15 +18,14 @@ const (
 	typeText = "text/plain; charset=utf-8"
 )
 
-// failure is the answer to a request that does not get what it asked for. A handler returns one of
-// the variables below, or nil. Texts and statuses are the ECS agent's wherever it has any
+// failure is the answer to a request that fails. A handler returns one of the variables below, or
+// nil. Texts and statuses are the ECS agent's wherever it has any
 // (agent/handlers, ecs-agent/tmds/handlers, net/http).
 type failure struct {
 	status      int
 	contentType string
-	// body is the answer's. In a text that names something, {addr} stands for the source
-	// address, {arn} for the task and {id} for the container: its Docker id, or what the path
-	// calls it.
+	// body is the answer's. In a text with names, {addr} stands for the source address, {arn}
+	// for the task and {id} for the container: its Docker id, or its name in the path.
 	body   string
 	names  bool // body has such a word, and the answer is the text as a JSON string
 	closes bool // the connection cannot be used afterwards
@@ -78,13 +77,13 @@ var (
 		"the ECS agent did not answer in time")
 )
 
-// plainText is net/http's way of telling an error.
+// plainText is an error in net/http's form.
 func plainText(status int) *failure {
 	return &failure{status: status, contentType: typeText, closes: true,
 		body: fmt.Sprintf("%d %s", status, http.StatusText(status))}
 }
 
-// jsonText is the agent's way of telling an error: a bare JSON string.
+// jsonText is an error in the agent's form: a bare JSON string.
 func jsonText(status int, text string) *failure {
 	return &failure{status: status, contentType: typeJSON, body: text, names: true}
 }
@@ -99,8 +98,7 @@ func jsonError(status int, code, message string, header ...string) *failure {
 	return f
 }
 
-// answerTo returns the failure that a client is told of for an error met while its request was read
-// or passed on.
+// answerTo returns the answer to a request for an error while it was read or passed on.
 func answerTo(err error) *failure {
 	var body *agentproxy.BodyError
 	switch {
@@ -118,7 +116,7 @@ func answerTo(err error) *failure {
 	return readError(err)
 }
 
-// readError tells what kept fasthttp from reading a request.
+// readError returns the answer to a request that fasthttp could not read.
 func readError(err error) *failure {
 	var small *fasthttp.ErrSmallBuffer
 	var netErr net.Error
@@ -131,7 +129,7 @@ func readError(err error) *failure {
 	return errBadRequest
 }
 
-// text returns the body of the answer to what c asked. c is nil where nothing has been asked.
+// text returns the body of the answer to c's request. c is nil if there is no request.
 func (f *failure) text(c *conn) []byte {
 	if !f.names {
 		return []byte(f.body)
@@ -149,7 +147,7 @@ func (f *failure) text(c *conn) []byte {
 	return b
 }
 
-// fail makes f the response to what c asked.
+// fail makes f the response to c's request.
 func fail(resp *fasthttp.Response, f *failure, c *conn) {
 	resp.SetStatusCode(f.status)
 	resp.Header.SetContentType(f.contentType)
@@ -162,7 +160,8 @@ func fail(resp *fasthttp.Response, f *failure, c *conn) {
 	}
 }
 
-// raw is f's answer as it goes over a connection that fasthttp does not write to. f names nothing.
+// raw returns f's answer with its head, for a connection that fasthttp does not write to. f has a
+// text without names.
 func (f *failure) raw() []byte {
 	more := ""
 	if f.header[0] != "" {

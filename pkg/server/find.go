@@ -9,11 +9,12 @@ import (
 	"metad/pkg/task"
 )
 
-// proven returns the task that c comes from, as the kernel proves it, and the container, nil if the
-// proof does not go so far; nil, nil if the task is not known. It does not wait.
+// proven returns the task of c's client and the container, as the kernel proves them. The container
+// is nil if there is no proof of it. If the task is not known, proven returns nil, nil. It does not
+// wait.
 //
-// The container is the one in whose cgroup the socket was made, where the kernel says so, and else
-// one that no other can be: nobody else can send from the task's address.
+// The container is the one in whose cgroup the socket was made, if the kernel says so. Otherwise it
+// is the one container that can send from the task's address, if there is only one.
 func (s *Server) proven(c *conn) (*lookup.View, *lookup.ContainerView) {
 	v := s.tasks.Resolve(c.tag, c.remote.Addr())
 	if v == nil {
@@ -31,23 +32,23 @@ func (s *Server) proven(c *conn) (*lookup.View, *lookup.ContainerView) {
 	case c.maker == "":
 		c.maker = cv.ID
 	case c.maker != cv.ID:
-		// The container is gone, and its number another's, while a process that it gave the
-		// socket to still asks.
+		// The container is gone, and another one has its number. A process to which it gave
+		// the socket still sends requests.
 		cv = nil
 	}
 	return v, cv
 }
 
-// namesContainer reports whether the kernel has said of a connection with the mark tag which
-// container made its socket.
+// namesContainer reports whether the mark tag of a connection names the container that made its
+// socket.
 func namesContainer(tag uint32) bool {
 	return tag&bpf.TagPort == 0 && bpf.ContainerNumber(tag) != 0
 }
 
-// findMaker finds out, by the socket itself, which container c comes from, where the mark does not
-// say it: the container's cgroup may not have been known when the connection was made. It reports
-// whether that is known now. A container that the task does not show as started is waited for. Once
-// for each connection, whatever comes of it.
+// findMaker finds the container of c's client by its socket, if the mark does not name it: the
+// container's cgroup may not have been known when the connection was made. It reports whether it
+// has found the container. It waits for a container that the task does not show as started. It does
+// this once for each connection, whatever the result.
 func (s *Server) findMaker(c *conn) bool {
 	if s.cfg.SocketCgroup == nil || c.searched || c.view == nil || namesContainer(c.tag) {
 		return false
@@ -100,8 +101,8 @@ func started(s task.Status) bool {
 	return s == task.StatusRunning || s == task.StatusResourcesProvisioned
 }
 
-// find sets c's view and container to what its target names, after a bounded wait if need be, or
-// returns what the client is told instead.
+// find sets c's view and container to the objects that its target names, after a bounded wait if
+// that is necessary. Otherwise it returns the answer to the client.
 func (s *Server) find(c *conn) *failure {
 	f := s.locate(c, &c.question)
 	if (f != nil || c.view.Task.Settling && c.target.by != byEndpoint) && s.await(c) {
@@ -122,11 +123,11 @@ func (s *Server) find(c *conn) *failure {
 	return f
 }
 
-// await waits, for UnknownWait at most, if c's task is not known and never was, or if the client
-// may be a container that the task does not show yet. It reports whether it waited.
+// await waits, for UnknownWait at most, if c's task is not known and never was, or if the task may
+// not have the client's container yet. It reports whether it waited.
 func (s *Server) await(c *conn) bool {
 	v := s.tasks.Resolve(c.tag, c.remote.Addr())
-	ofHost := c.remote.Addr() == s.cfg.HostAddr && c.tag == bpf.TagNone // no container's
+	ofHost := c.remote.Addr() == s.cfg.HostAddr && c.tag == bpf.TagNone // not of a container
 	if v.Settled(c.tag) || c.arn != "" || s.cfg.UnknownWait == 0 || ofHost {
 		return false
 	}
@@ -138,7 +139,7 @@ func (s *Server) await(c *conn) bool {
 	return true
 }
 
-// locate is find that does not wait, for a request of c's. It does not allocate.
+// locate is find without the wait. It sets r, a request of c's. It does not allocate.
 func (s *Server) locate(c *conn, r *question) *failure {
 	r.view, r.container = s.proven(c)
 	lost := &r.target.lost
@@ -175,8 +176,7 @@ func (s *Server) locateEndpoint(r *question) *failure {
 	if r.view == nil {
 		return r.target.lost.id
 	}
-	// An id is as good as a password, except where the operator or the path wants the proof
-	// too.
+	// The id alone is enough, unless the operator or the path also wants the proof.
 	if (s.cfg.OwnIDsOnly || r.target.forms&ofHost != 0) &&
 		(caller == nil || caller.Tag != r.view.Tag) {
 		r.view, r.container = nil, nil

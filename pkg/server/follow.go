@@ -8,13 +8,13 @@ import (
 	"metad/pkg/task"
 )
 
-// followDocument writes the document that the request names, and again whenever it has changed,
-// until what it names is no more.
+// followDocument writes the document that r names, and again after each change, until its task or
+// container no longer exists.
 func (s *Server) followDocument(l *lines, r *question) {
 	var last, doc []byte
 	for {
 		doc = r.document().AppendTo(doc[:0])
-		if !bytes.Equal(doc, last) { // the task may have changed elsewhere
+		if !bytes.Equal(doc, last) { // the change may not be in this document
 			if !l.write(doc) {
 				return
 			}
@@ -26,8 +26,8 @@ func (s *Server) followDocument(l *lines, r *question) {
 	}
 }
 
-// awaitChange waits until r's task has changed, and finds what r names anew. It returns false when
-// that is no more, or the stream has ended.
+// awaitChange waits until r's task has changed, and finds the objects of r again. It returns false
+// when they no longer exist, or the stream has ended.
 func (s *Server) awaitChange(l *lines, r *question) bool {
 	changed := s.tasks.Changed(r.view)
 	select {
@@ -41,7 +41,7 @@ func (s *Server) awaitChange(l *lines, r *question) bool {
 	return s.locate(l.c, r) == nil
 }
 
-// document is the document that a request for metadata names.
+// document returns the document that a request for metadata names.
 func (r *question) document() task.Document {
 	if r.target.forms&ofContainer != 0 {
 		return r.container.Document(r.target.version)
@@ -67,12 +67,12 @@ func (s *Server) followContainerStats(l *lines, r *question) {
 	}
 }
 
-// together is how long after one new sample of a task others are waited for, to be in one line with
-// it: the sampler takes a task's samples one after the other.
+// together is how long after a new sample of a task followTaskStats waits for others, to write one
+// line for all: the sampler takes a task's samples one after the other.
 const together = 20 * time.Millisecond
 
 // followTaskStats writes the task's statistics whenever one of its containers has a new sample,
-// until the task is no more.
+// until the task no longer exists.
 func (s *Server) followTaskStats(l *lines, r *question) {
 	subs := subscriptions{samples: s.cfg.Samples, news: make(chan struct{}, 1),
 		cancels: map[string]func(){}}
@@ -85,7 +85,7 @@ func (s *Server) followTaskStats(l *lines, r *question) {
 			if _, ok := next(l, time.After(together)); !ok {
 				return
 			}
-			select { // what came meanwhile is in this line
+			select { // this line includes the samples that came meanwhile
 			case <-subs.news:
 			default:
 			}
@@ -112,8 +112,7 @@ func (s *Server) followTaskStats(l *lines, r *question) {
 // subscriptions follow the samples of a task's containers. It is for one goroutine.
 type subscriptions struct {
 	samples Samples
-	// one is in it if there was a new sample since it was last looked at
-	news    chan struct{}
+	news    chan struct{}     // holds one value if there was a new sample since the last read
 	cancels map[string]func() // by Docker id
 }
 
@@ -140,7 +139,7 @@ func (s *subscriptions) follow(v *lookup.View) {
 	}
 }
 
-// relay tells of each of a container's samples until there are no more, or done is closed.
+// relay sends to news for each sample of a container, until there are no more or done is closed.
 func (s *subscriptions) relay(samples <-chan *task.Sample, done <-chan struct{}) {
 	for {
 		select {

@@ -10,8 +10,8 @@ import (
 	"metad/pkg/agentproxy"
 )
 
-// forward passes the request on to the agent and its answer back. It returns unanswered where no
-// agent listens.
+// forward passes the request on to the agent and its answer back. It returns unanswered if the
+// agent does not listen.
 func (s *Server) forward(ctx *fasthttp.RequestCtx, c *conn, unanswered *failure) *failure {
 	start := time.Now()
 	x, err := s.agent.Prepare(&ctx.Request.Header, ctx.RequestBodyStream())

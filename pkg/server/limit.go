@@ -8,7 +8,7 @@ type bucket struct {
 	fullAt atomic.Int64 // ns
 }
 
-// take takes a token at time now (ns) and returns 0, or else how long (ns) until there is one.
+// take takes a token at time now (ns) and returns 0, or returns the time (ns) until there is one.
 func (b *bucket) take(now int64, limit RateLimit) (wait int64) {
 	token := int64(1e9) / int64(limit.PerSecond)
 	for {
@@ -23,8 +23,8 @@ func (b *bucket) take(now int64, limit RateLimit) (wait int64) {
 	}
 }
 
-// reserve takes cost (ns) whether it is there or not, and returns how long (ns) until it is, at
-// time now (ns) and with room for burst (ns); not positive: at once.
+// reserve takes cost (ns) at time now (ns), also if the bucket has less, with room for burst (ns).
+// It returns the time (ns) until the bucket would have had it; not positive: it had.
 func (b *bucket) reserve(now, cost, burst int64) (wait int64) {
 	for {
 		old := b.fullAt.Load()
@@ -35,5 +35,5 @@ func (b *bucket) reserve(now, cost, burst int64) (wait int64) {
 	}
 }
 
-// full reports whether the bucket is as good as new at time now (ns).
+// full reports whether the bucket is full at time now (ns).
 func (b *bucket) full(now int64) bool { return b.fullAt.Load() <= now }

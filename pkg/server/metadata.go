@@ -6,8 +6,8 @@ import (
 	"metad/pkg/task"
 )
 
-// versionPath is what a version's paths at the agent begin with. The agent's v2 goes by the task's
-// own source address, which a request of metad's does not have; its v3 answers the same documents.
+// versionPath is the beginning of a version's paths at the agent. The agent's v2 needs the task's
+// own source address, which a request of metad's does not have. Its v3 sends the same documents.
 var versionPath = [...]string{task.V2: "/v3/", task.V3: "/v3/", task.V4: "/v4/"}
 
 // taskMetadata answers with the task's document.
@@ -21,8 +21,8 @@ func (s *Server) containerMetadata(ctx *fasthttp.RequestCtx, c *conn) *failure {
 }
 
 // metadata answers with the agent's document if the container is the agent's and the agent answers,
-// else with metad's own. v2's are always metad's own, and so are streams, which the agent does not
-// have.
+// else with metad's own. v2 documents are always metad's own. So are streams, because the agent has
+// none.
 func (s *Server) metadata(ctx *fasthttp.RequestCtx, c *conn, form string) *failure {
 	if wantsStream(ctx) {
 		return s.stream(ctx, c, s.followDocument)
@@ -38,8 +38,8 @@ func (s *Server) metadata(ctx *fasthttp.RequestCtx, c *conn, form string) *failu
 	return nil
 }
 
-// taskWithTags answers with the task's document as the agent gives it, tags included, or without
-// them if the agent cannot be asked. The agent, too, leaves out tags that it cannot get.
+// taskWithTags answers with the agent's document of the task, with tags, or without them if the
+// agent does not answer. The agent, too, leaves out tags that it cannot get.
 func (s *Server) taskWithTags(ctx *fasthttp.RequestCtx, c *conn) *failure {
 	if doc := s.fromAgent(s.tagged, c, versionPath[c.target.version],
 		"/taskWithTags"); doc != nil {
@@ -50,7 +50,7 @@ func (s *Server) taskWithTags(ctx *fasthttp.RequestCtx, c *conn) *failure {
 	return nil
 }
 
-// setBody makes doc, which is never written to again, the answer.
+// setBody makes doc the answer. doc must not change after that.
 func setBody(ctx *fasthttp.RequestCtx, doc []byte) {
 	ctx.Response.Header.SetContentType(typeJSON)
 	ctx.Response.SetBodyRaw(doc)

@@ -12,13 +12,13 @@ import (
 	"metad/pkg/histogram"
 )
 
-// Metrics count what the server does. They go on counting, and can be read at any time.
+// Metrics are the server's counters. They can be read at any time.
 type Metrics struct {
-	// in the order of the table, and one more for what is no path of metad's
+	// in the order of the table of routes, and one more for all other paths
 	Routes []RouteMetrics
-	// What the ECS agent was asked for: requests passed on, and metadata documents.
+	// requests to the ECS agent: those passed on, and those for metadata documents
 	Requests, Documents AgentMetrics
-	// of each sample that was sent, when it was asked for
+	// of each sample that was sent, at the time of the request
 	SampleAge histogram.Histogram
 
 	byRoute map[*route]*RouteMetrics // with nil for OtherRoute
@@ -26,26 +26,26 @@ type Metrics struct {
 
 // RouteMetrics count the answers to the requests for one path of the table of routes.
 type RouteMetrics struct {
-	Route   string              // the path as the table has it, or OtherRoute
+	Route   string              // the path in the table, or OtherRoute
 	Answers [6]atomic.Uint64    // by the first digit of the status
 	Took    histogram.Histogram // from the end of the request's header, without the writing
 }
 
-// OtherRoute stands for every path that is none of metad's.
+// OtherRoute stands for every path that metad does not serve.
 const OtherRoute = "other"
 
-// AgentMetrics count what the ECS agent was asked, by outcome.
+// AgentMetrics count requests to the ECS agent by outcome.
 type AgentMetrics struct {
 	Outcomes [len(AgentOutcomes)]atomic.Uint64
 	Took     histogram.Histogram // to the end of the answer, or to the error
 }
 
-// AgentOutcomes are the outcomes of asking the agent: it answered; nothing listened; it did not
-// answer in time; it sent no valid answer; what the client sent could not be passed on; too many
-// were under way.
+// AgentOutcomes are the outcomes of requests to the agent: it answered; it did not listen; it did
+// not answer in time; it sent no valid answer; the client's request could not be passed on; too
+// many requests were in flight.
 var AgentOutcomes = [...]string{"answered", "absent", "slow", "failed", "client_error", "busy"}
 
-// asked counts a question to the agent that was begun at start and ended with err.
+// asked counts a request to the agent that began at start and ended with err.
 func (m *AgentMetrics) asked(start time.Time, err error) {
 	outcome := 4
 	switch {
@@ -62,7 +62,7 @@ func (m *AgentMetrics) asked(start time.Time, err error) {
 	m.Took.Observe(time.Since(start))
 }
 
-// busy counts a question that was not asked.
+// busy counts a request that was not sent because too many were in flight.
 func (m *AgentMetrics) busy() { m.Outcomes[5].Add(1) }
 
 func newMetrics(t *routeTable) *Metrics {
@@ -90,7 +90,7 @@ func (s *Server) answered(ctx *fasthttp.RequestCtx, c *conn) {
 	}
 }
 
-// isOwn reports whether the container that c asks about is of the task that asks.
+// isOwn reports whether c requests a container of its client's own task.
 func (c *conn) isOwn() bool {
 	return c.target.by != byEndpoint || c.tag&bpf.TagPort == 0 &&
 		c.tag&bpf.TagTask == c.view.Tag

@@ -12,11 +12,11 @@ import (
 	"metad/pkg/agentproxy"
 )
 
-// handle answers one request. For the paths that metad serves itself it allocates nothing when all
-// goes well.
+// handle answers one request. It allocates nothing for a path that metad serves itself, unless the
+// request fails.
 func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	c := ctx.Conn().(*conn)
-	// A panic costs its request and no more: fasthttp would let it end the process.
+	// A panic must fail only its request: fasthttp would let it end the process.
 	defer s.finish(ctx, c)
 	if c.ahead {
 		s.turns.await(c.peer, c.sent, s.clock(s.now(ctx)), &s.stopping)
@@ -29,7 +29,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	}
 }
 
-// answer makes the response, or returns why the client does not get what it asks for.
+// answer makes the response, or returns the failure to answer with.
 func (s *Server) answer(ctx *fasthttp.RequestCtx, c *conn) *failure {
 	path, redirect, f := requested(ctx)
 	switch {
@@ -61,8 +61,8 @@ func (s *Server) answer(ctx *fasthttp.RequestCtx, c *conn) *failure {
 	return c.target.answer(s, ctx, c)
 }
 
-// isAgents reports whether the request is passed on to the agent, and what the client is told where
-// no agent listens.
+// isAgents reports whether the request is passed on to the agent, and returns the answer in case
+// the agent does not listen.
 func (s *Server) isAgents(c *conn) (unanswered *failure, ok bool) {
 	t := &c.target
 	switch {
@@ -74,22 +74,22 @@ func (s *Server) isAgents(c *conn) (unanswered *failure, ok bool) {
 		return nil, false
 	}
 	f := s.find(c)
-	if f != nil { // the agent may know the id, unless the operator wants a proof with it
+	if f != nil { // the agent may know the id, unless the operator also wants the proof
 		return f, !s.cfg.OwnIDsOnly && f == t.lost.id && c.container == nil
 	}
-	// Statistics that metad does not take, the agent may.
+	// The agent may have statistics that metad does not collect.
 	return errNoRoute, s.cfg.NoStats && t.forms&ofStats != 0 &&
 		isAgentID(c.container.EndpointID)
 }
 
-// requested returns the decoded and clean path that the client asks for. redirect is where it
-// should have asked instead, or empty.
+// requested returns the decoded and clean path of the request. If the client should use another
+// path instead, redirect is that path.
 func requested(ctx *fasthttp.RequestCtx) (path []byte, redirect string, f *failure) {
 	req := &ctx.Request.Header
 	if !req.IsHTTP11() && string(req.Protocol()) != "HTTP/1.0" {
 		return nil, "", errBadVersion
 	}
-	// fasthttp knows one spelling of it
+	// fasthttp knows only one spelling of "close"
 	if hasToken(req.Peek(fasthttp.HeaderConnection), tokenClose) {
 		ctx.SetConnectionClose()
 	}
@@ -136,12 +136,12 @@ func (s *Server) setRateHeaders(ctx *fasthttp.RequestCtx, c *conn) {
 	h.SetCanonical(headerRateAddr, c.remoteText)
 }
 
-// maxSkippedBody is how much of a body that no answer needs is read to keep the connection, as by
+// maxSkippedBody is how many bytes of an unused body are read to keep the connection, as in
 // net/http.
 const maxSkippedBody = 256 << 10
 
-// finishBody reads past the request's body, or fasthttp would take the rest of it for the next
-// request. It fails if the request is malformed.
+// finishBody reads the request's body to its end. Otherwise fasthttp would take the rest of it for
+// the next request. It fails if the request is malformed.
 func finishBody(ctx *fasthttp.RequestCtx) *failure {
 	h := &ctx.Request.Header
 	if expect := h.Peek(fasthttp.HeaderExpect); len(expect) > 0 &&
@@ -153,7 +153,7 @@ func finishBody(ctx *fasthttp.RequestCtx) *failure {
 		return nil
 	}
 	if h.ContentLength() == -1 && agentproxy.HasContentLength(h.RawHeaders()) {
-		return errBadRequest // two lengths: which one counts is how requests get smuggled
+		return errBadRequest // two lengths would allow request smuggling
 	}
 	n, err := io.CopyN(io.Discard, body, maxSkippedBody+1)
 	if err != nil && !errors.Is(err, io.EOF) {

@@ -15,8 +15,8 @@ type route struct {
 	//
 	// "{docker id}" at the end stands for any text that is not empty, slashes included.
 	// "{container}" after /v3 and /v4 stands for a container's endpoint id; or for "self" or
-	// nothing, which is the container that asks; or for "containers/" and a name in the task
-	// that asks.
+	// nothing, which is the client's own container; or for "containers/" and a name in the
+	// client's task.
 	path    string
 	version task.Version // of the answer
 	answer  func(*Server, *fasthttp.RequestCtx, *conn) *failure
@@ -24,7 +24,7 @@ type route struct {
 	lost    lost
 }
 
-// forms says what an answer is made of.
+// forms describes the kind of an answer.
 type forms uint8
 
 const (
@@ -33,16 +33,16 @@ const (
 	ofHost                        // it is about every task of the host
 )
 
-// lost is what a client is told whose path leads to nothing.
+// lost has the answers for a path whose object does not exist.
 type lost struct {
-	source    *failure // its address belongs to no task
-	gone      *failure // the task that it had when it was last answered is there no more
+	source    *failure // the client's address belongs to no task
+	gone      *failure // the client's task at its last answer no longer exists
 	container *failure // the task has no such container
-	several   *failure // nothing tells which of the task's containers asks
+	several   *failure // nothing says which of the task's containers the client is
 	id        *failure // no container has the endpoint id
 }
 
-// routes is every path that metad answers itself. Everything else is the agent's.
+// routes is every path that metad answers itself. It passes all others on to the agent.
 var routes = newRouteTable([]route{
 	{"/v2/metadata", task.V2, (*Server).taskMetadata, 0, lostV2(errNoTask)},
 	{"/v2/metadata/", task.V2, (*Server).taskMetadata, 0, lostV2(errNoTask)},
@@ -86,20 +86,22 @@ var routes = newRouteTable([]route{
 		ofContainer | ofHost | ofStats, lostHost},
 })
 
-// What the agent says it looks for, and by what (agent/handlers/v3, ecs-agent/tmds/handlers/v4).
+// The object and the key, in the words of the agent's errors (agent/handlers/v3,
+// ecs-agent/tmds/handlers/v4).
 var (
 	containerID = [2]string{"container ID", "docker ID"}
 	taskARN     = [2]string{"task arn", "task Arn"}
 )
 
-// lostV2 is for the v2 paths, which go by the source address. gone is also what is said of a
-// container that the task does not have.
+// lostV2 is for the v2 paths, which identify the task by the source address. gone is also the
+// answer for a container that the task does not have.
 func lostV2(gone *failure) lost {
 	return lost{source: errUnknownSource, gone: gone, container: gone, several: errWhichV2}
 }
 
-// lostBy is for the v3 and v4 paths: the handler is as the agent names it in its errors, the status
-// the agent's for an unknown id. Where the agent has no such way to name a container, it is 404.
+// lostBy is for the v3 and v4 paths. handler is the name in the agent's errors, and the status is
+// the agent's for an unknown id. If the agent cannot name a container in that way, the status is
+// 404.
 func lostBy(status int, handler string, wanted [2]string) lost {
 	why := handler + " handler: unable to get " + wanted[0] + " from request: "
 	source := jsonText(404, why+"unable to associate '{addr}' with task")
@@ -113,30 +115,30 @@ func lostBy(status int, handler string, wanted [2]string) lost {
 	}
 }
 
-// whichContainer is why nothing is answered about "the container that asks".
+// whichContainer is the text of the answer if the client's own container is not known.
 const whichContainer = "more than one container of task '{arn}' can have sent it from '{addr}'"
 
 // lostHost is for paths that do not exist for a container without the label.
 var lostHost = lost{errNoRoute, errNoRoute, errNoRoute, errNoRoute, errNoRoute}
 
-// subject is how a path names what it is about.
+// subject is the way in which a path names its object.
 type subject uint8
 
 const (
-	theCaller  subject = iota // the task that asks, and the container if the proof goes so far
-	byDockerID                // a container of the task that asks
+	theCaller  subject = iota // the client's task, and its container if there is a proof
+	byDockerID                // a container of the client's task
 	byName                    // the same
 	byEndpoint                // any container, by its endpoint id
 )
 
-// target is what a path asks for.
+// target is the object and the form that a path requests.
 type target struct {
-	*route // nil: none of metad's
+	*route // nil: metad does not serve the path
 	by     subject
 	name   []byte // the id or name in the path, decoded
 }
 
-// routeTable is routes, arranged for finding one. Immutable.
+// routeTable is routes, arranged for match. Immutable.
 type routeTable struct {
 	all      []route
 	exact    map[string]target
@@ -173,10 +175,10 @@ func newRouteTable(routes []route) *routeTable {
 	return t
 }
 
-// match returns what a decoded and clean path asks for. It does not allocate.
+// match returns the target of a decoded and clean path. It does not allocate.
 //
-// The fixed words of a path are no endpoint ids: a container that has one of them for an id cannot
-// answer for the others.
+// The fixed words of a path are not endpoint ids: a container whose id is such a word cannot answer
+// for the others.
 func (t *routeTable) match(path []byte) target {
 	if found, ok := t.exact[string(path)]; ok {
 		return found

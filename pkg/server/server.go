@@ -1,6 +1,6 @@
-// Package server answers the ECS task metadata endpoint: metadata and statistics, v2 to v4, from
-// documents that were rendered before the question was asked, everything else by asking the ECS
-// agent.
+// Package server answers the ECS task metadata endpoint. It answers metadata and statistics, v2 to
+// v4, from documents that were rendered before the request, and passes everything else on to the
+// ECS agent.
 package server
 
 import (
@@ -30,12 +30,12 @@ type Tasks interface {
 	// Endpoint returns the container with the endpoint id and its task, or nil, nil. It must
 	// not wait nor allocate.
 	Endpoint(id []byte) (*lookup.View, *lookup.ContainerView)
-	// Changed returns a channel that is closed when v is no longer what its task is like.
+	// Changed returns a channel that is closed when v is out of date.
 	Changed(v *lookup.View) <-chan struct{}
 	// Views returns every task.
 	Views() []*lookup.View
-	// Await waits until there is one that is not Settling or ctx ends, and not at all when too
-	// many wait already.
+	// Await is Resolve that waits until there is a task that is not Settling, or ctx ends. It
+	// does not wait if too many callers wait already.
 	Await(ctx context.Context, tag uint32, addr netip.Addr) *lookup.View
 }
 
@@ -56,7 +56,7 @@ type Server struct {
 	forwards  *shares // exchanges with the agent
 	streams   *shares
 	turns     turns
-	rateLimit []byte // what X-Rate-Limit-Limit says
+	rateLimit []byte // the value of X-Rate-Limit-Limit
 	metrics   *Metrics
 
 	waiting atomic.Int64
@@ -136,7 +136,7 @@ func New(cfg Config, tasks Tasks) (*Server, error) {
 	return s, nil
 }
 
-// silent drops what fasthttp would log: a line for each broken request.
+// silent drops fasthttp's log lines: one for each broken request.
 type silent struct{}
 
 func (silent) Printf(string, ...any) {}
@@ -163,13 +163,12 @@ func (s *Server) Serve(ln net.Listener) error {
 	return ErrStopped
 }
 
-// Shutdown stops accepting, answers what is asked on the connections that are open, telling each
-// client that its connection ends there, and returns nil when the last one has been closed: at the
-// latest after the longest answer and IdleTimeout. When ctx ends first, it closes the remaining
-// ones and returns ctx's error.
+// Shutdown stops accepting and answers the requests on open connections, with "Connection: close".
+// It returns nil when the last connection has been closed: at the latest after the longest answer
+// and IdleTimeout. If ctx ends first, it closes the remaining connections and returns ctx's error.
 //
-// It does not close a listener that it can stop by a deadline, as those of package net: the socket
-// may have been handed to another process, which goes on accepting from it. Who made it closes it.
+// It does not close a listener that it can stop by a deadline, such as those of package net:
+// another process may have a copy of the socket, and go on accepting from it. The caller closes it.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	if !s.stopping.Swap(true) {
@@ -188,8 +187,8 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 	defer s.end()
 	s.serving.Wait() // after which no connection is added
-	// Not fasthttp's Shutdown: it closes connections on which nothing was asked for 5 s, and
-	// those between two requests, whose next one may be on its way.
+	// Not fasthttp's Shutdown: it closes connections without a request for 5 s, and those
+	// between two requests, although the next one may be on its way.
 	select {
 	case <-s.conns.drained():
 		return nil
@@ -199,7 +198,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 }
 
-// Counters are totals since New and, for those in the present tense, numbers of now.
+// Counters are totals since New, except that Open and Waiting are current numbers.
 type Counters struct {
 	Open           int    // connections
 	Refused        uint64 // connections over MaxConns or MaxConnsPerTask
@@ -207,10 +206,10 @@ type Counters struct {
 	Delayed        uint64 // requests that were sent before their turn
 	Panics         uint64 // requests answered 500
 	Received, Sent uint64 // bytes from and to containers, HTTP headers included
-	// looks for the container that asks, of which nothing said which it is
+	// requests about the client's own container, of which nothing said which it is
 	Unnamed uint64
-	// Documents that metad answered with its own although the id is of the agent's form: the
-	// agent was away, or does not know the id.
+	// Documents that metad sent in place of the agent's, although the id has the agent's form:
+	// the agent was away, or does not know the id.
 	AgentAway, AgentDisowned uint64
 }
 
@@ -230,8 +229,8 @@ func (s *Server) Counters() Counters {
 	}
 }
 
-// clock turns a time into nanoseconds since the server was made, whatever was done to the wall
-// clock in between.
+// clock turns a time into nanoseconds since the server was made. A change of the wall clock does
+// not affect it.
 func (s *Server) clock(t time.Time) int64 { return int64(t.Sub(s.start)) }
 
 // finish, deferred, ends a request, also by a panic.
@@ -241,16 +240,16 @@ func (s *Server) finish(ctx *fasthttp.RequestCtx, c *conn) {
 		ctx.Response.ResetBody()
 		fail(&ctx.Response, errPanicked, nil)
 	}
-	if !c.passedOn { // then its end is counted, and nothing is known of it yet
+	if !c.passedOn { // a request that is passed on has not ended yet, and is counted then
 		s.answered(ctx, c)
 	}
-	// unless it is read first, the next request was sent ahead of this answer
+	// If the next request is not read after this, the client sent it before this answer.
 	c.ahead, c.sent = true, 0
 	c.question = question{} // an idle connection keeps nothing of a task that may be gone
 }
 
 func (s *Server) logPanic(r any) {
-	// The counter tells how often; one stack is enough to find out why.
+	// The counter shows how often; one stack is enough to find the cause.
 	if s.panics.Add(1) == 1 {
 		s.cfg.Log.Error("panic while answering a request; more are only counted",
 			zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
@@ -266,14 +265,14 @@ func (s *Server) hijack(ctx *fasthttp.RequestCtx, f func(net.Conn)) {
 	})
 }
 
-// guard, deferred, makes a panic the end of the connection instead of the process.
+// guard, deferred, makes a panic end the connection and not the process.
 func (s *Server) guard() {
 	if r := recover(); r != nil {
 		s.logPanic(r)
 	}
 }
 
-// handleReadError answers what could not be read as a request.
+// handleReadError answers a request that could not be read.
 func (s *Server) handleReadError(ctx *fasthttp.RequestCtx, err error) {
 	f := readError(err)
 	s.metrics.byRoute[nil].count(f.status)

@@ -2,10 +2,10 @@ package server
 
 import "sync"
 
-// shares bound how many of a thing there are at a time, in all and for each source. A source may
-// hold as many as are free, so that n sources that want all of them hold an n+1st part each, and
-// one more still gets its own. This is the dynamic threshold of shared packet buffers (Choudhury
-// and Hahne, 1998). Safe for concurrent use.
+// shares bound the number of things at a time, in total and for each source. A source may hold as
+// many as are free. So n sources that want all of them hold an n+1st part each, and a new source
+// still gets its own part. This is the dynamic threshold of shared packet buffers (Choudhury and
+// Hahne, 1998). Safe for concurrent use.
 type shares struct {
 	max int
 
@@ -28,7 +28,7 @@ func (s *shares) take(src source) bool {
 	return true
 }
 
-// give gives back one that src has taken.
+// give returns one that src has taken.
 func (s *shares) give(src source) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

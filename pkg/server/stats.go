@@ -10,10 +10,10 @@ import (
 	"metad/pkg/task"
 )
 
-// noSample is what stands for a container that has none.
+// noSample stands for the sample of a container that has none.
 var noSample = [...]string{task.V2: "null", task.V3: "null", task.V4: "{}"}
 
-// Statistics that there are none of are an error of the request to v2 and v3, and of the server to
+// Answers if there are no statistics: an error of the request in v2 and v3, and of the server in
 // v4.
 var (
 	noStats     = [...]*failure{task.V2: errNoStats, task.V3: errNoStats, task.V4: errNoStatsV4}
@@ -48,7 +48,7 @@ func (s *Server) writeStats(to body, ver task.Version, v *lookup.View, others bo
 	now int64) bool {
 	for i := range v.Containers {
 		cv := &v.Containers[i]
-		if cv.ID == "" { // being created: nothing to key it by
+		if cv.ID == "" { // being created: it has no key yet
 			continue
 		}
 		if others {
@@ -65,8 +65,7 @@ func (s *Server) writeStats(to body, ver task.Version, v *lookup.View, others bo
 // taken.
 func (s *Server) containerStats(ctx *fasthttp.RequestCtx, c *conn) *failure {
 	cv := c.container
-	// A container that has just started may not be known to run yet, and may be the one that
-	// asks.
+	// metad may not know yet that the container runs, and it may be the client itself.
 	if cv.KnownStatus == task.StatusStopped || s.cfg.NoStats {
 		return noStats[c.target.version]
 	}
@@ -78,10 +77,9 @@ func (s *Server) containerStats(ctx *fasthttp.RequestCtx, c *conn) *failure {
 	return nil
 }
 
-// sampleOf returns cv's last sample, nil if it has none, and tells the sampler that it was asked
-// for.
+// sampleOf returns cv's last sample, or nil, and tells the sampler that a client has requested it.
 func (s *Server) sampleOf(cv *lookup.ContainerView, now int64) *task.Sample {
-	// a sample that is there is an old one
+	// a stopped container's sample is an old one
 	if cv.KnownStatus == task.StatusStopped || s.cfg.NoStats {
 		return nil
 	}
@@ -93,7 +91,7 @@ func (s *Server) sampleOf(cv *lookup.ContainerView, now int64) *task.Sample {
 	return sample
 }
 
-// writeSample writes sample in ver's form, or what stands for none if it is nil.
+// writeSample writes sample in ver's form, or noSample if it is nil.
 func writeSample(to body, ver task.Version, sample *task.Sample) {
 	switch {
 	case sample == nil:

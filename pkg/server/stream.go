@@ -14,30 +14,30 @@ import (
 // streamBuffer is how many bytes of a stream the kernel may hold for a client that does not read.
 const streamBuffer = 16 << 10
 
-// wantsStream reports whether the query asks for a stream. A HEAD is answered as one that does not.
+// wantsStream reports whether the query requests a stream. A HEAD request never does.
 func wantsStream(ctx *fasthttp.RequestCtx) bool {
 	return !ctx.IsHead() && len(ctx.URI().QueryString()) > 0 &&
 		ctx.QueryArgs().GetBool("stream")
 }
 
-// stream answers with the lines that write writes, until write returns. Nothing is kept here for a
-// client that reads too slowly: it is dropped. write gets a copy of the request, which is its own.
+// stream answers with the lines that write writes, until write returns. It buffers nothing for a
+// client that reads too slowly, but closes its connection. write gets its own copy of the request.
 func (s *Server) stream(ctx *fasthttp.RequestCtx, c *conn, write func(*lines, *question)) *failure {
 	if !s.streams.take(c.src) {
 		return errBusy
 	}
 	c.onClose(func() { s.streams.give(c.src) })
 	req := c.question
-	req.target.name = bytes.Clone(req.target.name) // fasthttp's memory until now
+	req.target.name = bytes.Clone(req.target.name) // fasthttp will reuse the memory
 	l := &lines{c: c, timeout: s.cfg.WriteTimeout, chunked: ctx.Request.Header.IsHTTP11(),
 		stopped: s.stopped, gone: make(chan struct{})}
 	l.buf = streamHead(ctx, l.chunked)
 	if tc, ok := c.Conn.(*net.TCPConn); ok {
-		_ = tc.SetWriteBuffer(streamBuffer) // only makes the slow client's end come sooner
+		_ = tc.SetWriteBuffer(streamBuffer) // only so that a slow client is noticed sooner
 	}
 	s.hijack(ctx, func(nc net.Conn) {
 		defer func() {
-			// the reader's buffer is fasthttp's again after this
+			// fasthttp reuses the reader's buffer after this
 			_ = c.SetReadDeadline(time.Unix(1, 0))
 			<-l.gone
 		}()
@@ -70,14 +70,14 @@ type lines struct {
 	c       *conn
 	timeout time.Duration // for one line
 	chunked bool
-	buf     []byte // what is to be written
+	buf     []byte // to be written
 	failed  bool   // the client left, or was too slow
 
 	stopped <-chan struct{} // closed when the server stops
 	gone    chan struct{}   // closed when the client leaves
 }
 
-// watch reads from the client, which has nothing more to say, until it leaves.
+// watch reads from the client until it leaves. The client sends nothing more.
 func (l *lines) watch(nc net.Conn) {
 	defer close(l.gone)
 	var b [1]byte
@@ -102,7 +102,7 @@ func (l *lines) write(json []byte) bool {
 	return l.flush()
 }
 
-// flush writes what is to be written.
+// flush writes the buffer.
 func (l *lines) flush() bool {
 	_ = l.c.SetWriteDeadline(time.Now().Add(l.timeout))
 	if _, err := l.c.Write(l.buf); err != nil {
@@ -111,7 +111,7 @@ func (l *lines) flush() bool {
 	return !l.failed
 }
 
-// end tells a client that is still there that no more lines come.
+// end tells the client, if it is still there, that no more lines will come.
 func (l *lines) end() {
 	if l.chunked && !l.failed {
 		l.buf = append(l.buf[:0], "0\r\n\r\n"...)

@@ -30,8 +30,8 @@ func plainPath(target []byte) ([]byte, bool) {
 	return target, true
 }
 
-// parsePath is plainPath for all other targets. redirect is where the client should have asked,
-// empty if it asked well. An error means that the target is none.
+// parsePath is plainPath for all other targets. redirect is the path that the client should use
+// instead, or empty. An error means that the target is malformed.
 func parsePath(target []byte) (p []byte, redirect string, err error) {
 	u, err := url.ParseRequestURI(string(target))
 	if err != nil {
@@ -59,5 +59,6 @@ func cleanPath(p string) string {
 	return clean
 }
 
-// hasNewline reports whether no pattern of the agent's router matches p: its dots match no newline.
+// hasNewline reports whether p has a newline. The agent's router matches no such path, because the
+// dots of its patterns do not match a newline.
 func hasNewline(p []byte) bool { return bytes.IndexByte(p, '\n') >= 0 }
