@@ -200,7 +200,7 @@ func TestRootAgentKilledUnderLoad(t *testing.T) {
 	own := func() int { _, n, _, _ := l.counts(); return n }
 	on("the agent's documents", agents, 500)
 	told := func() int {
-		return strings.Count(d.out.String(), "asked the ECS agent for a document")
+		return strings.Count(d.out.String(), "state of the ECS agent changed")
 	}
 	for range rounds {
 		kill()

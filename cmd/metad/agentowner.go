@@ -12,21 +12,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// agentGuard passes connections on to the ECS agent's port only while its listener is root's. Any
-// user of the host can have that port where no agent runs, and would be asked for the credentials
-// of every container.
+// agentGuard allows connections to the ECS agent's port only while root owns its listener. On a
+// host without an agent any user can listen there, and would receive every container's requests for
+// credentials.
 type agentGuard struct {
 	log    *zap.Logger
 	addr   netip.AddrPort // of the agent, on loopback
 	uid    uint32         // of the listener that is trusted: root
 	owners func(netip.AddrPort) ([]uint32, error)
 
-	trusted atomic.Bool // what listens now may be asked
-	foreign bool        // the log says so; of the goroutine that looks
+	trusted atomic.Bool // requests may go to the listener
+	foreign bool        // the state that the log shows; only look uses it
 }
 
-// newAgentGuard returns the guard of an agent at addr, or nil if there is nothing to guard: no
-// other user of this host can have an address that is not loopback's.
+// newAgentGuard returns the guard of an agent at addr. It returns nil if addr is not on loopback:
+// then no user of this host can listen there.
 func newAgentGuard(addr netip.AddrPort, log *zap.Logger) *agentGuard {
 	if !addr.IsValid() || !addr.Addr().IsLoopback() {
 		return nil
@@ -36,12 +36,12 @@ func newAgentGuard(addr netip.AddrPort, log *zap.Logger) *agentGuard {
 	return g
 }
 
-// run looks once a second, so that no request has to.
+// run looks once a second, so that requests do not need to look.
 func (g *agentGuard) run(ctx context.Context) error {
 	return eachSecond(ctx, g.look)
 }
 
-// look finds out whose the listener is. One call at a time.
+// look finds the owner of the listener. One call at a time.
 func (g *agentGuard) look() {
 	owners, err := g.owners(g.addr)
 	var other *uint32
@@ -55,13 +55,13 @@ func (g *agentGuard) look() {
 	switch {
 	case foreign == g.foreign:
 	case err != nil:
-		g.log.Warn("owner of the ECS agent's port unknown, passing nothing on",
+		g.log.Warn("cannot find the owner of the ECS agent's port: forwarding no requests",
 			zap.Stringer("addr", g.addr), zap.Error(err))
 	case foreign:
-		g.log.Warn("the ECS agent's port belongs to a user, passing nothing on",
+		g.log.Warn("the ECS agent's port belongs to a user: forwarding no requests",
 			zap.Stringer("addr", g.addr), zap.Uint32("uid", *other))
 	default:
-		g.log.Info("the ECS agent's port belongs to no user any more",
+		g.log.Info("the ECS agent's port no longer belongs to a user",
 			zap.Stringer("addr", g.addr))
 	}
 	g.foreign = foreign

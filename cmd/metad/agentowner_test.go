@@ -73,9 +73,9 @@ func TestAgentGuard(t *testing.T) {
 			t.Errorf("%s: got lines %q, want %q", what, got, line)
 		}
 	}
-	const taken, unknown, over = "the ECS agent's port belongs to a user, passing nothing on",
-		"owner of the ECS agent's port unknown, passing nothing on",
-		"the ECS agent's port belongs to no user any more"
+	const taken = "the ECS agent's port belongs to a user: forwarding no requests"
+	const unknown = "cannot find the owner of the ECS agent's port: forwarding no requests"
+	const over = "the ECS agent's port no longer belongs to a user"
 	f("no agent", nil, nil, false, "")
 	f("root's", []uint32{0}, nil, true, "")
 	f("a user's", []uint32{1000}, nil, false, taken)

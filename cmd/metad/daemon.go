@@ -108,7 +108,7 @@ func (d *daemon) Close() error {
 	return errors.Join(errs...)
 }
 
-// closeWithin returns when c is closed, at the latest after t: a frozen disk may hold up c.
+// closeWithin closes c, and returns after t at the latest: a frozen disk may hold up c.
 func closeWithin(t time.Duration, c io.Closer) error {
 	closed := make(chan error, 1)
 	go func() { closed <- c.Close() }()
@@ -120,11 +120,11 @@ func closeWithin(t time.Duration, c io.Closer) error {
 	}
 }
 
-// leaveAlone has the addresses of containers that the Engine says nothing of left to the agent.
+// leaveAlone leaves the addresses of containers that the Engine gives no answer about to the agent.
 func (d *daemon) leaveAlone(addrs []netip.Addr) {
 	if err := d.own.loader.LeaveAlone(addrs); err != nil {
-		d.log.Warn("containers that the Docker Engine does not answer for are not left "+
-			"to the agent", zap.Error(err))
+		d.log.Warn("cannot leave containers without an inspect to the ECS agent",
+			zap.Error(err))
 	}
 }
 
@@ -250,8 +250,9 @@ func eachSecond(ctx context.Context, f func()) error {
 	}
 }
 
-// arm makes packets come here. With the tasks of an earlier process it does so at once, otherwise
-// after every container has been inspected: until then the agent, if any, has better answers.
+// arm makes packets come to this process. With the tasks of an earlier process it does so at once,
+// otherwise after every container has been inspected: until then the agent, if there is one, has
+// better answers.
 func (d *daemon) arm(ctx context.Context) error {
 	known := d.follower.Synced()
 	if len(d.tasks.table.Views()) > 0 {
@@ -274,11 +275,11 @@ func (d *daemon) arm(ctx context.Context) error {
 func (d *daemon) untilReplaced(ctx context.Context) *takeover.Successor {
 	succ, err := d.own.socket.Wait(ctx, d.offer, func() {
 		if err := d.resume(); err != nil {
-			d.log.Error("go on after a takeover that failed", zap.Error(err))
+			d.log.Error("cannot resume after a failed takeover", zap.Error(err))
 		}
 	})
 	if err != nil && ctx.Err() == nil {
-		d.log.Error("no takeover is possible any more", zap.Error(err))
+		d.log.Error("takeovers are no longer possible", zap.Error(err))
 		<-ctx.Done()
 	}
 	return succ
@@ -310,24 +311,24 @@ func (d *daemon) leave(succ *takeover.Successor, parts *parts) (done bool, err e
 	}
 	select {
 	case <-succ.Died(): // also if this one was drained at the same moment
-		d.log.Warn("the other metad is gone: going on")
+		d.log.Warn("the other metad is gone: serving again")
 		return false, errors.Join(d.endpoint.restart(), d.resume())
 	default:
 	}
 	d.own.ours = false
-	// First of all: if succ is killed meanwhile, it must be the last owner of the listener, so
-	// that the kernel resets the waiting connections while succ's programs still carry the
-	// resets.
+	// The endpoint closes before anything else: succ must be the last owner of the listener.
+	// If succ is killed then, the kernel resets the waiting connections while succ's programs
+	// still carry the resets.
 	err = d.endpoint.Close()
 	if s := d.proxySocket.Load(); s != nil {
-		s.Succeed() // waits until what was accepted here has had its answers
+		s.Succeed() // waits until the accepted connections have been answered
 	}
 	// the successor waits for the admin address
 	return true, errors.Join(err, parts.stop(), succ.Close())
 }
 
-// stop ends the serving. First packets stop coming here: from now on the agent, if any, answers
-// new requests.
+// stop ends the serving. It disarms the programs first: from then on the agent, if there is one,
+// answers new requests.
 func (d *daemon) stop() error {
 	d.log.Info("stopping")
 	notify(d.log, sd.SdNotifyStopping)

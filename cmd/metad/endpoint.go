@@ -13,7 +13,7 @@ import (
 	"metad/pkg/server"
 )
 
-// drainTime bounds the answering of what was asked before the end.
+// drainTime bounds the time to answer the requests that were made before the end.
 const drainTime = 6 * time.Second
 
 // endpoint answers containers on one listener. It uses one server after the other, because a
@@ -69,7 +69,8 @@ func (e *endpoint) drain() <-chan struct{} {
 		ctx, cancel := context.WithTimeout(context.Background(), drainTime)
 		defer cancel()
 		if err := srv.Shutdown(ctx); err != nil {
-			e.log.Warn("connections were cut off", zap.Error(err))
+			e.log.Warn("connections closed before their requests were answered",
+				zap.Error(err))
 		}
 		return nil
 	})

@@ -58,12 +58,12 @@ func (d *daemon) newPlugin() *plugin {
 	return p
 }
 
-// pluginTime is how long a takeover waits until the Engine asks the successor. The Engine finishes
-// the creations that it has begun first.
+// pluginTime is how long a takeover waits for the Engine to connect to the successor's plugin. The
+// Engine first finishes the creations that it has begun.
 const pluginTime = 3 * time.Second
 
-// startPlugin has the Docker Engine ask this process what to put into new containers. In a takeover
-// it waits a moment until the Engine does: the predecessor is asked until then.
+// startPlugin starts this process's NRI plugin. In a takeover it waits, for pluginTime at most,
+// until the Engine has connected to it. Until then the Engine asks the predecessor's plugin.
 func (d *daemon) startPlugin(ctx context.Context, parts *parts) {
 	p := d.plugin
 	if p == nil {
@@ -77,13 +77,14 @@ func (d *daemon) startPlugin(ctx context.Context, parts *parts) {
 	select {
 	case <-p.Ready():
 	case <-time.After(pluginTime):
-		d.log.Warn("the Docker Engine does not ask by NRI yet: taking over all the same")
+		d.log.Warn("NRI plugin not connected to the Docker Engine yet: taking over " +
+			"without waiting")
 	case <-ctx.Done():
 	}
 }
 
-// keep asks the Engine what the plugin cannot ask while a creation waits, and removes files whose
-// container was not created after all.
+// keep asks the Engine what the plugin must not ask during a creation, and removes files of
+// containers whose creation failed.
 func (p *plugin) keep(ctx context.Context) {
 	const every, patience = 30 * time.Second, 10 * time.Second
 	tick := time.NewTicker(every)
@@ -95,7 +96,7 @@ func (p *plugin) keep(ctx context.Context) {
 	for ctx.Err() == nil {
 		if p.Connected() {
 			ask, cancel := context.WithTimeout(ctx, patience)
-			// The follower says what is wrong with the Engine.
+			// The follower logs what is wrong with the Engine.
 			_ = errors.Join(p.askSELinux(ask), p.sweep(ask))
 			cancel()
 		}

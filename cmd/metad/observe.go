@@ -18,7 +18,7 @@ func (d *daemon) adminConfig() admin.Config {
 	return cfg
 }
 
-// shown is what /tasks shows.
+// shown returns the answer of /tasks.
 func (d *daemon) shown(stats bool) admin.Tasks {
 	out := admin.Tasks{Version: version, Tasks: []admin.Task{}}
 	for _, v := range d.tasks.table.Views() {

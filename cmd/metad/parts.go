@@ -82,7 +82,7 @@ func (p *parts) stop() error {
 		select {
 		case <-l.done:
 		case <-patience:
-			p.log.Warn("part does not end, leaving it behind",
+			p.log.Warn("part does not end: going on without it",
 				zap.String("part", l.name))
 			patience = time.After(0)
 		}

@@ -9,8 +9,8 @@ import (
 	"metad/pkg/lookup"
 )
 
-// ports passes on what the loader says about the host's ports, which it does before the parts exist
-// that are to hear it.
+// ports passes the loader's reports of new and deleted ports to the table and the follower. The
+// loader sends reports before these two exist.
 type ports struct {
 	log       *zap.Logger
 	connected chan struct{} // closed when what follows is set
@@ -25,29 +25,29 @@ func newPorts(log *zap.Logger) *ports {
 	return &ports{log: log, connected: make(chan struct{}), closed: make(chan struct{})}
 }
 
-// connect names the parts that are told. The table has what an earlier process knew by then.
+// connect sets the receivers of the reports. By then the table has the tasks of an earlier process.
 func (p *ports) connect(table *lookup.Table, follower *docker.Follower) {
 	p.table, p.follower = table, follower
 	close(p.connected)
 }
 
-// close ends the waiting for parts that never came to be: the loader's Close waits for gone.
+// close ends a wait of gone for parts that were never made. The loader's Close waits for gone.
 func (p *ports) close() { p.closing.Do(func() { close(p.closed) }) }
 
-// came is told of a port that has appeared: a container starts.
+// came receives the report of a new port: a container starts.
 func (p *ports) came(ifindex int) {
 	select {
 	case <-p.connected:
 		if err := p.table.PortCame(ifindex); err != nil {
-			p.log.Error("addresses of a port that came back",
+			p.log.Error("cannot publish the addresses of a new port",
 				zap.Int("ifindex", ifindex), zap.Error(err))
 		}
 		p.follower.PortChanged(ifindex)
-	default: // the first list is still to come
+	default: // the first list has not been read, and will include the port
 	}
 }
 
-// gone is told of a port that has disappeared.
+// gone receives the report of a deleted port.
 func (p *ports) gone(ifindex int) {
 	select {
 	case <-p.connected:
@@ -55,8 +55,8 @@ func (p *ports) gone(ifindex int) {
 		return
 	}
 	if err := p.table.PortGone(ifindex); err != nil {
-		p.log.Error("addresses of a port that is gone", zap.Int("ifindex", ifindex),
-			zap.Error(err))
+		p.log.Error("cannot remove the addresses of a deleted port",
+			zap.Int("ifindex", ifindex), zap.Error(err))
 	}
 	p.follower.PortChanged(ifindex)
 }

@@ -105,8 +105,8 @@ func (p *possession) takeOver(cfg loader.Config) error {
 	return err
 }
 
-// givenProxy is the socket of a predecessor's Docker API proxy. Where a container has it mounted as
-// a file, a new socket in its place would not be seen.
+// givenProxy is the socket of a predecessor's Docker API proxy. It stays in use, because a
+// container that has it mounted as a file would not see a new socket in its place.
 type givenProxy struct {
 	file *os.File // the listener
 	path string
@@ -132,7 +132,7 @@ func (p *possession) dropProxy() {
 		return
 	}
 	if err := errors.Join(p.proxy.file.Close(), os.Remove(p.proxy.path)); err != nil {
-		p.log.Warn("end the socket of the predecessor's docker proxy", zap.Error(err))
+		p.log.Warn("cannot remove the predecessor's docker proxy socket", zap.Error(err))
 	}
 	p.proxy = nil
 }

@@ -21,22 +21,22 @@ type state int
 const (
 	// the parts are made; another metad may still write to the kernel's map
 	starting state = iota
-	filling        // tasks are published; packets go where they went before metad
-	serving        // packets come here
+	filling        // tasks are published; packets go where they go without metad
+	serving        // packets come to this process
 	offering       // a successor may write to the kernel's map at any moment
-	replaced       // a successor serves; what was accepted here is answered here
-	stopping       // packets go where they went before metad; what was accepted is answered
+	replaced       // a successor serves; this process answers the connections that it accepted
+	stopping       // packets go where they go without metad; accepted connections are answered
 )
 
 // publishes reports whether this process writes to the kernel's map.
 func (s state) publishes() bool { return s == filling || s == serving || s == stopping }
 
-// answers reports whether packets come here.
+// answers reports whether packets come to this process.
 func (s state) answers() bool { return s == serving || s == offering }
 
-// publisher brings each complete set of tasks to its consumers: to the table first, before it
-// returns, so that a task is known as early as can be. The others find the latest set in their
-// mailbox, so that no disk and no lock of theirs holds up a task's identity.
+// publisher passes each complete set of tasks to its consumers. The table comes first, before apply
+// returns, so that a task is known as early as possible. The other consumers find the latest set in
+// their mailbox: a slow disk or a lock of theirs delays no task.
 type publisher struct {
 	log       *zap.Logger
 	table     *lookup.Table
@@ -45,8 +45,8 @@ type publisher struct {
 	mu     sync.Mutex // guards what follows, and is held while tasks are published
 	state  state
 	tasks  []*task.Task               // the last complete set; nil before the first
-	before map[string]*task.Container // known to an earlier process; nil after the first set
-	failed error                      // of the table's last try
+	before map[string]*task.Container // of an earlier process; nil after the first set
+	failed error                      // of the last change of the table
 }
 
 // mailbox returns a mailbox that gets every set from now on. Call it before the first one.
@@ -56,7 +56,7 @@ func (p *publisher) mailbox() mailbox[[]*task.Task] {
 	return m
 }
 
-// restore publishes what an earlier process knew.
+// restore publishes the tasks that an earlier process knew.
 func (p *publisher) restore(saved []lookup.Saved) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -67,7 +67,7 @@ func (p *publisher) restore(saved []lookup.Saved) error {
 	return nil
 }
 
-// published returns the tasks of the table: at the beginning, those that an earlier process knew.
+// published returns the tasks of the table. At the start these are the tasks of an earlier process.
 func (p *publisher) published() (tasks []*task.Task) {
 	for _, v := range p.table.Views() {
 		tasks = append(tasks, v.Task)
@@ -75,7 +75,7 @@ func (p *publisher) published() (tasks []*task.Task) {
 	return tasks
 }
 
-// remember notes what the table knows as known to an earlier process.
+// remember stores the containers of the table as those of an earlier process.
 func (p *publisher) remember() {
 	p.before = map[string]*task.Container{}
 	for _, v := range p.table.Views() {
@@ -85,7 +85,7 @@ func (p *publisher) remember() {
 	}
 }
 
-// apply takes a new complete set. It is published now, or when the state allows it.
+// apply stores a new complete set, and publishes it now or as soon as the state allows it.
 func (p *publisher) apply(tasks []*task.Task) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -103,7 +103,7 @@ func (p *publisher) to(s state) {
 	p.enter(s)
 }
 
-// enter needs p.mu.
+// enter is to with p.mu held.
 func (p *publisher) enter(s state) {
 	published := p.state.publishes()
 	p.state = s
@@ -112,8 +112,8 @@ func (p *publisher) enter(s state) {
 	}
 }
 
-// serve goes from filling to serving by arm, which has packets come here. In any other state it
-// does nothing.
+// serve changes the state from filling to serving. It calls arm, which makes packets come to this
+// process. In any other state it does nothing.
 func (p *publisher) serve(arm func() error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -127,8 +127,8 @@ func (p *publisher) serve(arm func() error) error {
 	return nil
 }
 
-// offer goes from serving to offering. There is nothing to take over before packets come here: they
-// would come to the successor at once, which knows no task.
+// offer changes the state from serving to offering. Before that there must be no takeover: packets
+// would come to the successor at once, and it would know no task.
 func (p *publisher) offer() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -139,8 +139,8 @@ func (p *publisher) offer() error {
 	return nil
 }
 
-// resume goes back to serving after a takeover that did not happen, if there was one: go on says
-// the same to the kernel's side.
+// resume changes the state back to serving after a failed takeover. goOn does the same for the
+// kernel's side. Without a takeover resume does nothing.
 func (p *publisher) resume(goOn func() error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -152,7 +152,7 @@ func (p *publisher) resume(goOn func() error) error {
 	return err
 }
 
-// retry gives addresses that the kernel's map had no room for another chance.
+// retry tries again to publish the addresses for which the kernel's map had no room.
 func (p *publisher) retry() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -161,14 +161,14 @@ func (p *publisher) retry() {
 	}
 }
 
-// publishes reports whether the tasks are this process's to write down.
+// publishes reports whether this process is the one that writes the tasks to disk.
 func (p *publisher) publishes() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.state.publishes()
 }
 
-// ready returns why containers are not answered from a complete set, nil if they are.
+// ready returns nil if containers are answered from a complete set of tasks, else the reason.
 func (p *publisher) ready() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -183,7 +183,7 @@ func (p *publisher) ready() error {
 	return nil
 }
 
-// publish needs p.mu.
+// publish passes the tasks to the consumers if the state allows it. p.mu is held.
 func (p *publisher) publish() {
 	if p.tasks == nil || !p.state.publishes() {
 		return
@@ -195,15 +195,15 @@ func (p *publisher) publish() {
 	}
 }
 
-// carryOver gives the containers that an earlier process knew its samples of them, which hold until
-// there are newer ones. Needs p.mu.
+// carryOver gives containers the samples that an earlier process took of them. They are used until
+// there are newer ones. p.mu is held.
 func (p *publisher) carryOver() {
 	if p.before == nil {
 		return
 	}
 	for _, t := range p.tasks {
 		for _, c := range t.Containers {
-			// The counters of a container that was started again begin anew.
+			// The counters of a restarted container begin at zero.
 			if old := p.before[c.ID]; old != nil && c.Running() &&
 				c.StartedAt.Equal(old.StartedAt) && c.Stats.Load() == nil {
 				c.Stats.Store(old.Stats.Load())
@@ -213,8 +213,7 @@ func (p *publisher) carryOver() {
 	p.before = nil
 }
 
-// logTable logs when a table's error comes and when it has gone, not each time in between. Needs
-// p.mu.
+// logTable logs the first error of the table, and the first success after it. p.mu is held.
 func (p *publisher) logTable(err error) {
 	switch {
 	case err != nil && p.failed == nil:

@@ -17,10 +17,10 @@ import (
 	"metad/pkg/task"
 )
 
-// This file has the parts that are for the operator and the host's tools. Whatever happens to them,
-// containers are answered.
+// This file has the parts that serve the operator and the host's tools. metad answers containers
+// also when these parts fail.
 
-// runSupport starts them. sets is for the snapshot.
+// runSupport starts these parts. sets is for the snapshot.
 func (d *daemon) runSupport(parts *parts, sets mailbox[[]*task.Task]) {
 	start := func(kind, name string, f func(context.Context, func()) error) {
 		parts.runLoose(name, func(ctx context.Context) {
@@ -41,7 +41,7 @@ func (d *daemon) runSupport(parts *parts, sets mailbox[[]*task.Task]) {
 	start("listener", "admin-socket", d.serveAdmin(admin.ListenSocket))
 }
 
-// keepSnapshot returns what writes what the next process begins with.
+// keepSnapshot returns the part that writes the snapshot of the tasks for the next process.
 func (d *daemon) keepSnapshot(sets mailbox[[]*task.Task]) func(context.Context, func()) error {
 	return func(ctx context.Context, up func()) error {
 		w, err := snapshot.NewWriter(d.cfg.runDir)
@@ -56,8 +56,8 @@ func (d *daemon) keepSnapshot(sets mailbox[[]*task.Task]) func(context.Context, 
 	}
 }
 
-// events logs what the programs report about packets, at most once a second for each verdict, and
-// has a container looked at whose MAC is not what it was.
+// events logs the programs' events, at most one a second for each verdict. After an event of a
+// wrong MAC, the follower inspects the container, whose MAC may have changed.
 func (d *daemon) events(ctx context.Context, up func()) error {
 	up()
 	gates := map[string]*logGate{}
@@ -75,7 +75,7 @@ func (d *daemon) events(ctx context.Context, up func()) error {
 		}
 		log, message := d.log.Warn, "packet dropped: its source is not what its port proves"
 		if e.Verdict == "port_unknown" || e.Verdict == "bridge_unknown" {
-			// A container that has just started, mostly.
+			// mostly a container that has just started
 			log, message = d.log.Debug, "packet from an address that belongs to no task"
 		}
 		log(message, zap.String("verdict", e.Verdict), zap.Stringer("addr", e.Addr),
@@ -84,21 +84,22 @@ func (d *daemon) events(ctx context.Context, up func()) error {
 	})
 }
 
-// logGate lets one event a second through. The kernel's gates are the ports', so that a port that
-// floods hides no other: here they come together again.
+// logGate lets one event a second through. It is needed beside the kernel's gates, because those
+// are one for each port: a port that floods must not hide the events of another.
 type logGate struct {
 	next time.Time
 	held uint64 // packets since the last event that was let through
 }
 
-// pass reports whether e is to be logged, with the packets that were held back since the last one.
+// pass reports whether e is to be logged. It also returns the number of packets since the last
+// logged event.
 func (g *logGate) pass(e loader.Event) (held uint64, ok bool) {
 	g.held += e.HeldBack
 	if e.Time.Before(g.next) {
 		g.held++
 		return 0, false
 	}
-	// A little less than the kernel's second: Time is converted from its clock.
+	// a little less than the kernel's second, because Time is converted from the kernel's clock
 	held, g.held, g.next = g.held, 0, e.Time.Add(time.Second-10*time.Millisecond)
 	return held, true
 }
@@ -122,7 +123,8 @@ func (d *daemon) serveProxy(ctx context.Context, up func()) error {
 	return ended(ctx, proxy.Serve(ctx, socket))
 }
 
-// serveAdmin returns what serves the operator, as soon as a predecessor has left the address.
+// serveAdmin returns the part that serves the operator. It listens as soon as a predecessor has
+// left the address.
 func (d *daemon) serveAdmin(listen func(admin.Config) (*admin.Server, error)) func(context.Context,
 	func()) error {
 	return func(ctx context.Context, up func()) error {
@@ -136,7 +138,8 @@ func (d *daemon) serveAdmin(listen func(admin.Config) (*admin.Server, error)) fu
 	}
 }
 
-// serveIntrospection serves the ECS agent's introspection API, if nothing else does.
+// serveIntrospection serves the ECS agent's introspection API. It fails while another process has
+// the address.
 func (d *daemon) serveIntrospection(ctx context.Context, up func()) error {
 	d.own.predecessorLeft(ctx)
 	s, err := introspection.Listen(introspection.Config{
@@ -157,7 +160,7 @@ func (d *daemon) serveIntrospection(ctx context.Context, up func()) error {
 	return ended(ctx, s.Serve(ctx))
 }
 
-// ended makes an error of an end that nobody asked for.
+// ended returns err, or another error if a part has ended without one before ctx has.
 func ended(ctx context.Context, err error) error {
 	if err == nil && ctx.Err() == nil {
 		return errors.New("ended")

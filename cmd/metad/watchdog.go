@@ -21,7 +21,8 @@ import (
 // asks for it (sd_notify(3)).
 func notify(log *zap.Logger, state string) {
 	if _, err := sd.SdNotify(false, state); err != nil {
-		log.Warn("service manager not notified", zap.String("state", state), zap.Error(err))
+		log.Warn("cannot notify the service manager", zap.String("state", state),
+			zap.Error(err))
 	}
 }
 
@@ -64,10 +65,10 @@ func (w *watchdog) run(ctx context.Context) error {
 		case err == nil:
 			w.proof()
 		case !failed:
-			w.log.Error("the endpoint does not answer metad itself", zap.Error(err))
+			w.log.Error("the endpoint does not answer the watchdog", zap.Error(err))
 		}
 		if err == nil && failed {
-			w.log.Info("the endpoint answers metad itself again")
+			w.log.Info("the endpoint answers the watchdog again")
 		}
 		failed = err != nil
 		select {

@@ -116,7 +116,7 @@ func (p *Proxy) prepare(r *http.Request) *create {
 		edited:   body.with(add)}
 }
 
-// without logs that a container does not get what it should have.
+// without counts and logs a container that is created without its metadata file.
 func (p *Proxy) without(log *zap.Logger, err error) {
 	p.inject.Count(inject.WayProxy, inject.Without)
 	if ok, held := p.warn.allow(); ok {
@@ -125,8 +125,8 @@ func (p *Proxy) without(log *zap.Logger, err error) {
 	}
 }
 
-// mounts returns the mounts that the container will have, those included that come with
-// --volumes-from. The directories of metadata files do not count there.
+// mounts returns the mounts that the container will have, including those of --volumes-from. Of the
+// latter, it leaves out the directories of metadata files.
 func (p *Proxy) mounts(ctx context.Context, body *createBody) []inject.Mount {
 	all := slices.Clone(body.mounts)
 	root := p.files.Layout().Root()
@@ -142,9 +142,9 @@ func (p *Proxy) mounts(ctx context.Context, body *createBody) []inject.Mount {
 	return all
 }
 
-// relabel returns the bind option that makes SELinux let the container read, "" if there is no
-// SELinux. The agent's is Z; where containers are to share their files (--volumes-from), that would
-// take the directory away from its owner.
+// relabel returns the bind option with which SELinux lets the container read, or "" without
+// SELinux. The agent uses Z. With Z, a second container that mounts the directory (--volumes-from)
+// would take it away from its owner.
 func (p *Proxy) relabel(ctx context.Context) string {
 	on := p.cfg.SELinux == SELinuxOn
 	if p.cfg.SELinux == SELinuxAuto || p.cfg.SELinux == "" {

@@ -114,7 +114,7 @@ func (p *Plugin) Run(ctx context.Context) error {
 	return nil
 }
 
-// explain logs why there is no session any more, once for each reason.
+// explain logs why there is no session, once for each reason.
 func (p *Plugin) explain(held bool, err error, said *string) {
 	text := fmt.Sprint(err)
 	if text == *said {
@@ -123,18 +123,19 @@ func (p *Plugin) explain(held bool, err error, said *string) {
 	*said = text
 	switch {
 	case held:
-		p.cfg.Log.Info("no longer asked by the Docker Engine: connecting again",
+		p.cfg.Log.Info("NRI connection to the Docker Engine ended: connecting again",
 			zap.Error(err))
 	case p.cfg.Expected:
-		p.cfg.Log.Warn("no NRI: containers get nothing by it",
+		p.cfg.Log.Warn("cannot connect to NRI: new containers get nothing by it",
 			zap.String("socket", p.cfg.Socket), zap.Error(err))
 	case !errors.Is(err, fs.ErrNotExist):
-		p.cfg.Log.Info("no NRI", zap.String("socket", p.cfg.Socket), zap.Error(err))
+		p.cfg.Log.Info("cannot connect to NRI", zap.String("socket", p.cfg.Socket),
+			zap.Error(err))
 	}
 }
 
-// session connects and is the plugin until the connection ends. held reports whether it came to
-// that.
+// session connects and serves as the plugin until the connection ends. held reports whether it has
+// served.
 func (p *Plugin) session(ctx context.Context) (held bool, err error) {
 	socket, err := os.Stat(p.cfg.Socket)
 	if err != nil {
@@ -145,7 +146,7 @@ func (p *Plugin) session(ctx context.Context) (held bool, err error) {
 		return false, err
 	}
 	conn, guard, err := p.startGuard(engine.(*net.UnixConn))
-	engine.Close() // the guard has it
+	engine.Close() // the guard has a copy
 	if err != nil {
 		return false, err
 	}
@@ -176,10 +177,10 @@ func (p *Plugin) session(ctx context.Context) (held bool, err error) {
 			if now, err := os.Stat(p.cfg.Socket); err == nil &&
 				!os.SameFile(socket, now) {
 				s.Stop()
-				return true, errors.New("it listens anew")
+				return true, errors.New("the Engine has made a new socket")
 			}
 		case <-ctx.Done():
-			p.cfg.Log.Info("leaving the Docker Engine")
+			p.cfg.Log.Info("disconnecting from the Docker Engine's NRI")
 			s.Stop()
 			return true, nil
 		}
@@ -201,19 +202,20 @@ func (h *handler) Configure(_ context.Context, _, runtime, version string) (api.
 	return 0, nil
 }
 
-// Synchronize implements stub.SynchronizeInterface. It is the last that the Engine wants before it
-// asks the plugin at every creation, and it lets no creation begin in between.
+// Synchronize implements stub.SynchronizeInterface. It is the Engine's last call before it asks the
+// plugin at every creation. No creation begins in between.
 func (h *handler) Synchronize(context.Context, []*api.PodSandbox, []*api.Container) (
 	[]*api.ContainerUpdate, error) {
 	p := h.plugin
 	p.connected.Store(true)
 	p.first.Do(func() { close(p.ready) })
-	p.cfg.Log.Info("asked by the Docker Engine", zap.String("socket", p.cfg.Socket))
+	p.cfg.Log.Info("connected to the Docker Engine's NRI",
+		zap.String("socket", p.cfg.Socket))
 	return nil, nil
 }
 
-// CreateContainer implements stub.CreateContainerInterface. An error would fail the creation: there
-// is none.
+// CreateContainer implements stub.CreateContainerInterface. It returns no error, because that would
+// fail the creation.
 func (h *handler) CreateContainer(ctx context.Context, _ *api.PodSandbox, c *api.Container) (
 	*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
 	return h.plugin.adjust(ctx, inject.Container{
@@ -227,8 +229,8 @@ func (h *handler) CreateContainer(ctx context.Context, _ *api.PodSandbox, c *api
 func (p *Plugin) adjust(ctx context.Context, c inject.Container) *api.ContainerAdjustment {
 	plan := inject.Plan{URIs: p.inject.URIs(c)}
 	if p.cfg.NoFiles == nil || !p.cfg.NoFiles() {
-		// The Engine tells nobody whether the creation came about. The set of tasks will,
-		// or the sweep.
+		// The Engine does not report whether the creation succeeds. The set of tasks shows
+		// it, or the sweep.
 		plan.Entry, plan.Err = p.files.File(ctx, c, mdfile.FormPrivate,
 			func(e *mdfile.Entry) error { return e.Created(c.ID) })
 	}

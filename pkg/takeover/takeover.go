@@ -237,7 +237,7 @@ func (s *Socket) Wait(ctx context.Context, offer func() (State, error), resume f
 		}
 		k.close()
 		if !errors.Is(err, errNothingSaid) {
-			s.cfg.Log.Warn("takeover failed, serving on", zap.Error(err))
+			s.cfg.Log.Warn("takeover failed: still serving", zap.Error(err))
 		}
 	}
 }
