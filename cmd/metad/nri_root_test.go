@@ -257,11 +257,11 @@ func (d *process) asked(ended time.Time) (spans []span) {
 		at, err := time.Parse("2006-01-02T15:04:05.000Z0700", stamp)
 		switch {
 		case err != nil:
-		case strings.Contains(text, "nri asked by"):
+		case strings.Contains(text, "nri connected to the Docker"):
 			begin = at
-		case strings.Contains(text, "nri no longer asked"):
+		case strings.Contains(text, "nri NRI connection to the Docker Engine ended"):
 			end(at.Add(-time.Second))
-		case strings.Contains(text, "nri leaving"):
+		case strings.Contains(text, "nri disconnecting"):
 			end(at)
 		}
 	}
@@ -331,7 +331,7 @@ func TestRootNRIWithoutMetad(t *testing.T) {
 				asked = append(asked, before...)
 				takeovers++
 				if now := d.asked(time.Now()); strings.Contains(d.out.String(),
-					"taking over all the same") || len(now) == 0 ||
+					"taking over without waiting") || len(now) == 0 ||
 					len(before) == 0 {
 					// the machine was too busy for the Engine to ask in time
 					late++
