@@ -90,8 +90,13 @@ lint: ## formatting, vet, linters, lines of 100 columns; prints the longest func
 	GOOS=windows go vet ./pkg/mdfile
 	@go run ./scripts/longest $$(git ls-files '*.go' '*.[ch]')
 
+# What differs between Engines: who a container is, what the Engine's events and answers say, and what
+# its clients send through the proxy.
+ENGINE_TESTS := ^TestRoot(FirstInstruction|AWSVPC|DockerNetworks|Compose|ComposeV4|TaskOfECS|ContainerOfDocker|Life|Awsvpc|HealthPortsVolumes|Swarm|DockerRestart|CLI|CreateFields|Names|F05ContainerReadsItsFile|F17Restart|VolumesFrom|CgroupMatchesEngine|DockerSource)$$
+
 check: generate-check lint build ## everything that CI runs; needs root
 	$(MAKE) --no-print-directory test-kernels
+	RUN='$(ENGINE_TESTS)' $(MAKE) --no-print-directory test-engines ENGINE=26.1
 	$(MAKE) --no-print-directory test
 
 demo: ## two real tasks ask metad about themselves; needs root
