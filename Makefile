@@ -7,7 +7,7 @@ GOTEST  := go test -timeout 30m
 
 DENSITY ?= 10x3 100x3 1000x3
 
-.PHONY: build help generate generate-check test test-unit test-root test-prometheus test-kernels test-self test-engines fuzz bench bench-density bench-stats lint check demo clean
+.PHONY: build help generate generate-check test test-unit test-root test-prometheus test-kernels test-self test-engines fuzz bench bench-density bench-stats docs lint check demo clean
 
 build: ## bin/metad, static (the default)
 	@scripts/install build
@@ -72,6 +72,9 @@ bench-density: ## metad on made-up hosts of many containers, DENSITY="10x3 100x3
 bench-stats: ## what statistics cost, against Docker's stream; needs root
 	@scripts/install build test
 	scripts/bench-stats.sh
+
+docs: ## docs/reference, from the code
+	$(GOTEST) -run '^TestReference$$' -count 1 ./cmd/metad -update
 
 FUZZTIME ?= 30s
 fuzz: ## every fuzz target for FUZZTIME

@@ -15,13 +15,25 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"metad/pkg/admin"
 	"metad/pkg/loader"
 	"metad/pkg/lookup"
 )
 
 // This file has what the admin socket answers to the commands that look into a running metad.
 
-// looks are the socket's paths beside /tasks.
+// lookPaths says what the paths of looks answer.
+var lookPaths = []admin.Path{
+	{Path: "/explain", SocketOnly: true, What: "?what= a container or an address: " +
+		"everything between it and its answer, as metad explain shows it"},
+	{Path: "/verdicts", SocketOnly: true, What: "how packets ended, as metad verdicts shows " +
+		"it"},
+	{Path: "/map", SocketOnly: true, What: "the kernel's map, as metad map shows it"},
+	{Path: "/events", SocketOnly: true, What: "refused packets and those of unknown sources, " +
+		"a line of JSON for each; with ?follow=1 those that come, too"},
+}
+
+// looks are the socket's paths beside those of admin.Paths.
 func (d *daemon) looks() map[string]http.Handler {
 	return map[string]http.Handler{
 		"/verdicts": answering(func(*http.Request) (any, error) { return d.verdicts() }),

@@ -81,7 +81,8 @@ var (
 	descBuild = desc("build_info", "1, with the version of metad and of Go.", "version",
 		"goversion")
 	descLimit = desc("limit_max", "The most that a limit of metad's allows.", "limit")
-	descUsed  = desc("limit_used", "How much of a limit is used.", "limit")
+	descUsed  = desc("limit_used", "How much of a limit is used; of connections_of_one_task "+
+		"by the task that has most.", "limit")
 )
 
 func buildMetrics(s scraper) { s.gauge(descBuild, 1, version, runtime.Version()) }
@@ -92,12 +93,16 @@ var (
 	descPorts = desc("ports",
 		"Ports of the watched bridges that metad's program is attached to.")
 	descPending = desc("ports_pending",
-		"Ports that metad's program is still to be attached to after a start.")
+		"Ports that metad's program is still to be attached to after a start; until "+
+			"then they are seen at their bridge.")
 	descUnhooked = desc("devices_not_attached",
-		"Ports and bridges that metad's program could not be attached to.")
+		"Ports and bridges that metad's program could not be attached to: their "+
+			"containers are seen at the bridge only, or not at all.")
 	descUnwatch = desc("addresses_unwatched",
-		"Task addresses behind devices that are no ports of watched bridges.")
-	descAttach = desc("attach_errors_total", "Attachments that failed.")
+		"Task addresses behind devices that are no ports of watched bridges: their "+
+			"requests are refused, or go to the ECS agent.")
+	descAttach = desc("attach_errors_total", "Attachments that failed; later successes "+
+		"are not subtracted.")
 )
 
 // kernel is the loader.
@@ -129,9 +134,11 @@ var (
 		"Running containers, by whether the kernel tells which of them "+
 			"a connection comes from (proof=\"kernel\") or at best its address does "+
 			"(proof=\"address\").", "proof")
-	descConflict = desc("address_conflicts_total", "Addresses that two ports began to claim.")
-	descCopied   = desc("endpoint_id_conflicts_total",
-		"Endpoint ids refused because two containers held them.")
+	descConflict = desc("address_conflicts_total", "Addresses that two ports "+
+		"began to claim; the log names the one that does not have it.")
+	descCopied = desc("endpoint_id_conflicts_total",
+		"Endpoint ids (the last part of ECS_CONTAINER_METADATA_URI) refused because two "+
+			"containers held them: an environment was copied.")
 	descTurned = desc("waits_refused_total",
 		"Requests that did not wait for their task because too many did.")
 )
@@ -150,14 +157,16 @@ func (s scraper) table(t *lookup.Table) {
 
 var (
 	descRequests = desc("requests_total",
-		"Requests that metad answered itself, by path and class of the status.", "route",
-		"status")
+		"Requests that metad answered itself, by path and class of the status; "+
+			"route=\"other\" is every path that is none of metad's.", "route", "status")
 	descTook = desc("request_duration_seconds",
-		"Time from the end of a request's header to metad's answer.", "route")
+		"Time from the end of a request's header to metad's answer, waits included.",
+		"route")
 	descAgent = desc("agent_requests_total",
 		"What the ECS agent was asked for: requests passed on "+
 			"(kind=\"request\") and metadata documents (kind=\"document\"), by "+
-			"outcome.", "kind", "outcome")
+			"outcome; absent: nothing listens, failed: no valid answer.", "kind",
+		"outcome")
 	descAgentTook = desc("agent_request_duration_seconds",
 		"Time from the beginning of a question to the ECS agent to its end.", "kind")
 	descAge = desc("sample_age_seconds",
@@ -165,9 +174,11 @@ var (
 	descReceived = desc("received_bytes_total", "Bytes from containers, HTTP headers included.")
 	descSent     = desc("sent_bytes_total", "Bytes to containers, HTTP headers included.")
 	descOpen     = desc("connections", "Open connections from containers.")
-	descRefused  = desc("connections_refused_total", "Connections over a limit.")
-	descDelayed  = desc("requests_delayed_total",
-		"Requests that waited because their client sent them before it had its answers.")
+	descRefused  = desc("connections_refused_total", "Connections over "+
+		"--max-conns-per-task or the limit for all.")
+	descDelayed = desc("requests_delayed_total",
+		"Requests that waited because their client sent them before it had its answers "+
+			"(pipelining); a client that waits for each answer is never delayed.")
 	descWaiting = desc("waiting_requests",
 		"Requests from addresses whose task is not known yet.")
 	descUnnamed = desc("callers_not_named_total",
@@ -176,7 +187,8 @@ var (
 	descFallback = desc("agent_fallbacks_total",
 		"Metadata documents of metad's own in place of the ECS agent's, "+
 			"by reason: the agent is away, or does not know the id.", "reason")
-	descPanics = desc("panics_total", "Requests answered 500 because of a bug.")
+	descPanics = desc("panics_total", "Requests answered 500 because of "+
+		"a bug; the first one's stack is in the log.")
 )
 
 func (s scraper) server(srv *server.Server) {
@@ -253,7 +265,8 @@ var (
 	descEvents   = desc("docker_events_total", "Events received from the Docker Engine.")
 	descInspects = desc("docker_inspects_total", "Containers inspected.")
 	descStrays   = desc("addresses_not_believed_total",
-		"Addresses that a container has beside that of its port.")
+		"Addresses that a container, mostly one with NET_ADMIN, gave itself beside the "+
+			"one that its port had from the beginning; the log names its task.")
 	descErrors = desc("docker_errors_total",
 		"Inspects that failed, namespaces that could not be read, streams lost.")
 )
@@ -268,7 +281,9 @@ func (s scraper) docker(f docker.Status, byNRI bool) {
 }
 
 var descCreations = desc("creations_total",
-	"Creations of containers that metad was asked about, by way and outcome.", "way", "outcome")
+	"Creations of containers that metad was asked about, by way and outcome; changed: has "+
+		"what metad adds, without: lacks something, and the log says why, refused: by the "+
+		"Engine.", "way", "outcome")
 
 func (s scraper) creations(i *inject.Injector) {
 	for _, c := range i.Creations() {
@@ -294,7 +309,8 @@ func number(yes bool) int {
 }
 
 var descFirstAnswer = desc("first_answer_seconds",
-	"Time from a container's start to its first answer about itself or its task.")
+	"Time from a container's start to its first answer about itself or its task; containers "+
+		"that started after metad.")
 
 // firstAnswers measures how long after their start containers get their first answer.
 type firstAnswers struct {

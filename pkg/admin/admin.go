@@ -40,6 +40,26 @@ type Config struct {
 	Containers http.Handler
 }
 
+// Path is a path that the server answers.
+type Path struct {
+	Path       string
+	SocketOnly bool
+	What       string // it answers
+}
+
+// Paths are those of every server; Config.Private has more of them.
+var Paths = []Path{
+	{"/metrics", false, "metrics of metad itself, for Prometheus"},
+	{"/metrics/containers", false, "statistics of every container, for Prometheus, with " +
+		"--container-metrics"},
+	{"/healthz", false, "200 while the process runs"},
+	{"/readyz", false, "200 while the requests of containers are answered from a complete " +
+		"list of them; else 503, and why"},
+	{"/tasks", true, "every task with its tag, addresses, ports and containers; with " +
+		"?stats=1 their last samples too"},
+	{"/debug/pprof/", true, "profiles, with --pprof"},
+}
+
 // Tasks is the answer of GET /tasks.
 type Tasks struct {
 	Version string

@@ -121,6 +121,21 @@ func TestEndpoints(t *testing.T) {
 	}
 }
 
+// Every path of the list is answered, by the servers that the list names.
+func TestPaths(t *testing.T) {
+	public, private := start(t, Config{PProf: true, Ready: func() error { return nil },
+		Tasks:      func(bool) Tasks { return Tasks{} },
+		Containers: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})})
+	for _, p := range Paths {
+		if code, _ := private("GET", p.Path); code != 200 {
+			t.Errorf("GET %s by the socket: got %d, want 200", p.Path, code)
+		}
+		if code, _ := public("GET", p.Path); (code == 200) == p.SocketOnly {
+			t.Errorf("GET %s by TCP: got %d", p.Path, code)
+		}
+	}
+}
+
 // Profiles tell about tasks too: they are for the socket alone, and only if asked for.
 func TestPProfByFlag(t *testing.T) {
 	public, private := start(t, Config{PProf: true})

@@ -2,16 +2,13 @@ package loader
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
-	"os"
 	"strings"
 	"testing"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
-	"metad/bpf"
 	"metad/internal/expect"
 )
 
@@ -89,28 +86,6 @@ func TestIsPinOf(t *testing.T) {
 		"ip_task": false, "ip_task_vx": false, "ip_task_v1.bak": false, "counters_v1": false} {
 		if got := isPinOf(file, "ip_task"); got != want {
 			t.Errorf("%q: got %v, want %v", file, got, want)
-		}
-	}
-}
-
-// docs/bpftool.md names every verdict by its number.
-func TestDocsNameVerdicts(t *testing.T) {
-	spec, err := bpf.LoadMetad()
-	if err != nil {
-		t.Fatal(err)
-	}
-	names, err := verdictNames(spec.Types)
-	if err != nil {
-		t.Fatal(err)
-	}
-	doc, err := os.ReadFile("../../docs/bpftool.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i, name := range names {
-		if row := fmt.Sprintf("\n| %d | `%s` | ", i, name); name == "" ||
-			!strings.Contains(string(doc), row) {
-			t.Errorf("no row %q", row)
 		}
 	}
 }

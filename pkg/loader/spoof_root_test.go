@@ -507,7 +507,7 @@ func TestRootBpftool(t *testing.T) {
 			}
 		}
 	}
-	// For docs/bpftool.md: a shell command that may look around while the task asks.
+	// For docs/how-to/bpftool.md: a shell command that may look around while the task asks.
 	show := os.Getenv("METAD_TEST_SHOW")
 	if show == "" {
 		return

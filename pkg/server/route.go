@@ -121,6 +121,35 @@ const whichContainer = "more than one container of task '{arn}' can have sent it
 // lostHost is for paths that do not exist for a container without the label.
 var lostHost = lost{errNoRoute, errNoRoute, errNoRoute, errNoRoute, errNoRoute}
 
+// Route is a path that metad answers itself, for the reference.
+type Route struct {
+	Path   string // as route.path
+	Answer string // what is answered, in words
+}
+
+// Routes returns every path that metad answers itself. Everything else is the agent's.
+func Routes() []Route {
+	var all []Route
+	for _, r := range routes.all {
+		what, of := "metadata", "the task"
+		if r.forms&ofStats != 0 {
+			what = "statistics"
+		}
+		switch {
+		case r.forms&ofHost != 0:
+			of = "every task of the host, for a container with the label " +
+				"metad.host-tasks"
+		case r.forms&ofContainer != 0:
+			of = "the container"
+		}
+		if strings.HasSuffix(strings.ToLower(strings.TrimSuffix(r.path, "/")), "withtags") {
+			of += ", with the tags of ECS"
+		}
+		all = append(all, Route{r.path, what + " of " + of})
+	}
+	return all
+}
+
 // subject is the way in which a path names its object.
 type subject uint8
 
