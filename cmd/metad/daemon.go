@@ -328,10 +328,13 @@ func (d *daemon) leave(succ *takeover.Successor, parts *parts) (done bool, err e
 }
 
 // stop ends the serving. It disarms the programs first: from then on the agent, if there is one,
-// answers new requests.
-func (d *daemon) stop() error {
+// answers new requests. If the service manager is about to start another metad, they wait for it.
+func (d *daemon) stop(parts *parts) error {
 	d.log.Info("stopping")
 	notify(d.log, sd.SdNotifyStopping)
+	if parts.ctx.Err() == nil && d.keepForRestart() {
+		return d.leaveKept(parts)
+	}
 	d.tasks.to(stopping)
 	err := d.own.loader.Disarm()
 	<-d.endpoint.drain()

@@ -58,7 +58,10 @@ func (e *endpoint) start() error {
 
 // drain makes the current server accept no more connections and answer its requests, within
 // drainTime. The channel is closed after that.
-func (e *endpoint) drain() <-chan struct{} {
+func (e *endpoint) drain() <-chan struct{} { return e.drainWithin(drainTime) }
+
+// drainWithin is drain within another time.
+func (e *endpoint) drainWithin(within time.Duration) <-chan struct{} {
 	if e.drained != nil {
 		return e.drained
 	}
@@ -66,7 +69,7 @@ func (e *endpoint) drain() <-chan struct{} {
 	e.drained = drained
 	e.parts.run(func(context.Context) error {
 		defer close(drained)
-		ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+		ctx, cancel := context.WithTimeout(context.Background(), within)
 		defer cancel()
 		if err := srv.Shutdown(ctx); err != nil {
 			e.log.Warn("connections closed before their requests were answered",

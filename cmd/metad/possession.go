@@ -32,6 +32,19 @@ type takeoverMeta struct {
 	// Proxy is the path of the Docker API proxy's socket, whose listener is the last file; "":
 	// none.
 	Proxy string
+	Fixed fixedFlags
+}
+
+// fixedFlags take effect only where everything is made fresh.
+type fixedFlags struct {
+	Attach       string
+	MaxAddresses int
+	OnExit       string
+	PinDir       string
+}
+
+func (c *config) fixed() fixedFlags {
+	return fixedFlags{c.attach, c.maxAddresses, c.onExit, c.pinDir}
 }
 
 // lockTime is how long the exit of a killed metad may take.
@@ -59,15 +72,20 @@ type possession struct {
 func takePossession(ctx context.Context, c *config, log *zap.Logger, ports *ports) (_ *possession,
 	err error) {
 	p := &possession{cfg: c, log: log}
+	kept := keptState(c, log)
 	if p.socket, p.pred, err = takeover.Start(ctx, c.takeoverConfig(log)); err != nil {
 		return nil, runDirError(c.runDir, err)
 	}
 	cfg := c.loaderConfig(log)
 	cfg.OnPort, cfg.OnPortGone = ports.came, ports.gone
-	if p.pred == nil {
+	switch {
+	case p.pred != nil:
+		closeFiles(kept)
+		err = p.takeOver(cfg, nil)
+	case kept != nil:
+		err = p.inherit(ctx, cfg, *kept)
+	default:
 		err = p.fresh(ctx, cfg)
-	} else {
-		err = p.takeOver(cfg)
 	}
 	if err != nil {
 		return nil, errors.Join(err, p.Close())
@@ -87,10 +105,46 @@ func (p *possession) fresh(ctx context.Context, cfg loader.Config) (err error) {
 	return nil
 }
 
-func (p *possession) takeOver(cfg loader.Config) error {
+// inherit takes over what the last process left with the service manager. If that does not fit, it
+// is removed, and everything is made fresh.
+func (p *possession) inherit(ctx context.Context, cfg loader.Config, kept takeover.State) error {
+	p.pred = p.socket.Inherit(kept)
+	fixed := p.cfg.fixed()
+	err := p.takeOver(cfg, &fixed)
+	if err == nil {
+		p.ours = true
+		return nil
+	}
+	p.log.Warn("what the last metad left with the service manager is not used",
+		zap.Error(err))
+	closeFiles(&kept)
+	p.pred, p.saved = nil, nil
+	if p.proxy != nil {
+		p.proxy.file.Close()
+		p.proxy = nil
+	}
+	return p.fresh(ctx, cfg)
+}
+
+// closeFiles closes the files of a state that is not used.
+func closeFiles(s *takeover.State) {
+	if s == nil {
+		return
+	}
+	for _, f := range s.Files {
+		f.Close() // again, if a takeover that failed has closed it
+	}
+}
+
+// takeOver takes over from p.pred, which must have the fixed flags; nil: any.
+func (p *possession) takeOver(cfg loader.Config, fixed *fixedFlags) error {
 	var meta takeoverMeta
 	if err := json.Unmarshal(p.pred.Meta, &meta); err != nil {
 		return fmt.Errorf("take over: %w", err)
+	}
+	if fixed != nil && *fixed != meta.Fixed {
+		return fmt.Errorf("take over: it has %+v, this metad is to have %+v", meta.Fixed,
+			*fixed)
 	}
 	saved, err := snapshot.Parse(meta.Tasks)
 	if err != nil {
@@ -158,7 +212,7 @@ func (p *possession) commit(ctx context.Context) error {
 	}
 	p.ours = true
 	p.dropProxy()
-	p.log.Info("taken over from the running metad")
+	p.log.Info("taken over from the metad before")
 	return nil
 }
 
@@ -209,7 +263,7 @@ func (p *possession) offer(views []*lookup.View, proxy *dockerproxy.Socket) (tak
 		return takeover.State{}, err
 	}
 	s := takeover.State{Files: files}
-	meta := takeoverMeta{Loader: kernel}
+	meta := takeoverMeta{Loader: kernel, Fixed: p.cfg.fixed()}
 	if proxy != nil {
 		// else the successor makes another one
 		if file, path, err := proxy.File(); err == nil {

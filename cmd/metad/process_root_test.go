@@ -33,6 +33,9 @@ func TestMain(m *testing.M) {
 			}
 			os.Exit(3)
 		}()
+		if file := os.Getenv(asManaged); file != "" {
+			askManager = managedBy(file)
+		}
 		filterMe()
 		main()
 	}
@@ -52,6 +55,8 @@ type process struct {
 
 	wrap []string // a command that runs metad, which is its last arguments
 	env  []string // beside the test's own
+	// open in the process, from 3 on
+	files []*os.File
 }
 
 // newProcess prepares a metad in h; start starts it. Pins and processes go with the test.
@@ -91,6 +96,7 @@ func (d *process) command(args ...string) *exec.Cmd {
 	all := append(append(slices.Clone(d.wrap), self), args...)
 	cmd := d.host.Command(all[0], all[1:]...)
 	cmd.Env = append(append(os.Environ(), asMetad+"=1"), d.env...)
+	cmd.ExtraFiles = d.files
 	return cmd
 }
 

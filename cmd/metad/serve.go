@@ -64,7 +64,7 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 	for {
 		succ := d.untilReplaced(ctx)
 		if succ == nil {
-			return d.stop()
+			return d.stop(parts)
 		}
 		if done, err := d.leave(succ, parts); done || err != nil {
 			return err

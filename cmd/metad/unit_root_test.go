@@ -173,8 +173,8 @@ shift
 exec setpriv --no-new-privs --bounding-set "$caps" --inh-caps -all -- "$@"`
 
 // metad does all that it does with the capabilities of the unit and behind its filters: it starts,
-// answers tasks with documents and statistics, writes a metadata file, is taken over from, and
-// stops.
+// answers tasks with documents and statistics, writes a metadata file, is taken over from, is
+// restarted, and stops.
 func TestRootUnitIsEnough(t *testing.T) {
 	settings := unit(t)
 	caps := "-all"
@@ -201,19 +201,20 @@ func TestRootUnitIsEnough(t *testing.T) {
 	task := h.RunTask(t,
 		testdocker.Task{ID: "unit", Containers: []testdocker.Container{{Name: "app"}}})
 	socket := filepath.Join(t.TempDir(), "docker.sock")
-	d := newProcess(t, h)
-	d.env = []string{asFiltered + "=" + string(text)}
-	d.wrap = []string{"unshare", "-m", "sh", "-c", sandbox, "sh", caps}
+	s := newSupervisor(t, h)
+	d := s.d
+	d.env = append(d.env, asFiltered+"="+string(text))
+	s.wrap = []string{"unshare", "-m", "sh", "-c", sandbox, "sh", caps}
 	args := []string{"--docker-proxy", socket, "--container-metadata"}
-	d.start(args...)
-	d.waitReady()
+	s.start(args...)
 	status := readFile(fmt.Sprintf("/proc/%d/status", d.cmd.Process.Pid))
 	for _, want := range []string{"NoNewPrivs:\t1", "Seccomp:\t2"} {
 		if !strings.Contains(status, want) {
 			t.Errorf("the filters are not there: no %q in\n%s", want, status)
 		}
 	}
-	for range 2 { // the second has taken over from the first
+	// The second has taken over from the first, the third has got what the second left.
+	for i := range 3 {
 		if got := taskOf(t, ask(t, h, task.Containers[0],
 			"/v2/metadata")); got.TaskARN != task.ARN {
 			t.Errorf("got %+v, want %s", got, task.ARN)
@@ -233,10 +234,14 @@ func TestRootUnitIsEnough(t *testing.T) {
 		if out, code := d.run("tasks", "--run-dir", d.runDir()); code != 0 {
 			t.Errorf("metad tasks: got %d %s", code, out)
 		}
-		old := d.done
-		d.start(args...)
-		<-old
-		d.waitReady()
+		switch old := d.done; i {
+		case 0:
+			s.start(args...)
+			<-old
+		case 1:
+			s.stop(true)
+			s.start(args...)
+		}
 	}
 	if code := d.stop(); code != 0 {
 		t.Errorf("got exit code %d, want 0", code)

@@ -17,15 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// notify tells the service manager the state of this process, if there is a service manager that
-// asks for it (sd_notify(3)).
-func notify(log *zap.Logger, state string) {
-	if _, err := sd.SdNotify(false, state); err != nil {
-		log.Warn("cannot notify the service manager", zap.String("state", state),
-			zap.Error(err))
-	}
-}
-
 // watchdog reports to the service manager, after each successful probe, that containers get
 // answers. A metad that hangs while its sockets are open is worse than none, because its clients
 // wait. The service manager restarts it if a report is missing for too long.

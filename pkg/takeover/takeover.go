@@ -352,7 +352,7 @@ type Predecessor struct {
 	Socket *Socket // the predecessor's, and this process's after Serving
 
 	cfg  Config
-	k    *conn
+	k    *conn // nil: it was gone from the beginning, see Inherit
 	left chan struct{}
 }
 
@@ -434,6 +434,9 @@ func take(k *conn, cfg Config) (*Predecessor, error) {
 // Predecessor, and leaves the kernel's state alone. A predecessor that wakes up after ErrHung finds
 // the connection closed, and goes on.
 func (p *Predecessor) Serving(ctx context.Context) error {
+	if p.k == nil {
+		return nil
+	}
 	patient, cancel := context.WithTimeoutCause(ctx, p.cfg.Patience, ErrHung)
 	defer cancel()
 	stop := context.AfterFunc(patient, func() { p.k.deadline(time.Unix(1, 0)) })
@@ -468,7 +471,7 @@ func (p *Predecessor) Left() <-chan struct{} { return p.left }
 // Close gives up before Serving was called, or after it failed: the predecessor goes on. It closes
 // the socket and the connection, not the State's files.
 func (p *Predecessor) Close() error {
-	if p.Socket.pred != nil {
+	if p.k == nil || p.Socket.pred != nil {
 		return p.Socket.Close()
 	}
 	return errors.Join(p.Socket.Close(), p.k.close())
