@@ -2,12 +2,17 @@ package main
 
 import (
 	"time"
+
+	"go.uber.org/zap"
 )
 
 // config holds the values of all flags of `metad serve`. A flag wins over the environment
 // (METAD_*, then the ECS_* name with the same meaning), and the environment over the file.
 type config struct {
 	file configFile
+	// values has the text of each flag's value, for a comparison
+	values map[string]string
+	level  zap.AtomicLevel // of the log
 
 	bridges      []string
 	pinDir       string

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -271,8 +272,21 @@ func (d *daemon) arm(ctx context.Context) error {
 	})
 }
 
-// untilReplaced returns the metad that has taken over, or nil when ctx ends.
-func (d *daemon) untilReplaced(ctx context.Context) *takeover.Successor {
+// untilReplaced returns the metad that has taken over, or hup after a SIGHUP, or neither when ctx
+// ends.
+func (d *daemon) untilReplaced(ctx context.Context, hups <-chan os.Signal) (
+	succ *takeover.Successor, hup bool) {
+	ctx, cancel := context.WithCancel(ctx)
+	heard := make(chan struct{})
+	go func() {
+		defer close(heard)
+		select {
+		case <-hups:
+			hup = true
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	succ, err := d.own.socket.Wait(ctx, d.offer, func() {
 		if err := d.resume(); err != nil {
 			d.log.Error("cannot resume after a failed takeover", zap.Error(err))
@@ -282,7 +296,9 @@ func (d *daemon) untilReplaced(ctx context.Context) *takeover.Successor {
 		d.log.Error("takeovers are no longer possible", zap.Error(err))
 		<-ctx.Done()
 	}
-	return succ
+	cancel()
+	<-heard
+	return succ, hup
 }
 
 // offer returns the state for a successor.

@@ -137,7 +137,7 @@ func store(ctx context.Context, f *os.File) error {
 
 // leaveKept answers the connections that were accepted here. New ones wait for the next process.
 func (d *daemon) leaveKept(parts *parts) error {
-	d.log.Info("the service manager keeps the endpoint for the next process")
+	d.log.Info("new connections wait for the next metad")
 	d.tasks.to(replaced)
 	<-d.endpoint.drainWithin(keepDrainTime)
 	d.own.ours = false
@@ -148,23 +148,31 @@ func (d *daemon) leaveKept(parts *parts) error {
 	return errors.Join(err, parts.stop())
 }
 
-// keptState returns what the last process left with the service manager; nil: nothing. From then
-// on this process alone has it: if it is killed, or ends with an error, the kernel removes
-// everything, and the ECS agent answers.
-func keptState(c *config, log *zap.Logger) *takeover.State {
-	var state *takeover.State
-	for _, f := range activation.Files(true) {
+// keptState is what the last metad left for this one.
+type keptState struct {
+	takeover.State
+	bySelf bool // that was this process, before a reload
+}
+
+// takeKept returns what the last metad left; nil: nothing. From then on this process alone has it:
+// if it is killed, or ends with an error, the kernel removes everything, and the ECS agent answers.
+func takeKept(c *config, log *zap.Logger) *keptState {
+	var state *keptState
+	files, own := activation.Files(true), keptBySelf()
+	if own != nil {
+		files = append(files, own)
+	}
+	for _, f := range files {
 		if f.Name() != keptName || state != nil {
 			f.Close()
 			continue
 		}
 		s, err := takeover.Kept(c.takeoverConfig(log), f)
 		if err != nil {
-			log.Warn("what the last metad left with the service manager is not used",
-				zap.Error(err))
+			log.Warn("what the last metad left is not used", zap.Error(err))
 			continue
 		}
-		state = &s
+		state = &keptState{s, f == own}
 	}
 	notify(log, removeKept)
 	return state

@@ -47,6 +47,15 @@ func (c *config) fixed() fixedFlags {
 	return fixedFlags{c.attach, c.maxAddresses, c.onExit, c.pinDir}
 }
 
+// setFixed gives the flags the values with which everything was made.
+func (c *config) setFixed(f fixedFlags) {
+	c.attach, c.maxAddresses, c.onExit, c.pinDir = f.Attach, f.MaxAddresses, f.OnExit, f.PinDir
+	for name, v := range map[string]any{"attach": f.Attach, "max-addresses": f.MaxAddresses,
+		"on-exit": f.OnExit, "pin-dir": f.PinDir} {
+		c.values[name] = fmt.Sprint(v)
+	}
+}
+
 // lockTime is how long the exit of a killed metad may take.
 const lockTime = 2 * time.Second
 
@@ -72,7 +81,7 @@ type possession struct {
 func takePossession(ctx context.Context, c *config, log *zap.Logger, ports *ports) (_ *possession,
 	err error) {
 	p := &possession{cfg: c, log: log}
-	kept := keptState(c, log)
+	kept := takeKept(c, log)
 	if p.socket, p.pred, err = takeover.Start(ctx, c.takeoverConfig(log)); err != nil {
 		return nil, runDirError(c.runDir, err)
 	}
@@ -80,10 +89,12 @@ func takePossession(ctx context.Context, c *config, log *zap.Logger, ports *port
 	cfg.OnPort, cfg.OnPortGone = ports.came, ports.gone
 	switch {
 	case p.pred != nil:
-		closeFiles(kept)
+		if kept != nil {
+			closeFiles(&kept.State)
+		}
 		err = p.takeOver(cfg, nil)
 	case kept != nil:
-		err = p.inherit(ctx, cfg, *kept)
+		err = p.inherit(ctx, cfg, kept)
 	default:
 		err = p.fresh(ctx, cfg)
 	}
@@ -105,19 +116,17 @@ func (p *possession) fresh(ctx context.Context, cfg loader.Config) (err error) {
 	return nil
 }
 
-// inherit takes over what the last process left with the service manager. If that does not fit, it
-// is removed, and everything is made fresh.
-func (p *possession) inherit(ctx context.Context, cfg loader.Config, kept takeover.State) error {
-	p.pred = p.socket.Inherit(kept)
-	fixed := p.cfg.fixed()
-	err := p.takeOver(cfg, &fixed)
+// inherit takes over what the last metad left for this one. If that does not fit, it is removed,
+// and everything is made fresh.
+func (p *possession) inherit(ctx context.Context, cfg loader.Config, kept *keptState) error {
+	p.pred = p.socket.Inherit(kept.State)
+	err := p.takeOver(cfg, kept)
 	if err == nil {
 		p.ours = true
 		return nil
 	}
-	p.log.Warn("what the last metad left with the service manager is not used",
-		zap.Error(err))
-	closeFiles(&kept)
+	p.log.Warn("what the last metad left is not used", zap.Error(err))
+	closeFiles(&kept.State)
 	p.pred, p.saved = nil, nil
 	if p.proxy != nil {
 		p.proxy.file.Close()
@@ -128,23 +137,27 @@ func (p *possession) inherit(ctx context.Context, cfg loader.Config, kept takeov
 
 // closeFiles closes the files of a state that is not used.
 func closeFiles(s *takeover.State) {
-	if s == nil {
-		return
-	}
 	for _, f := range s.Files {
 		f.Close() // again, if a takeover that failed has closed it
 	}
 }
 
-// takeOver takes over from p.pred, which must have the fixed flags; nil: any.
-func (p *possession) takeOver(cfg loader.Config, fixed *fixedFlags) error {
+// takeOver takes over from p.pred, which has left kept, or runs if kept is nil.
+func (p *possession) takeOver(cfg loader.Config, kept *keptState) error {
 	var meta takeoverMeta
 	if err := json.Unmarshal(p.pred.Meta, &meta); err != nil {
 		return fmt.Errorf("take over: %w", err)
 	}
-	if fixed != nil && *fixed != meta.Fixed {
+	switch {
+	case kept == nil:
+	case kept.bySelf: // a reload leaves them as they are
+		p.cfg.setFixed(meta.Fixed)
+		came, gone := cfg.OnPort, cfg.OnPortGone
+		cfg = p.cfg.loaderConfig(p.log)
+		cfg.OnPort, cfg.OnPortGone = came, gone
+	case meta.Fixed != p.cfg.fixed():
 		return fmt.Errorf("take over: it has %+v, this metad is to have %+v", meta.Fixed,
-			*fixed)
+			p.cfg.fixed())
 	}
 	saved, err := snapshot.Parse(meta.Tasks)
 	if err != nil {

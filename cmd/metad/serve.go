@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 
 	"github.com/urfave/cli/v3"
 	"go.uber.org/zap"
@@ -15,7 +16,8 @@ func serveCommand() *cli.Command {
 		Name:  "serve",
 		Usage: "answer the endpoint until SIGINT or SIGTERM",
 		Flags: c.flags(),
-		Action: func(ctx context.Context, _ *cli.Command) error {
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			c.noteValues(cmd)
 			if err := c.validate(); err != nil {
 				return err
 			}
@@ -24,25 +26,38 @@ func serveCommand() *cli.Command {
 				return err
 			}
 			defer log.Sync() //nolint:errcheck // stderr
-			return serve(ctx, &c, log)
+			again, err := serve(ctx, &c, log)
+			if again == nil {
+				return err
+			}
+			defer again.Close()
+			if err != nil {
+				log.Warn("end before a reload", zap.Error(err))
+			}
+			if ctx.Err() != nil { // SIGTERM
+				return nil
+			}
+			return executeSelf(again)
 		},
 	}
 }
 
 // serve runs metad until ctx ends, a part of it fails, or another metad has taken over. What is
-// started is ended in reverse.
-func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
+// started is ended in reverse. If a reload ends it, again is the file for executeSelf.
+func serve(ctx context.Context, c *config, log *zap.Logger) (again *os.File, err error) {
+	hups, stop := hangups()
+	defer stop()
 	ports := newPorts(log)
 	own, err := takePossession(ctx, c, log, ports)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer closing(own, &err)
 	defer ports.close()
 
 	d, err := newDaemon(c, log, own)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer closing(d, &err)
 	ports.connect(d.tasks.table, d.follower)
@@ -50,24 +65,30 @@ func serve(ctx context.Context, c *config, log *zap.Logger) (err error) {
 	parts := newParts(ctx, log)
 	defer func() { err = errors.Join(err, parts.stop()) }()
 	if err := d.listen(parts); err != nil {
-		return err
+		return nil, err
 	}
 	defer closing(d.endpoint, &err)
 	d.startPlugin(ctx, parts)
 	if err := own.commit(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	d.run(parts)
 
 	ctx, cancel := parts.until(ctx)
 	defer cancel()
 	for {
-		succ := d.untilReplaced(ctx)
-		if succ == nil {
-			return d.stop(parts)
-		}
-		if done, err := d.leave(succ, parts); done || err != nil {
-			return err
+		succ, hup := d.untilReplaced(ctx, hups)
+		switch {
+		case succ != nil:
+			if done, err := d.leave(succ, parts); done || err != nil {
+				return nil, err
+			}
+		case hup && ctx.Err() == nil:
+			if again, err := d.again(parts); again != nil || err != nil {
+				return again, err
+			}
+		default:
+			return nil, d.stop(parts)
 		}
 	}
 }

@@ -32,12 +32,12 @@ import (
 // fields that come from flags; the caller adds functions and channels between the parts.
 
 func (c *config) logger() (*zap.Logger, error) {
-	level, err := zapcore.ParseLevel(c.logLevel)
-	if err != nil {
-		return nil, fmt.Errorf("log-level: %w", err)
+	c.level = zap.NewAtomicLevel()
+	if err := c.setLevel(c.logLevel); err != nil {
+		return nil, err
 	}
 	zc := zap.NewProductionConfig()
-	zc.Level = zap.NewAtomicLevelAt(level)
+	zc.Level = c.level
 	zc.Encoding = c.logFormat
 	zc.DisableStacktrace, zc.DisableCaller = true, true
 	zc.EncoderConfig.EncodeTime = zapcore.ISO8601TimeEncoder
@@ -45,6 +45,16 @@ func (c *config) logger() (*zap.Logger, error) {
 		zc.EncoderConfig.ConsoleSeparator = " "
 	}
 	return zc.Build()
+}
+
+// setLevel changes the level of the log, also while metad runs.
+func (c *config) setLevel(name string) error {
+	level, err := zapcore.ParseLevel(name)
+	if err != nil {
+		return fmt.Errorf("log-level: %w", err)
+	}
+	c.level.SetLevel(level)
+	return nil
 }
 
 // engine returns a client of the Docker Engine, which may not run yet.

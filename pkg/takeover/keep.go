@@ -62,10 +62,11 @@ func Kept(cfg Config, f *os.File) (s State, err error) {
 	switch {
 	case err != nil:
 		return s, fmt.Errorf("kept state: %w", err)
-	case hello.Type != typeHello || hello.Protocol != protocol || hello.Layout != cfg.Layout:
-		return s, fmt.Errorf("%w: metad %s has kept protocol %d and layout %d, this one has "+
-			"%d and %d", ErrRefused, hello.Build, hello.Protocol, hello.Layout,
-			protocol, cfg.Layout)
+	case hello.Type != typeHello || hello.Protocol != protocol ||
+		hello.Layout != cfg.Layout:
+		return s, fmt.Errorf(
+			"%w: metad %s has kept protocol %d and layout %d, this one has %d and %d",
+			ErrRefused, hello.Build, hello.Protocol, hello.Layout, protocol, cfg.Layout)
 	}
 	if s, err = k.receiveState(); err != nil {
 		return s, fmt.Errorf("kept state: %w", err)
