@@ -7,7 +7,7 @@ GOTEST  := go test -timeout 30m
 
 DENSITY ?= 10x3 100x3 1000x3
 
-.PHONY: build help generate generate-check test test-unit test-root test-prometheus test-kernels test-self test-engines fuzz bench bench-density bench-stats docs lint check demo clean
+.PHONY: build help generate generate-check test test-unit test-root test-prometheus test-kernels test-self test-engines packages image release test-packages test-image test-release fuzz bench bench-density bench-stats docs lint check demo clean
 
 build: ## bin/metad, static (the default)
 	@scripts/install build
@@ -49,6 +49,32 @@ test-engines: ## the tests with Docker on Docker 20.10, 26.1, 28.5 and 29 (ENGIN
 	@scripts/install build engines
 	@mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
 	scripts/engines/run $(ENGINE)
+
+packages: ## deb, rpm and apk for amd64 and arm64, in dist/
+	@scripts/install build
+	packaging/build packages
+
+image: ## container images for amd64 and arm64, without Docker, in dist/
+	@scripts/install build
+	packaging/build image
+
+release: ## packages, images, archives, SBOMs and their sums, in dist/; of a commit without changes
+	@scripts/install build
+	packaging/build release
+
+test-packages: packages ## the packages in fresh roots of Debian bookworm and trixie; needs root
+	@scripts/install build packages
+	scripts/packages/test
+
+test-image: image ## the image on a real Docker Engine, with a restart of it; needs root
+	@scripts/install build test
+	@mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
+	METAD_TEST_IMAGE=$$(echo $(CURDIR)/dist/metad_*_linux_$$(go env GOARCH).image.tar.gz) \
+		$(GOTEST) -tags 'root image' -run '^TestRootImage$$' -count 1 ./cmd/metad
+
+test-release: ## two builds of the release are the same bytes
+	@scripts/install build
+	scripts/packages/twice
 
 test-prometheus: ## rules, dashboards and metrics with a real Prometheus
 	@scripts/install build prometheus
@@ -107,5 +133,5 @@ demo: ## two real tasks ask metad about themselves; needs root
 	@$(MAKE) --no-print-directory build
 	@scripts/demo
 
-clean: ## removes bin and .cache
-	rm -rf bin .cache
+clean: ## removes bin, dist and .cache
+	rm -rf bin dist .cache

@@ -92,6 +92,7 @@ func app(stdout, stderr io.Writer) *cli.Command {
 			detachCommand(),
 			waitFileCommand(),
 			nriGuardCommand(),
+			generateCommand(),
 			versionCommand(stdout),
 		},
 	}

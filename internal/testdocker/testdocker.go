@@ -60,6 +60,13 @@ func Start(t testing.TB) *Host {
 	return startWith(t, true)
 }
 
+// StartMortal is Start with an Engine without live-restore: its containers end with it, and those
+// with a restart policy come back with it.
+func StartMortal(t testing.TB) *Host {
+	t.Helper()
+	return startWith(t, false)
+}
+
 // StartSwarm is Start with an Engine that is a swarm of one node. Its containers end with it: a
 // swarm and live-restore exclude each other.
 func StartSwarm(t testing.TB) *Host {
