@@ -76,8 +76,8 @@ func TestGenerate(t *testing.T) {
 	}
 	man := read("metad.8")
 	for _, cmd := range app(&out, &out).Commands {
-		if got := regexp.MustCompile(`(?m)^\.SH ` + cmd.Name + `\b`).MatchString(man) ||
-			regexp.MustCompile(`(?m)^\.SS ` + cmd.Name + `\b`).MatchString(man); got ==
+		if got := regexp.MustCompile(`(?m)^\.SH `+cmd.Name+`\b`).MatchString(man) ||
+			regexp.MustCompile(`(?m)^\.SS `+cmd.Name+`\b`).MatchString(man); got ==
 			cmd.Hidden {
 			t.Errorf("command %s: got %v, hidden %v", cmd.Name, got, cmd.Hidden)
 		}
