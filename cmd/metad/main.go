@@ -92,7 +92,6 @@ func app(stdout, stderr io.Writer) *cli.Command {
 			detachCommand(),
 			waitFileCommand(),
 			nriGuardCommand(),
-			generateCommand(),
 			versionCommand(stdout),
 		},
 	}

@@ -3,32 +3,107 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
+	"regexp"
 	"strings"
+	"testing"
 
 	docs "github.com/urfave/cli-docs/v3"
 	"github.com/urfave/cli/v3"
 	"go.yaml.in/yaml/v3"
 )
 
-// generateCommand writes what packages hold beside the program. All of it is made of the commands
-// and flags themselves, and cannot differ from them.
-func generateCommand() *cli.Command {
-	return &cli.Command{
-		Name:      "generate",
-		Hidden:    true,
-		Usage:     "write the man page, the completions and a configuration file for packages",
-		ArgsUsage: "<directory>",
-		Action: func(_ context.Context, cmd *cli.Command) error {
-			if cmd.Args().Len() != 1 {
-				return errors.New("generate: want one directory")
-			}
-			return generate(cmd.Args().First())
-		},
+// packageFiles is how packaging/build gets what packages hold beside the program. All of it is
+// made of the commands and flags themselves, and cannot differ from them.
+var packageFiles = flag.String("package-files", "", "`directory` that TestPackageFiles writes to")
+
+// The configuration file that packages install has every flag of serve as a key, once. The
+// defaults that it shows are the flags': a file with all of them in force changes nothing.
+func TestExampleConfig(t *testing.T) {
+	text, err := exampleConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "metad.yaml")
+	write := func(text string) *config {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, err := parse(t, "--config", file)
+		if err != nil {
+			t.Fatalf("%v in:\n%s", err, text)
+		}
+		c.file = configFile{}
+		return c
+	}
+	want := write("")
+	if got := write(text); !reflect.DeepEqual(got, want) {
+		t.Errorf("as installed: got %+v, want %+v", got, want)
+	}
+
+	key := regexp.MustCompile(`(?m)^#([a-z-]+): (.+)$`)
+	var active strings.Builder
+	seen := map[string]int{}
+	for _, m := range key.FindAllStringSubmatch(text, -1) {
+		seen[m[1]]++
+		if m[2] != noDefault {
+			active.WriteString(m[1] + ": " + m[2] + "\n")
+		}
+	}
+	if got := write(active.String()); !reflect.DeepEqual(got, want) {
+		t.Errorf("every default in force: got %+v, want %+v", got, want)
+	}
+	for _, f := range new(config).flags() {
+		if name := f.Names()[0]; name != "config" && seen[name] != 1 {
+			t.Errorf("%s: got %d times, want once", name, seen[name])
+		}
+	}
+	if strings.Count(active.String(), "\n") < 25 {
+		t.Errorf("few keys have a default:\n%s", active.String())
+	}
+}
+
+// The man page names every command and every flag that users see, and no command that is hidden.
+func TestPackageFiles(t *testing.T) {
+	dir := *packageFiles
+	if dir == "" {
+		dir = t.TempDir()
+	}
+	if err := generate(dir); err != nil {
+		t.Fatal(err)
+	}
+	read := func(name string) string {
+		t.Helper()
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.ReplaceAll(string(b), `\-`, "-")
+	}
+	man := read("metad.8")
+	for _, cmd := range app(io.Discard, io.Discard).Commands {
+		if got := regexp.MustCompile(`(?m)^\.SH `+cmd.Name+`\b`).MatchString(man) ||
+			regexp.MustCompile(`(?m)^\.SS `+cmd.Name+`\b`).MatchString(man); got ==
+			cmd.Hidden {
+			t.Errorf("command %s: got %v, hidden %v", cmd.Name, got, cmd.Hidden)
+		}
+	}
+	for _, f := range new(config).flags() {
+		if name := "--" + f.Names()[0]; !strings.Contains(man, name) {
+			t.Errorf("the man page lacks %s", name)
+		}
+	}
+	for _, name := range []string{"metad.bash", "_metad", "metad.fish"} {
+		if text := read(name); !strings.Contains(text, "complete") ||
+			!strings.Contains(text, "metad") {
+			t.Errorf("%s: got %q", name, text)
+		}
 	}
 }
 
@@ -48,7 +123,6 @@ func generate(dir string) error {
 		var b bytes.Buffer
 		root := app(&b, io.Discard)
 		root.EnableShellCompletion = true
-		// Not generate's own context: with it this would be a command below generate.
 		err := root.Run(context.Background(), []string{root.Name, "completion", shell})
 		if err != nil {
 			return fmt.Errorf("generate the completion for %s: %w", shell, err)
