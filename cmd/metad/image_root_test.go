@@ -117,11 +117,13 @@ func testImage(t *testing.T, h *testdocker.Host) {
 	served := func(id string) {
 		t.Helper()
 		waitFor(t, "an answer to "+id[:12], func() bool {
-			out, _, err := h.TryExec(id, "wget", "-qO-", "http://169.254.170.2/v4/task")
+			out, _, err := h.TryExec(id, "wget", "-qO-",
+				"http://169.254.170.2/v4/task")
 			return err == nil && strings.Contains(out, `"DockerId":"`+id+`"`)
 		})
 		waitFor(t, "a sample of "+id[:12], func() bool {
-			out, _, err := h.TryExec(id, "wget", "-qO-", "http://169.254.170.2/v4/stats")
+			out, _, err := h.TryExec(id, "wget", "-qO-",
+				"http://169.254.170.2/v4/stats")
 			return err == nil && strings.Contains(out, `"total_usage":`)
 		})
 	}

@@ -157,7 +157,8 @@ func exampleConfig() (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("%s: %w", name, err)
 		}
-		fmt.Fprintf(&b, "\n# %s\n#%s: %s\n", f.(cli.DocGenerationFlag).GetUsage(), name, def)
+		fmt.Fprintf(&b, "\n# %s\n#%s: %s\n", f.(cli.DocGenerationFlag).GetUsage(), name,
+			def)
 	}
 	return b.String(), nil
 }
