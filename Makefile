@@ -7,7 +7,7 @@ GOTEST  := go test -timeout 30m
 
 DENSITY ?= 10x3 100x3 1000x3
 
-.PHONY: build help generate generate-check test test-unit test-root test-prometheus test-kernels test-self test-engines packages image release test-packages test-image test-release fuzz bench bench-density bench-stats docs lint check demo clean
+.PHONY: build help generate generate-check test test-unit test-root test-prometheus test-kernels test-arm64 test-systemd test-self test-engines packages image release test-packages test-image test-release fuzz bench bench-density bench-stats docs lint check demo clean
 
 build: ## bin/metad, static (the default)
 	@scripts/install build
@@ -40,6 +40,17 @@ test-root: ## real eBPF, network namespaces, Docker Engine; needs root
 test-kernels: ## the data-path tests on other kernels, under qemu
 	@scripts/install build kernels
 	scripts/kernels/run
+
+# What decides about packets, and the takeover; about ten minutes without KVM.
+ARM64 := ^TestRoot(Serve|Verdicts|Spoof|Containers|Follow|Pins|HostRoute|Bpftool|Takeover|Crash)$$
+test-arm64: ## the core of test-kernels on an arm64 kernel, under qemu
+	@scripts/install build kernels arm64
+	RUN='$(ARM64)' PACKAGES='pkg/loader pkg/takeover' GUEST_SECONDS=1500 scripts/kernels/run 6.12-arm64
+
+test-systemd: ## restart, reload and stop by a real systemd; needs root
+	@scripts/install build test engines
+	@mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
+	scripts/systemd/run
 
 test-self: ## which container, with a real Engine on cgroup v2 under qemu, and 200 first instructions; needs root
 	@scripts/install build test kernels
