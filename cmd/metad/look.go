@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
@@ -18,6 +19,7 @@ import (
 	"metad/pkg/admin"
 	"metad/pkg/loader"
 	"metad/pkg/lookup"
+	"metad/pkg/task"
 )
 
 // This file has what the admin socket answers to the commands that look into a running metad.
@@ -26,6 +28,7 @@ import (
 var lookPaths = []admin.Path{
 	{Path: "/explain", SocketOnly: true, What: "?what= a container or an address: " +
 		"everything between it and its answer, as metad explain shows it"},
+	{Path: "/document", SocketOnly: true, What: "?what= a container: its document of v4"},
 	{Path: "/verdicts", SocketOnly: true, What: "how packets ended, as metad verdicts shows " +
 		"it"},
 	{Path: "/map", SocketOnly: true, What: "the kernel's map, as metad map shows it"},
@@ -49,10 +52,22 @@ func (d *daemon) looks() map[string]http.Handler {
 			}
 			return explain(what, s), nil
 		}),
+		"/document": answering(func(r *http.Request) (any, error) {
+			return document(r.FormValue("what"), d.tasks.table.Views())
+		}),
 		"/events": d.dropped.handler(func(e loader.Event) event {
 			return eventOf(e, d.tasks.table.Views())
 		}),
 	}
+}
+
+// document returns the metadata document, of v4, of the container that what names.
+func document(what string, views []*lookup.View) (json.RawMessage, error) {
+	_, c := (&explanation{situation: situation{views: views}}).find(what)
+	if c == nil {
+		return nil, fmt.Errorf("metad knows no container %q", what)
+	}
+	return c.Document(task.V4).AppendTo(nil), nil
 }
 
 // answering answers with JSON, or 500 and the error.
@@ -207,8 +222,11 @@ type event struct {
 }
 
 // refused reports whether the packet was dropped.
-func (e event) refused() bool {
-	return strings.HasPrefix(strings.ToLower(meanings[e.Verdict]), "dropped")
+func (e event) refused() bool { return refuses(e.Verdict) }
+
+// refuses reports whether packets with a verdict are dropped.
+func refuses(verdict string) bool {
+	return strings.HasPrefix(strings.ToLower(meanings[verdict]), "dropped")
 }
 
 // eventOf says whose port it is that e came in by.

@@ -3,13 +3,23 @@ package main
 import (
 	"cmp"
 	"net"
+	"net/netip"
+	"time"
 
 	"metad/pkg/admin"
+	"metad/pkg/loader"
 )
 
 func (d *daemon) adminConfig() admin.Config {
 	cfg := d.cfg.adminConfig()
-	cfg.Tasks = d.shown
+	cfg.Tasks = func(stats bool) admin.Tasks {
+		var asked map[netip.Addr]loader.TaskCounters
+		if stats {
+			// the rest is worth as much without them
+			asked, _ = d.own.loader.Counters()
+		}
+		return d.shown(stats, asked)
+	}
 	cfg.Ready = func() error {
 		return cmp.Or(d.tasks.ready(), d.follower.Ready(), d.own.loader.Ready())
 	}
@@ -18,8 +28,9 @@ func (d *daemon) adminConfig() admin.Config {
 	return cfg
 }
 
-// shown returns the answer of /tasks.
-func (d *daemon) shown(stats bool) admin.Tasks {
+// shown returns the answer of /tasks. asked has the kernel's counters of each address. A client that
+// reads statistics keeps all containers hot, as one that reads metrics does.
+func (d *daemon) shown(stats bool, asked map[netip.Addr]loader.TaskCounters) admin.Tasks {
 	out := admin.Tasks{Version: version, Tasks: []admin.Task{}}
 	for _, v := range d.tasks.table.Views() {
 		t := v.Task
@@ -29,7 +40,8 @@ func (d *daemon) shown(stats bool) admin.Tasks {
 		for _, ep := range t.Endpoints {
 			at.Endpoints = append(at.Endpoints, admin.Endpoint{
 				Address: ep.Addr.String(),
-				MAC:     net.HardwareAddr(ep.MAC[:]).String(), Ifindex: ep.Ifindex})
+				MAC:     net.HardwareAddr(ep.MAC[:]).String(), Ifindex: ep.Ifindex,
+				Container: ep.Container, Connections: asked[ep.Addr].Connections})
 		}
 		for i := range v.Containers {
 			c := v.Containers[i].Container
@@ -38,6 +50,7 @@ func (d *daemon) shown(stats bool) admin.Tasks {
 			ac.Number = v.Number(&v.Containers[i])
 			ac.File, ac.URIs = d.inject.Ways(c)
 			if stats && c.Stats != nil {
+				c.Stats.Ask(time.Now().UnixNano())
 				if s := c.Stats.Load(); s != nil {
 					ac.Stats = s.JSON
 				}

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"metad/bpf"
+	"metad/pkg/loader"
 	"metad/pkg/lookup"
 	"metad/pkg/task"
 )
@@ -74,18 +76,27 @@ func TestTasksOfTheTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := &daemon{tasks: &publisher{table: table}}
+	asked := map[netip.Addr]loader.TaskCounters{}
 	f := func(stats bool, want string) {
 		t.Helper()
-		if got, err := json.Marshal(d.shown(stats).Tasks); err != nil ||
+		if got, err := json.Marshal(d.shown(stats, asked).Tasks); err != nil ||
 			string(got) != want {
 			t.Errorf("stats %v: got %s, %v\nwant %s", stats, got, err, want)
 		}
 	}
 	const head = `[{"ARN":"arn:t1","ID":"t1","Family":"web","Revision":"3","Status":"RUNNING","Tag":1,` +
-		`"Endpoints":[{"Address":"172.17.0.2","MAC":"02:42:ac:11:00:02","Ifindex":12}],"Containers":[{"ID":"c1","Name":"app","Type":"NORMAL","Status":"RUNNING"`
+		`"Endpoints":[{"Address":"172.17.0.2","MAC":"02:42:ac:11:00:02","Ifindex":12%s}],"Containers":[{"ID":"c1","Name":"app","Type":"NORMAL","Status":"RUNNING"`
 	const tail = `},{"ID":"c2","Name":"new","Type":"","Status":""}]}]`
-	f(false, head+tail)
-	f(true, head+`,"Stats":{"read":"x"}`+tail)
+	f(false, fmt.Sprintf(head, "")+tail)
+	if cell.Asked() != 0 {
+		t.Error("a list without statistics asks for them")
+	}
+	f(true, fmt.Sprintf(head, "")+`,"Stats":{"read":"x"}`+tail)
+	if cell.Asked() == 0 {
+		t.Error("a list with statistics does not ask for them")
+	}
+	asked[netip.MustParseAddr("172.17.0.2")] = loader.TaskCounters{Connections: 7}
+	f(true, fmt.Sprintf(head, `,"Connections":7`)+`,"Stats":{"read":"x"}`+tail)
 }
 
 // An address that cannot be served is logged once, however often it is tried.

@@ -325,6 +325,14 @@ func TestRootCommands(t *testing.T) {
 		out, code := d.run("top", "--once", "--run-dir", d.runDir())
 		return code == 0 && strings.Contains(out, "cmds/app")
 	})
+	s, err := running(d.runDir()).Snapshot(t.Context())
+	if err != nil || s.Requests == 0 || s.Tasks.Tasks[0].Endpoints[0].Connections == 0 {
+		t.Errorf("what top shows: got %+v, %v", s, err)
+	}
+	l, err := running(d.runDir()).Look(t.Context(), task.Containers[0])
+	if err != nil || len(l.Steps) == 0 || !strings.Contains(string(l.Document), task.ARN) {
+		t.Errorf("what top shows of a container: got %+v, %v", l, err)
+	}
 	if code, body, err := d.get("127.0.0.1:51683", "/metrics"); err != nil || code != 200 ||
 		!strings.Contains(body, `metad_verdicts_total{verdict="port_task"}`) {
 		t.Errorf("metrics: got %d %v %.2000s", code, err, body)

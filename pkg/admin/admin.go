@@ -56,7 +56,8 @@ var Paths = []Path{
 	{"/readyz", false, "200 while the requests of containers are answered from a complete " +
 		"list of them; else 503, and why"},
 	{"/tasks", true, "every task with its tag, addresses, ports and containers; with " +
-		"?stats=1 their last samples too"},
+		"?stats=1 their last samples and connections too, which keeps them sampled " +
+		"each second"},
 	{"/debug/pprof/", true, "profiles, with --pprof"},
 }
 
@@ -83,6 +84,10 @@ type Endpoint struct {
 	Address string
 	MAC     string
 	Ifindex int
+	// Container is the id of the container that has it; "": not known.
+	Container string `json:",omitempty"`
+	// Connections is how many it has made to the endpoint; with ?stats=1 only.
+	Connections uint64 `json:",omitempty"`
 }
 
 // Container is one container of a task.
