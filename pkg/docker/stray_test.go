@@ -62,6 +62,7 @@ func TestStrayAddress(t *testing.T) {
 		restored := o.last()
 		set(next)
 		check(o, "another one in its place", 1)
+		check(o, "looked at again", 1)
 		set(own)
 		check(o, "its own again", 1, own)
 		o.end(t)
