@@ -1,8 +1,8 @@
 package lookup
 
 // Changed returns a channel that is closed as soon as v is no longer its task's view, because the
-// task has changed or is no more: at once if it is not now. The channel is shared by all that ask
-// for the same view, and need not be waited for.
+// task has changed or is gone. If v is already out of date, the channel is closed. All callers for
+// one view share the channel, and may drop it at any time.
 func (t *Table) Changed(v *View) <-chan struct{} {
 	t.wmu.Lock()
 	defer t.wmu.Unlock()
@@ -17,7 +17,7 @@ func (t *Table) Changed(v *View) <-chan struct{} {
 	return ch
 }
 
-// closed is what has happened already.
+// closed is a closed channel.
 var closed = func() chan struct{} {
 	ch := make(chan struct{})
 	close(ch)
@@ -25,7 +25,7 @@ var closed = func() chan struct{} {
 }()
 
 // tellChanged closes the channels of the views that s does not have. It is called with wmu held,
-// after s was published: who asks later finds that the view is no more.
+// after s was published, so that a later call of Changed finds the view out of date.
 func (t *Table) tellChanged(s *snapshot) {
 	for v, ch := range t.watched {
 		if s.byTag(v.Tag) != v {

@@ -7,7 +7,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// settle gives each address that c mentions to whoever is to have it.
+// settle gives each address that c mentions to its owner.
 func (t *Table) settle(c *change) {
 	for addr := range c.addrs {
 		e, ok := t.owner(c, addr)
@@ -21,8 +21,8 @@ func (t *Table) settle(c *change) {
 	}
 }
 
-// owner returns who is to have the address. Of those that claim it by different words it is the one
-// that has it, or nobody, and each new dispute is told. A container with NET_ADMIN can give itself
+// owner returns the claim that gets the address. If claims differ, it is the one that already has
+// the address, or none, and each new dispute is logged. A container with NET_ADMIN can give itself
 // any address, but not the port of the container that has it.
 func (t *Table) owner(c *change, addr netip.Addr) (entry, bool) {
 	var all []entry

@@ -13,7 +13,7 @@ import (
 )
 
 // ContainerMaps are the kernel's maps of containers by the id of their cgroup; the loader has them.
-// Deleting what is not there is no error.
+// Deleting a missing entry is no error.
 type ContainerMaps interface {
 	PutContainer(cgroup uint64, v *bpf.ContainerValue) error
 	// of a container in the host's network
@@ -22,18 +22,18 @@ type ContainerMaps interface {
 	Containers() (own, host map[uint64]bpf.ContainerValue, err error)
 }
 
-// containers gives each container that has a cgroup a number in its task, and keeps the kernel's
-// maps equal to that. A number is a container's from the publication that first has its cgroup
-// until the kernel has lost that cgroup, so that no packet is marked with a number that is another
-// container's by then. Guarded by Table.mu, the counts apart.
+// containers gives each container that has a cgroup a number in its task, and writes the numbers to
+// the kernel's maps. A container has its number from the publication that first has its cgroup
+// until the kernel's map no longer has that cgroup. So no packet gets a number that belongs to
+// another container by then. Table.mu guards all but the counts.
 type containers struct {
 	kernel  ContainerMaps // nil: the kernel does not name containers
 	log     *zap.Logger
-	written map[uint64]named    // what the kernel holds, by cgroup
+	written map[uint64]named    // the kernel's entries, by cgroup
 	numbers map[uint32]*numbers // by the task's tag
 	// written may differ from what is published, for other reasons than the latest change
 	behind bool
-	full   bool // the kernel had no room, and the log says so
+	full   bool // the kernel had no room, and that is logged
 
 	provable, unprovable atomic.Int64
 }
@@ -51,8 +51,8 @@ type numbers struct {
 	last     int // the number that was given last
 }
 
-// NameContainers has the kernel name the container that a connection comes from, by m. Without it a
-// container is known by its address at best. Call it before all else.
+// NameContainers makes the kernel name the container of a connection, by the maps m. Without it
+// only an address can identify a container. Call it before all other methods.
 func (t *Table) NameContainers(m ContainerMaps) { t.containers.kernel = m }
 
 // Provable returns how many running containers the kernel can name, and how many it cannot: no
@@ -62,7 +62,7 @@ func (t *Table) Provable() (yes, no int) {
 	return int(t.containers.provable.Load()), int(t.containers.unprovable.Load())
 }
 
-// read finds out what an earlier process left.
+// read reads the entries of an earlier process.
 func (cs *containers) read() error {
 	cs.written, cs.numbers, cs.behind = map[uint64]named{}, map[uint32]*numbers{}, true
 	if cs.kernel == nil {
@@ -98,7 +98,7 @@ func (cs *containers) of(tag uint32) *numbers {
 	return n
 }
 
-// number numbers v's containers, which nobody has seen yet.
+// number numbers the containers of v, which is not published yet.
 func (cs *containers) number(v *View) {
 	if cs.kernel == nil {
 		return
@@ -120,7 +120,7 @@ func (cs *containers) number(v *View) {
 	v.setLevels()
 }
 
-// rootCgroup is the id of the root of cgroup v2, which is every process's where v2 says nothing.
+// rootCgroup is the id of the root of cgroup v2. Without v2, every process has it.
 const rootCgroup = 1
 
 // sharesCgroup reports whether another container of the task has the cgroup of c too.
@@ -181,8 +181,8 @@ func (n *numbers) give(cgroup uint64) int {
 	return 0
 }
 
-// lose takes the cgroup out of the kernel, and then back the number that it has in the task with
-// the tag. It reports whether that is done.
+// lose removes the cgroup from the kernel's maps, and then frees its number in the task with the
+// tag. It reports whether it has done both.
 func (cs *containers) lose(tag uint32, cgroup uint64) bool {
 	if _, ok := cs.written[cgroup]; ok && cs.kernel.DeleteContainer(cgroup) != nil {
 		return false
@@ -194,8 +194,8 @@ func (cs *containers) lose(tag uint32, cgroup uint64) bool {
 	return true
 }
 
-// write makes the kernel's maps equal to c.next, removals first, and reports whether it could. What
-// c.old has was written, unless cs is behind.
+// write makes the kernel's maps equal to c.next, removals first, and reports whether it has
+// succeeded. The maps have the containers of c.old, unless cs is behind.
 func (cs *containers) write(c *change) (ok bool) {
 	if cs.kernel == nil {
 		return true
@@ -274,7 +274,7 @@ func (v *View) count() (yes, no int) {
 	return yes, no
 }
 
-// purge takes out of the kernel whatever is not next's.
+// purge removes the entries that are not in next from the kernel's maps.
 func (cs *containers) purge(next *snapshot) (ok bool) {
 	ok = true
 	for cgroup, w := range cs.written {
@@ -287,7 +287,8 @@ func (cs *containers) purge(next *snapshot) (ok bool) {
 	return ok
 }
 
-// put writes v's containers into the kernel. What two tasks claim is given to neither.
+// put writes v's containers to the kernel's maps. A cgroup that two tasks claim is given to
+// neither.
 func (cs *containers) put(v *View) (ok bool) {
 	ok = true
 	for _, c := range v.byNumber {
@@ -312,7 +313,8 @@ func (cs *containers) put(v *View) (ok bool) {
 		}
 		if err := put(c.Cgroup.ID, want.value()); err != nil {
 			if ok = false; !cs.full {
-				cs.log.Warn("containers are known by their address at best",
+				cs.log.Warn("cannot write containers to the kernel: only an "+
+					"address may identify them",
 					zap.Error(err))
 			}
 			cs.full = true

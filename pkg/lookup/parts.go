@@ -6,14 +6,13 @@ import (
 	"net/netip"
 )
 
-// parts is a map in parts. It is changed by making the next one, which shares with it all the parts
-// that do not change: what a change costs hardly depends on how much there is. The zero value is
-// empty.
+// parts is a map in parts. A change makes the next map, which shares all unchanged parts with the
+// last one, so that the cost of a change hardly depends on the size. The zero value is empty.
 //
-// After it was published it must not be changed. Reading it does not allocate.
+// A published map must not be changed. Reading does not allocate.
 type parts[K comparable, V any] struct {
 	maps [partCount]map[K]V
-	own  uint64 // those that are shared with no other, as bits
+	own  uint64 // bits of the parts that no other map shares
 }
 
 const partCount = 64 // the bits of own
@@ -33,7 +32,7 @@ func (p *parts[K, V]) delete(part int, k K) {
 	}
 }
 
-// take returns a part that may be changed.
+// take returns a part that is not shared, and may be changed.
 func (p *parts[K, V]) take(part int) map[K]V {
 	if p.own&(1<<part) == 0 {
 		if p.maps[part] = maps.Clone(p.maps[part]); p.maps[part] == nil {
@@ -44,7 +43,7 @@ func (p *parts[K, V]) take(part int) map[K]V {
 	return p.maps[part]
 }
 
-// all yields what there is, in no order.
+// all yields all entries, in no order.
 func (p *parts[K, V]) all() iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) {
 		for _, m := range p.maps {

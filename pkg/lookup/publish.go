@@ -80,15 +80,14 @@ func (t *Table) newView(tag uint32, tk *task.Task) *View {
 	return v
 }
 
-// Apply makes tasks, which are ordered by ARN, the whole truth: writes their endpoints to the
-// kernel, removes everybody else's, and publishes the views. It costs what has changed; a task
-// whose pointer has not costs a comparison.
+// Apply publishes tasks, the complete set, ordered by ARN: it writes their endpoints to the kernel,
+// removes all others, and publishes the views. The work depends on the number of changed tasks; a
+// task with an unchanged pointer costs a comparison.
 //
-// An address claimed by two tasks or behind two ports stays with the one that had it before, as
-// long as that one claims it from the same port; if none had it, it is given to neither. Either is
-// counted. An address that the kernel map refuses has no task until Retry or the next Apply
-// succeeds with it; the first of these errors are joined, and whom they do not concern is published
-// all the same.
+// An address that two tasks claim, or that is behind two ports, stays with the task that had it
+// before, as long as that one claims it from the same port. If neither had it, neither gets it.
+// Both cases are counted. An address that the kernel map refuses has no task until Retry or the
+// next Apply succeeds with it. The first of these errors are joined; all other tasks are published.
 func (t *Table) Apply(tasks []*task.Task) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -97,7 +96,7 @@ func (t *Table) Apply(tasks []*task.Task) error {
 	return t.publish(first, nil)
 }
 
-// Retry applies the same tasks again if the last time something was left undone.
+// Retry applies the same tasks again if the last publication was not complete.
 func (t *Table) Retry() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -107,8 +106,8 @@ func (t *Table) Retry() error {
 	return t.publish(true, nil)
 }
 
-// PortGone tells that the port with ifindex exists no more: its addresses are free at once,
-// before the task that had them is heard of again.
+// PortGone reports that the port with ifindex no longer exists. Its addresses are free at once,
+// before the next set of tasks.
 func (t *Table) PortGone(ifindex int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -120,8 +119,8 @@ func (t *Table) PortGone(ifindex int) error {
 	return t.publish(false, addrs)
 }
 
-// PortCame tells that a port with ifindex exists. A port that is gone may come back under its
-// number: what tasks claim behind it holds again. The kernel goes on comparing address and MAC.
+// PortCame reports that a port with ifindex exists. A deleted port may come back with its number:
+// then the tasks' claims behind it count again. The kernel still compares address and MAC.
 func (t *Table) PortCame(ifindex int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -132,7 +131,8 @@ func (t *Table) PortCame(ifindex int) error {
 	return t.publish(false, t.claims.ports[ifindex])
 }
 
-// change is one publication: the snapshots before and after it, and all in which they may differ.
+// change is one publication: the snapshots before and after it, and the keys at which they may
+// differ.
 type change struct {
 	old, next *snapshot
 	tags      map[uint32]bool
@@ -148,7 +148,7 @@ func (t *Table) newChange() *change {
 		tags: map[uint32]bool{}, addrs: map[netip.Addr]bool{}, ids: map[string]bool{}}
 }
 
-// mentions adds what a task claims, or has claimed, to what may change.
+// mentions adds the claims that a task has, or had, to the keys that may change.
 func (c *change) mentions(tk *task.Task) {
 	for _, ep := range tk.Endpoints {
 		c.addrs[ep.Addr] = true
@@ -160,9 +160,8 @@ func (c *change) mentions(tk *task.Task) {
 	}
 }
 
-// publish brings readers and the kernel from what was published to t.tasks. addrs are those whose
-// owner may change for another reason than that their task has changed. If whole, nothing is taken
-// for granted.
+// publish brings the readers' snapshot and the kernel's map to t.tasks. addrs are addresses whose
+// owner may change although their task has not. If whole, everything is written again.
 func (t *Table) publish(whole bool, addrs []netip.Addr) error {
 	if err := t.readKernel(); err != nil {
 		t.failed = true
@@ -179,18 +178,18 @@ func (t *Table) publish(whole bool, addrs []netip.Addr) error {
 	t.complete(c)
 	t.settle(c)
 	t.indexEndpoints(c)
-	// Readers lose what changes hands before the kernel gives it to another.
+	// Readers lose an address that gets another owner before the kernel gives it to that one.
 	if less, changed := c.less(); changed {
 		t.store(less)
 	}
 	err := t.writeKernel(c)
-	// A container that is not named has its task all the same: no error.
+	// A container without a number is still answered as its task. That is no error.
 	t.failed = t.applied && !t.containers.write(c) || err != nil
 	t.store(c.next)
 	return err
 }
 
-// store publishes s and serves who waits for it.
+// store publishes s and wakes the requests that wait for it.
 func (t *Table) store(s *snapshot) {
 	t.snap.Store(s)
 	t.wmu.Lock()
@@ -205,7 +204,7 @@ func (t *Table) store(s *snapshot) {
 	}
 }
 
-// take makes the views and claims those of t.tasks.
+// take makes views and claims from t.tasks.
 func (t *Table) take(c *change) {
 	for was, is := range task.Diff(t.shown, t.tasks) {
 		if was != nil {
@@ -230,7 +229,7 @@ func (t *Table) take(c *change) {
 	})
 }
 
-// forget ends what was claims; if ended, its tag is free for another task, after this change.
+// forget removes the claims of was. If ended, its tag is free for another task after this change.
 func (t *Table) forget(c *change, was *task.Task, ended bool) {
 	tag := t.tags[was.ARN]
 	t.claims.remove(tag, was)
@@ -242,7 +241,7 @@ func (t *Table) forget(c *change, was *task.Task, ended bool) {
 	}
 }
 
-// doubt adds to c all that there is.
+// doubt adds all keys to c.
 func (t *Table) doubt(c *change) {
 	for _, s := range []*snapshot{c.old, c.next} {
 		for tag := range s.tags.all() {
@@ -263,7 +262,7 @@ func (t *Table) doubt(c *change) {
 	}
 }
 
-// less returns old less the addresses and tags that next gives to another or nobody.
+// less returns old without the addresses and tags that have another owner, or none, in next.
 func (c *change) less() (less *snapshot, changed bool) {
 	less = c.old.next()
 	less.endpoints = c.next.endpoints.next()
@@ -285,8 +284,8 @@ func (c *change) less() (less *snapshot, changed bool) {
 	return less, changed
 }
 
-// writeKernel makes the kernel's map equal to next, removals first: they make room. What cannot be
-// written is taken out of next. What old has was written.
+// writeKernel makes the kernel's map equal to next. Removals come first, because they make room. An
+// address that cannot be written is removed from next. The map has the addresses of old.
 func (t *Table) writeKernel(c *change) error {
 	var errs []error
 	for addr := range c.addrs {
@@ -298,7 +297,7 @@ func (t *Table) writeKernel(c *change) error {
 		}
 		if err := t.kernel.Delete(addr); err != nil {
 			errs = append(errs, err)
-			continue // no reader believes it, and the next publish tries again
+			continue // no reader uses it, and the next publish tries again
 		}
 		delete(t.written, addr)
 	}
@@ -318,7 +317,7 @@ func (t *Table) writeKernel(c *change) error {
 	return errors.Join(errs...)
 }
 
-// put writes one address to the kernel's map, or takes it out of next.
+// put writes one address to the kernel's map. If that fails, it removes the address from next.
 func (t *Table) put(c *change, addr netip.Addr, e entry) (errs []error) {
 	want := value(e)
 	got, was := t.written[addr]
@@ -335,7 +334,7 @@ func (t *Table) put(c *change, addr netip.Addr, e entry) (errs []error) {
 	if !was {
 		return errs
 	}
-	// What was there before is not this task's any more.
+	// The entry from before does not belong to this task any more.
 	if err := t.kernel.Delete(addr); err != nil {
 		return append(errs, err)
 	}
@@ -343,10 +342,10 @@ func (t *Table) put(c *change, addr netip.Addr, e entry) (errs []error) {
 	return errs
 }
 
-// maxErrors is how many addresses an error names: a full map may have no room for thousands.
+// maxErrors is the number of addresses that an error names: a full map may refuse thousands.
 const maxErrors = 3
 
-// readKernel finds out, once, what an earlier process left. Its tags are not given to anybody else.
+// readKernel reads, once, the entries of an earlier process. No other task gets their tags.
 func (t *Table) readKernel() error {
 	if t.written != nil {
 		return nil
@@ -418,7 +417,7 @@ func (t *Table) newTag(c *change) uint32 {
 	}
 }
 
-// usedTags are the tags of all tasks, those included that this change ends, and of all entries of
+// usedTags are the tags of all tasks, including those that this change ends, and of all entries of
 // the kernel's maps.
 func (t *Table) usedTags(c *change) map[uint32]bool {
 	used := make(map[uint32]bool, len(t.tags)+len(t.written))
@@ -451,7 +450,7 @@ func value(e entry) bpf.TaskValue {
 	}
 }
 
-// taskID is the id as the kernel map shows it: cut if need be, and always ended by a NUL.
+// taskID returns the id as the kernel map has it: cut if it is too long, and ended by a NUL.
 func taskID(id string) (text [len(bpf.TaskValue{}.TaskId)]int8) {
 	for i := 0; i < len(id) && i < len(text)-1; i++ {
 		text[i] = int8(id[i])

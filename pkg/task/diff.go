@@ -2,8 +2,8 @@ package task
 
 import "iter"
 
-// Diff yields the tasks in which the set after differs from the set before, by ARN: what was and
-// what is, nil if there is none. Both sets are ordered by ARN and have each ARN once. A task whose
+// Diff yields the tasks in which the sets before and after differ, by ARN: the old and the new
+// task, nil if there is none. Both sets are ordered by ARN and have each ARN once. A task whose
 // pointer is in both costs a comparison of pointers.
 func Diff(before, after []*Task) iter.Seq2[*Task, *Task] {
 	return func(yield func(was, is *Task) bool) {

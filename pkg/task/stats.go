@@ -15,7 +15,7 @@ type Sample struct {
 	Read time.Time // when the counters were read
 }
 
-// StatsCell hands the sampler's last sample of one container to any number of readers. All methods
+// StatsCell passes the sampler's last sample of one container to any number of readers. All methods
 // are safe for concurrent use, take no lock and do not allocate.
 type StatsCell struct {
 	sample atomic.Pointer[Sample]
@@ -25,17 +25,18 @@ type StatsCell struct {
 	answered atomic.Int64 // Unix ns of the first answer; 0: none, -1: taken
 }
 
-// silence is how long nobody must have asked for the next question to be told of.
+// silence is the shortest time without a request after which Ask notifies the sampler.
 const silence = int64(5 * time.Second)
 
 // Load returns the last sample, or nil before the first and after the container stopped.
 func (c *StatsCell) Load() *Sample { return c.sample.Load() }
 
-// Store publishes s; nil takes the last sample back.
+// Store publishes s; nil removes the last sample.
 func (c *StatsCell) Store(s *Sample) { c.sample.Store(s) }
 
-// Ask records that somebody wants this container's statistics at time now, in Unix nanoseconds.
-// The sampler keeps a container hot while it is asked for; it is told of the first question in 5 s.
+// Ask records a request for this container's statistics at time now, in Unix nanoseconds. The
+// sampler keeps a container hot while there are requests. Ask notifies it of a request after
+// silence.
 func (c *StatsCell) Ask(now int64) {
 	before := c.asked.Swap(now)
 	if ago := now - before; 0 <= ago && ago < silence {
@@ -49,7 +50,7 @@ func (c *StatsCell) Ask(now int64) {
 	}
 }
 
-// Notify makes Ask send to ch, if that can take it at once, when somebody asks after a while.
+// Notify makes Ask send to ch at a request after silence, if ch has room.
 func (c *StatsCell) Notify(ch chan<- struct{}) { c.notify.Store(&ch) }
 
 // Asked returns the time of the last Ask in Unix nanoseconds, 0 if there was none.
@@ -63,8 +64,8 @@ func (c *StatsCell) Answered(now int64) {
 	}
 }
 
-// TakeFirstAnswer returns when the container got its first answer, in Unix nanoseconds, to the
-// first caller after it; else 0.
+// TakeFirstAnswer returns the time of the container's first answer, in Unix nanoseconds, to the
+// first caller after it. To all others it returns 0.
 func (c *StatsCell) TakeFirstAnswer() int64 {
 	at := c.answered.Load()
 	if at <= 0 || !c.answered.CompareAndSwap(at, -1) {

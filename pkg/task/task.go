@@ -1,10 +1,9 @@
-// Package task holds what metad knows of a task and its containers, and renders the documents made
-// of them. It imports nothing of ours, so that every other package can speak of tasks.
+// Package task describes tasks and their containers, and renders their documents. It imports no
+// other package of metad, so that every package can use it.
 //
-// A *Task and everything reached from it is immutable once published; only a StatsCell changes.
-// Who wants a different task builds a new one. An unchanged task keeps its pointer, so that
-// consumers of a whole set (see Apply in the packages that take one) can tell by comparing
-// pointers.
+// A *Task and everything reached from it is immutable once published; only a StatsCell changes. A
+// change builds a new Task. An unchanged task keeps its pointer, so that consumers of a complete
+// set (see Apply in the packages that have it) find changes by comparing pointers.
 package task
 
 import (
@@ -16,7 +15,7 @@ import (
 // Status is a task's or container's state in the ECS agent's words.
 type Status string
 
-// The agent's status texts that can be derived from what Docker says.
+// The agent's status texts that follow from Docker's state.
 const (
 	StatusNone    Status = "NONE"
 	StatusPulled  Status = "PULLED"
@@ -27,10 +26,10 @@ const (
 	StatusStopped              Status = "STOPPED"
 )
 
-// ContainerType is the agent's word for what a container is for.
+// ContainerType is the agent's word for the purpose of a container.
 type ContainerType string
 
-// Container types; whatever is not recognised is TypeNormal.
+// Container types. A container that metad does not recognise is TypeNormal.
 const (
 	TypeNormal          ContainerType = "NORMAL"
 	TypeEmptyHostVolume ContainerType = "EMPTY_HOST_VOLUME"
@@ -85,8 +84,8 @@ type Task struct {
 	// ECS does not know it: its containers are shown with the labels that the agent would set
 	MadeUp bool
 
-	// Settling: a container of the task is being created or started, and what it is is not
-	// known yet. Who asks just now may be that container.
+	// Settling: a container of the task is being created or started, and has not been inspected
+	// yet. A request may come from that container.
 	Settling bool `json:"-"`
 
 	// Endpoints are the places at which this task's packets enter the host, one per address.
@@ -115,7 +114,7 @@ type Container struct {
 	ID         string // full Docker id; "" while it is being created
 	Name       string // in the task definition
 	DockerName string // no leading slash
-	Image      string // as it was asked for
+	Image      string // as in the request to create the container
 	ImageID    string // "sha256:…"; empty for a pause container
 
 	Ports  []Port
@@ -135,7 +134,7 @@ type Container struct {
 	Health   *Health   // nil: no Docker health check
 	Volumes  []Volume
 
-	// What follows is not for v2 documents.
+	// v2 documents do not show the following fields.
 
 	ARN            string // "": made of the task's ARN and ID
 	LogDriver      string
@@ -144,7 +143,7 @@ type Container struct {
 	RestartPolicy  bool // Docker restarts it
 	RestartCount   int  // shown if RestartPolicy
 
-	// What follows no document shows.
+	// No document shows the following fields.
 
 	PID int // init process, 0 unless running
 	// Docker's word: created, running, paused, restarting, removing, exited, dead
@@ -164,10 +163,10 @@ type Container struct {
 	Stats *StatsCell
 }
 
-// Cgroup is a cgroup of version 2 that is one container's alone.
+// Cgroup is a cgroup of version 2 of exactly one container.
 type Cgroup struct {
-	ID    uint64 // inode number of its directory; the kernel gives none twice before a reboot
-	Level uint8  // how far below the root, whose level is 0
+	ID    uint64 // inode number of its directory; the kernel uses none twice before a reboot
+	Level uint8  // depth below the root, which has level 0
 }
 
 // ContainerLimits are always printed, both members.
@@ -184,7 +183,7 @@ type Port struct {
 	HostIP        string // v4 and metadata file only
 }
 
-// Network is a network interface of the task's own.
+// Network is a network interface of the task.
 type Network struct {
 	Mode          string // "awsvpc"
 	IPv4Addresses []string
@@ -192,7 +191,7 @@ type Network struct {
 	NetworkDetails
 }
 
-// NetworkDetails is what only v4 shows of a network; an empty member is left out.
+// NetworkDetails are the members of a network that only v4 shows. An empty member is left out.
 type NetworkDetails struct {
 	MAC                              string
 	Subnet, IPv6Subnet               string // "10.0.0.0/24"

@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// The members of the documents, in the agent's names and in its order
-// (ecs-agent/tmds/handlers/v2/response.go and v4/state/response.go). A type has those that follow
-// each other in all versions that have them. encoding/json writes them, as it writes the agent's:
-// escapes, numbers and times agree by construction.
+// The members of the documents, with the agent's names and in its order
+// (ecs-agent/tmds/handlers/v2/response.go and v4/state/response.go). A type has members that follow
+// each other in all versions that have them. encoding/json writes them, as in the agent, so that
+// escapes, numbers and times agree.
 
 // {"Cluster": text, "TaskARN": ARN, "Family": text, "Revision": "7", "DesiredStatus": status,
 // "KnownStatus": status}
@@ -49,7 +49,7 @@ func newTaskRest(t *Task) taskRest {
 		AvailabilityZone:   t.AvailabilityZone,
 	}
 	limits := taskLimits(t.Limits)
-	if math.IsNaN(limits.CPU) || math.IsInf(limits.CPU, 0) { // no JSON number: as good as none
+	if math.IsNaN(limits.CPU) || math.IsInf(limits.CPU, 0) { // JSON has no such number
 		limits.CPU = 0
 	}
 	if limits != (taskLimits{}) {
@@ -133,7 +133,7 @@ type containerLimits struct {
 	Memory int64
 }
 
-// minCPUUnits is what the agent prints for a container whose CPU limit is below it, unset included.
+// minCPUUnits is the number that the agent prints for a CPU limit below it, or for none.
 const minCPUUnits = 2
 
 func newContainerBody(t *Task, c *Container) containerBody {
@@ -262,8 +262,8 @@ func newNetworks(networks []Network) (list []network) {
 	return list
 }
 
-// newDockerNetworks returns what v3 shows of a container whose task has no network interface of its
-// own: no IPv6, and one empty address where Docker has none, as in host mode.
+// newDockerNetworks returns the networks that v3 shows if the task has no network interface of its
+// own: without IPv6, and with one empty address where Docker has none, as in host mode.
 func newDockerNetworks(t *Task, c *Container) (list []network) {
 	for _, n := range dockerNetworks(t, c) {
 		list = append(list, network{NetworkMode: n.Name,
@@ -306,8 +306,8 @@ func newFullNetwork(mode string, v4, v6 []string, d *NetworkDetails) fullNetwork
 	}
 }
 
-// dockerNetworks returns c's networks as Docker knows them, those of the container whose network c
-// uses if that is one of t's, or else one that has the name of c's network mode and no address.
+// dockerNetworks returns c's networks in Docker. If c uses the network of another container of t,
+// it returns that one's. Otherwise it returns one with the name of c's network mode and no address.
 func dockerNetworks(t *Task, c *Container) []DockerNetwork {
 	if len(c.DockerNetworks) > 0 {
 		return c.DockerNetworks
