@@ -8,11 +8,11 @@ import (
 	"metad/pkg/task"
 )
 
-// doubt is when a container may be looked at because its MAC is said to be another. A container can
-// send from made-up MACs as fast as it likes, so each look in a row that finds nothing new makes
-// the next one wait longer.
+// doubt says when a container may be looked at after an event of a wrong MAC. A container can send
+// from made-up MACs without end, so each look in a row that finds nothing new makes the next one
+// wait longer.
 type doubt struct {
-	until time.Time // no look for this reason before
+	until time.Time // no look for this reason before it
 	pause time.Duration
 }
 
@@ -34,7 +34,7 @@ func (d *doubt) begin(now time.Time) bool {
 	return true
 }
 
-// wrongMACs looks at the containers that have one of the addresses.
+// wrongMACs queues the containers that have one of the addresses, if a look is due.
 func (s *state) wrongMACs(addrs map[netip.Addr]bool) {
 	for _, c := range s.containers {
 		switch {
@@ -54,8 +54,8 @@ func (c *tracked) holds(addrs map[netip.Addr]bool) bool {
 	})
 }
 
-// settleDoubt takes note of what a look has found: if that is something new, the next doubt is as
-// good as the first.
+// settleDoubt compares a finding with the last one: if it is new, the wait of the next doubt is
+// again that of the first.
 func (c *tracked) settleDoubt(found *namespace) {
 	if c.ns == nil || found == nil || !slices.Equal(c.ns.endpoints, found.endpoints) {
 		c.doubt = doubt{}

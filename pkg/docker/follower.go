@@ -1,11 +1,11 @@
 // Package docker follows a Docker Engine and says which tasks the host runs, with the addresses
 // and ports of each.
 //
-// It lists the containers, follows the events from a moment before, and lists again now and then,
-// because events get lost. Facts come from inspecting a container and from its network namespace,
-// never from an event: an event only says where to look. That a container is about to run is seen
-// in containerd's directories, before the Engine says so: its program may ask for its metadata with
-// its first instruction.
+// It lists the containers, follows the events from a moment before the list, and lists again now
+// and then, because events get lost. Facts come from inspects of containers and from their network
+// namespaces, never from an event: an event only says which container to inspect. A container that
+// is about to run is seen in containerd's directories before the Engine reports it, because the
+// first instruction of its program may be a request for its metadata.
 package docker
 
 import (
@@ -24,41 +24,39 @@ import (
 	"metad/pkg/task"
 )
 
-// Config says what to follow and whom to tell.
+// Config says what to follow, and has the functions that get the results.
 type Config struct {
 	Engine Engine
 	Log    *zap.Logger
 
-	// Apply gets the whole current set, ordered by ARN, at every change of it; a task that has
-	// not changed has the pointer it had before. One call at a time. The first comes when every
-	// container there was at the start has been inspected, or the Engine has not answered for
-	// it in 10 s, so that nobody takes a part for the whole. After Restore it comes 10 s after
-	// the first list at the latest.
+	// Apply gets the complete current set, ordered by ARN, at every change of it. An unchanged
+	// task keeps its pointer. One call at a time. The first call comes when every container of
+	// the first list has been inspected, or its inspect was not answered for 10 s, so that no
+	// set is incomplete. After Restore it comes 10 s after the first list at the latest.
 	Apply func([]*task.Task)
 
-	// Enrich may add to a task what only the ECS agent knows, before the task is published. It
-	// may change the containers too. Called from one goroutine; must be quick. May be nil.
+	// Enrich may add facts that only the ECS agent has to a task, before it is published. It
+	// may also change the containers. Called from one goroutine; must be quick. May be nil.
 	Enrich func(*task.Task)
 
-	// Bridges gets the devices of all the bridge networks that the Engine has, ordered by name,
-	// at every change of them. Called from a goroutine of its own. May be nil.
+	// Bridges gets the devices of all bridge networks of the Engine, ordered by name, at every
+	// change of them. Called from a goroutine of its own. May be nil.
 	Bridges func(names []string)
 
-	// LeftAlone gets the addresses of the running containers of which nothing is known, because
-	// the Engine lists them and answers no inspect of them, in order, at every change of them.
-	// It is called before the Apply that they are missing from. From Run's goroutine; must be
+	// LeftAlone gets the addresses of the running containers that are not known, because the
+	// Engine lists them and answers no inspect of them. It gets them in order, at every change
+	// of them, before the Apply whose set lacks them. Called from Run's goroutine; must be
 	// quick. May be nil.
 	LeftAlone func([]netip.Addr)
 
-	// HostNetns is the path of the network namespace that the bridges are in; "": that of New's
-	// thread.
+	// HostNetns is the path of the network namespace of the bridges; "": that of New's thread.
 	HostNetns string
 	// ProcRoot is where the host's processes are seen; "": /proc.
 	ProcRoot string
 
-	// BundleDirs are where containerd keeps the bundles of Docker's containers; none: its usual
-	// places. A container is then known before its program runs. Without them it is as soon as
-	// Docker says it has started.
+	// BundleDirs are the directories in which containerd keeps the bundles of Docker's
+	// containers; none: its usual ones. From them a container is known before its program runs.
+	// Without them it is known when Docker reports its start.
 	BundleDirs []string
 
 	Cluster          string // name or ARN; "": default
@@ -67,21 +65,21 @@ type Config struct {
 	AvailabilityZone string // "": none
 	// availability zone of tasks that ECS does not know, if there is no other; "": none
 	MadeUpZone string
-	LaunchType string // where the agent says nothing; "": EXTERNAL
+	LaunchType string // if the agent has none; "": EXTERNAL
 	CgroupRoot string // where cgroups are mounted; "": /sys/fs/cgroup
 
-	// ReconcileEvery is the time between two looks at the list of all containers; 0: 30 s.
+	// ReconcileEvery is the time between two lists of all containers; 0: 30 s.
 	ReconcileEvery time.Duration
 }
 
-// maxFirstSync is how long what an earlier process knew may stand for the whole.
+// maxFirstSync is how long the tasks of an earlier process may stand for the complete set.
 const maxFirstSync = 10 * time.Second
 
-// Status is how a Follower is doing.
+// Status is a Follower's state in numbers.
 type Status struct {
 	Connected bool // the event stream is open, and the containers were listed since
-	Complete  bool // each container of the first list has been inspected, or given up once
-	// listed containers of which nothing is known, because the Engine does not answer
+	Complete  bool // each container of the first list was inspected, or its inspect failed once
+	// listed containers that are not known, because the Engine does not answer their inspects
 	Missing    int
 	Containers int    // known, stopped ones included
 	Events     uint64 // received
@@ -96,7 +94,7 @@ type Follower struct {
 	cfg      Config
 	stream   *stream
 	looks    *inspector
-	newborns *inspector // the state says what it is for
+	newborns *inspector // see state.newborns
 	state    *state     // of Run's goroutine
 	ns       *namespaces
 	read     func(*task.Container) (*namespace, error) // into the container's namespace
@@ -121,7 +119,7 @@ type Follower struct {
 	}
 }
 
-// New returns a follower that has done nothing yet. Close it after Run has returned.
+// New returns a follower. Run starts its work. Close it after Run has returned.
 func New(cfg Config) (*Follower, error) {
 	f, err := newFollower(cfg)
 	if err != nil {
@@ -143,18 +141,18 @@ func New(cfg Config) (*Follower, error) {
 	return f, nil
 }
 
-// useBirths has the bundles followed, unless err says why that cannot be: the user's inotify
-// instances are used up, for which anybody may be the reason.
+// useBirths makes the follower follow the bundles, unless err is set: the user's inotify instances
+// may be used up, by any other process.
 func (f *Follower) useBirths(births *bundles, err error) {
 	if err != nil {
-		f.cfg.Log.Warn("a container is known only when Docker says that it runs",
-			zap.Error(err))
+		f.cfg.Log.Warn("cannot watch containerd's bundles: a container is known only "+
+			"after its start", zap.Error(err))
 		return
 	}
 	f.births = births
 }
 
-// newFollower is New without a look at the machine.
+// newFollower is New without access to the host.
 func newFollower(cfg Config) (*Follower, error) {
 	if cfg.Engine == nil || cfg.Apply == nil || cfg.Log == nil {
 		return nil, errors.New("docker: Engine, Apply and Log must be set")
@@ -192,9 +190,9 @@ func (f *Follower) Close() error {
 	return errors.Join(f.ns.close(), f.births.close())
 }
 
-// Restore makes tasks that an earlier process knew the beginning of what is known. What the Engine
-// lists of their containers stays as it was until it has been inspected, so that none is taken away
-// because the Engine is slow. Call it before Run.
+// Restore sets the initial state to the tasks of an earlier process. A container of them that the
+// Engine lists stays as it was until it has been inspected, so that a slow Engine makes no
+// container disappear. Call it before Run.
 func (f *Follower) Restore(tasks []*task.Task) { f.state.restore(tasks) }
 
 // Synced is closed after the first Apply.
@@ -215,8 +213,7 @@ func (f *Follower) Status() Status {
 	}
 }
 
-// Ready returns why the set is a part of the whole, nil if it is the whole. Safe for concurrent
-// use.
+// Ready returns nil if the set is complete, else the reason. Safe for concurrent use.
 func (f *Follower) Ready() error {
 	switch missing := f.missing.Load(); {
 	case missing > 0:
@@ -228,8 +225,8 @@ func (f *Follower) Ready() error {
 	return nil
 }
 
-// PortChanged tells that a port with ifindex has come or gone in the host's namespace: the
-// containers that it could concern are looked at now. Never blocks; safe for concurrent use.
+// PortChanged reports a new or deleted port with ifindex in the host's namespace. The follower
+// inspects the containers that it may belong to. It never blocks and is safe for concurrent use.
 func (f *Follower) PortChanged(ifindex int) {
 	f.mailbox.Lock()
 	defer f.mailbox.Unlock()
@@ -237,8 +234,9 @@ func (f *Follower) PortChanged(ifindex int) {
 	f.signal()
 }
 
-// WrongMAC tells that a packet from addr came in by the port of the address and from another MAC:
-// the container may have changed it, and is looked at now. Never blocks; safe for concurrent use.
+// WrongMAC reports a packet from addr, by the port of the address, with another MAC. The container
+// may have changed its MAC, so the follower inspects it. It never blocks and is safe for concurrent
+// use.
 func (f *Follower) WrongMAC(addr netip.Addr) {
 	f.mailbox.Lock()
 	defer f.mailbox.Unlock()
@@ -246,8 +244,8 @@ func (f *Follower) WrongMAC(addr netip.Addr) {
 	f.signal()
 }
 
-// Refresh has the tasks with the ARNs made anew, every task if there are none, because what Enrich
-// adds has changed. Never blocks; safe for concurrent use.
+// Refresh makes the follower build the tasks with the ARNs again, or every task if there are none,
+// because the facts that Enrich adds have changed. It never blocks and is safe for concurrent use.
 func (f *Follower) Refresh(arns ...string) {
 	f.mailbox.Lock()
 	defer f.mailbox.Unlock()
@@ -263,7 +261,7 @@ func (f *Follower) signal() {
 	}
 }
 
-// openMailbox takes in what came by PortChanged, WrongMAC and Refresh.
+// openMailbox processes the reports of PortChanged, WrongMAC and Refresh.
 func (f *Follower) openMailbox() {
 	f.mailbox.Lock()
 	ports, doubts := f.mailbox.ports, f.mailbox.doubts
@@ -280,8 +278,8 @@ func (f *Follower) openMailbox() {
 	}
 }
 
-// Run follows the Engine until ctx ends, and returns nil then. An Engine that is away is no error:
-// the tasks stay as they were last seen until it is back.
+// Run follows the Engine until ctx ends, and then returns nil. An Engine that is away is no error:
+// until it is back, the tasks stay as they were.
 func (f *Follower) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var parts sync.WaitGroup
@@ -333,17 +331,17 @@ func (f *Follower) Run(ctx context.Context) error {
 	}
 }
 
-// end waits for all that Run has started, whose context has ended.
+// end waits for the goroutines that Run has started. Their context has ended.
 func (f *Follower) end(parts *sync.WaitGroup) {
 	if f.births != nil {
-		_ = f.births.close() // ends its run, and nothing was written
+		_ = f.births.close() // ends its run; nothing can be lost
 	}
 	parts.Wait()
 	f.looks.close()
 	f.newborns.close()
 }
 
-// drain takes in what has come already, which costs no waiting and one Apply less.
+// drain processes the input that is already there. That needs no wait and saves calls of Apply.
 func (f *Follower) drain() {
 	for {
 		select {
@@ -366,7 +364,8 @@ func (f *Follower) followBirths(parts *sync.WaitGroup) <-chan newborn {
 	}
 	parts.Go(func() {
 		if err := f.births.run(); err != nil {
-			f.cfg.Log.Warn("containers are not seen before they run", zap.Error(err))
+			f.cfg.Log.Warn("stopped watching containerd's bundles: a container is "+
+				"known only after its start", zap.Error(err))
 		}
 	})
 	return f.births.found
@@ -379,7 +378,7 @@ func (f *Follower) list(l listing) {
 	f.state.list(l)
 }
 
-// leaveAlone tells which addresses are those of missing containers, if that has changed.
+// leaveAlone reports the addresses of missing containers if they have changed.
 func (f *Follower) leaveAlone() {
 	if f.cfg.LeftAlone == nil {
 		return
@@ -390,8 +389,8 @@ func (f *Follower) leaveAlone() {
 	}
 }
 
-// publish hands over the whole set if anything in it has changed, and the first in any case. It is
-// the first when the list has been worked off, or patience has ended.
+// publish passes on the complete set if it has changed, and the first set in any case. The first
+// set is due when every container of the list has been inspected, or patience has ended.
 func (f *Follower) publish(patient bool) {
 	f.containerCount.Store(int64(len(f.state.containers)))
 	f.missing.Store(int64(len(f.state.missing)))

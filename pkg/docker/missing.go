@@ -7,11 +7,11 @@ import (
 	"github.com/docker/docker/api/types/container"
 )
 
-// missing is the containers that the Engine has not answered for, not once, by id, and the
-// addresses that it lists of them.
+// missing has the containers of which no inspect was ever answered, by id, and the addresses that
+// the Engine's list has of them.
 type missing map[string][]netip.Addr
 
-// add notes that nothing is known of the container with the id, and reports whether that is new.
+// add adds the container with the id, and reports whether it is new.
 func (m missing) add(id string) bool {
 	if _, is := m[id]; is {
 		return false
@@ -20,7 +20,7 @@ func (m missing) add(id string) bool {
 	return true
 }
 
-// listed takes in what the Engine lists of a container.
+// listed stores a container's addresses in the Engine's list.
 func (m missing) listed(sum *container.Summary) {
 	if _, is := m[sum.ID]; !is {
 		return
@@ -39,7 +39,7 @@ func (m missing) listed(sum *container.Summary) {
 	}
 }
 
-// ended takes note that the container does not run any more: its addresses may be another's.
+// ended stores that the container no longer runs: another one may have its addresses.
 func (m missing) ended(id string) {
 	if _, is := m[id]; is {
 		m[id] = nil

@@ -26,7 +26,7 @@ const (
 	eniDevice = "eth0"     // the task's network interface: the real one or a VLAN on it
 )
 
-// namespace is what was found in a container's network namespace.
+// namespace is the result of reading a container's network namespace.
 type namespace struct {
 	endpoints []task.Endpoint // ordered by address
 	ecs       bool            // ecs-eth0 is there, with an address
@@ -35,8 +35,8 @@ type namespace struct {
 	details   task.NetworkDetails // of the task's network interface, DNS apart
 	inode     uint64              // tells one namespace from the next
 
-	// homes are the ports' own addresses, by ifindex: the first that each was seen with. Of a
-	// container that Docker has given addresses it has none.
+	// homes are the addresses that count, by ifindex of the port: the first one seen at each.
+	// It is empty for a container to which Docker has assigned addresses.
 	homes map[int]netip.Addr
 
 	strays map[netip.Addr]bool // addresses of ports that have others for their own
@@ -82,15 +82,15 @@ func (n *namespaces) inode(pid int) uint64 {
 // read enters the namespace of the running container c and returns its endpoints: the IPv4
 // addresses of veths whose other end is in the host's namespace.
 //
-// Addresses that Docker gave the container are the only ones believed, if it gave it any: a
-// container that may administer its network can take its neighbour's as well.
+// If Docker has assigned addresses to the container, only those count: a container that may
+// administer its network can also take its neighbour's address.
 func (n *namespaces) read(c *task.Container) (*namespace, error) {
 	ns, err := netns.GetFromPath(n.path(c.PID))
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
 	defer ns.Close()
-	// Checked after the opening: whose the process is now it was before.
+	// The check comes after the opening. If the process is the container's now, it was before.
 	cgroup, err := os.ReadFile(filepath.Join(n.procRoot, strconv.Itoa(c.PID), "cgroup"))
 	if err != nil {
 		return nil, fmt.Errorf("read cgroup: %w", err)
@@ -112,7 +112,7 @@ func (n *namespaces) read(c *task.Container) (*namespace, error) {
 		return nil, fmt.Errorf("enter network namespace: %w", err)
 	}
 	defer h.Close()
-	// All lists anew: they must agree with each other.
+	// Read all lists again, because they must agree with each other.
 	return netdump.Whole(func() (*namespace, error) {
 		f := *found
 		if err := f.fill(h, n.host, assigned(c)); err != nil {
@@ -122,7 +122,7 @@ func (n *namespaces) read(c *task.Container) (*namespace, error) {
 	})
 }
 
-// assigned returns the IPv4 addresses that Docker gave the container.
+// assigned returns the IPv4 addresses that Docker has assigned to the container.
 func assigned(c *task.Container) (addrs []netip.Addr) {
 	for _, n := range c.DockerNetworks {
 		if a, err := netip.ParseAddr(n.IPAddress); err == nil {

@@ -10,7 +10,7 @@ import (
 	"metad/pkg/task"
 )
 
-// list compares what the Engine lists with what is known.
+// list compares the Engine's list with the state.
 func (s *state) list(l listing) {
 	s.lists++
 	if s.unseen == nil {
@@ -23,7 +23,7 @@ func (s *state) list(l listing) {
 			}
 		}
 	}
-	// The running ones first: they may ask.
+	// Running containers first: they may send requests.
 	slices.SortStableFunc(l.containers, func(a, b container.Summary) int {
 		return cmp.Compare(listedRunning(&b), listedRunning(&a))
 	})
@@ -45,11 +45,11 @@ func (s *state) list(l listing) {
 	}
 }
 
-// listed compares what the Engine lists of one container with what is known of it.
+// listed compares one container in the Engine's list with the state.
 func (s *state) listed(sum *container.Summary, recheck bool) {
 	c := s.containers[sum.ID]
 	if c != nil && c.restored != nil && listedRunning(sum) == 0 {
-		c.ns, c.cgroup = nil, task.Cgroup{} // the address may be another's since
+		c.ns, c.cgroup = nil, task.Cgroup{} // another may have the address by now
 		s.dirty[c.home.arn] = true
 	}
 	// At a low priority, so that a container that starts now does not wait for all of them.
@@ -58,7 +58,7 @@ func (s *state) listed(sum *container.Summary, recheck bool) {
 	}
 }
 
-// listedRunning returns 1 for a container that has processes by the list, else 0.
+// listedRunning returns 1 for a container that has processes according to the list, else 0.
 func listedRunning(sum *container.Summary) int {
 	switch sum.State {
 	case "running", "paused", "restarting":

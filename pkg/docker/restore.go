@@ -6,8 +6,8 @@ import (
 	"metad/pkg/task"
 )
 
-// restore makes what an earlier process knew of its tasks the beginning of what is known. A
-// container of them that the Engine lists stays as it was until it has been inspected.
+// restore sets the initial state to the tasks of an earlier process. A container of them that the
+// Engine lists stays as it was until it has been inspected.
 func (s *state) restore(tasks []*task.Task) {
 	for _, t := range tasks {
 		if len(t.Containers) == 0 {
@@ -33,8 +33,8 @@ func (s *state) restore(tasks []*task.Task) {
 	}
 }
 
-// endpointOwners says which containers of t the endpoints belong to, by container id: those that
-// Docker has given the address, else the one that holds the task's namespace.
+// endpointOwners returns the endpoints of t by the id of their container: the one to which Docker
+// has assigned the address, else the one that holds the task's namespace.
 func endpointOwners(t *task.Task) map[string][]task.Endpoint {
 	owners := map[string][]task.Endpoint{}
 	for _, ep := range t.Endpoints {
@@ -62,8 +62,8 @@ func endpointOwners(t *task.Task) map[string][]task.Endpoint {
 	return owners
 }
 
-// asRestored returns the task of an earlier process if nothing is known that it does not say: all
-// of its containers are there, no other is, and none has been inspected since.
+// asRestored returns the task of an earlier process if it is still up to date: the task has the
+// same containers, and none of them has been inspected since.
 func (s *state) asRestored(group map[string]*tracked) *task.Task {
 	var t *task.Task
 	for _, c := range group {

@@ -15,41 +15,41 @@ import (
 	"metad/pkg/task"
 )
 
-// recheckShare: a list has one in so many of the containers inspected that seem unchanged.
+// recheckShare: after a list, one in recheckShare of the containers that seem unchanged is
+// inspected.
 const recheckShare = 16
 
-// state is what is known of the containers, and the tasks that they make. It takes in what is heard
-// and found, and has the inspector look at what that concerns. Its methods belong to one goroutine.
+// state stores the containers and the tasks that they make. It processes events, lists and
+// findings, and queues containers at the inspector. Its methods belong to one goroutine.
 type state struct {
 	cfg   *Config
 	names *naming
 	looks *inspector
-	// newborns looks into the namespaces of containers that are being started, without the
-	// Engine, which would not answer yet, and beside the look at the Engine that waits for
-	// that.
+	// newborns reads the namespaces of containers that are being started. It does not ask the
+	// Engine, which would not answer yet, and does not wait for an inspect that does.
 	newborns *inspector
 	inode    func(pid int) uint64
 	recheck  int // recheckShare
 
 	containers map[string]*tracked
 	groups     map[string]map[string]*tracked // by ARN, then container id
-	// by ARN: containers created of which no more is known
+	// by ARN: number of created containers that have not been inspected
 	announced map[string]int
 	dirty     map[string]bool // ARNs to build again
 	tasks     map[string]*task.Task
 	published []*task.Task // the last set
 	renewed   []string     // ARNs of tasks that have changed since, or are gone
-	// by id or name of a container: those that share its namespace
+	// by id or name of a container: the containers that share its namespace
 	guests   map[string]map[string]bool
-	unseen   map[string]bool // ids of the first list that were not looked at yet; nil before it
+	unseen   map[string]bool // ids of the first list without a finding yet; nil before the list
 	missing  missing
 	lists    int
 	relist   bool // a list is wanted, for the address of a container that is missing
-	restored bool // there is something that an earlier process knew
+	restored bool // the state has begun with tasks of an earlier process
 	strays   atomic.Uint64
 }
 
-// tracked is what is known of one container.
+// tracked is one container.
 type tracked struct {
 	id    string
 	stats *task.StatsCell
@@ -60,18 +60,18 @@ type tracked struct {
 	home   identity
 	ns     *namespace // nil unless it runs in a namespace of its own
 	cgroup task.Cgroup
-	// process of a container that is being started; 0 once the Engine has spoken
+	// process of a container that is being started; 0 once the Engine says that it runs
 	newborn  int
 	ended    ending     // of its last life
 	doubt    doubt      // of its MAC
-	restored *task.Task // desc is of an earlier process's; nil since the first inspect
+	restored *task.Task // of an earlier process, which made desc; nil after the first inspect
 	warned   bool
 }
 
-// ending is the end of one life of a container. An inspect that was answered before it says
-// otherwise.
+// ending is the end of one life of a container. An inspect from before the end still shows the
+// container as running.
 type ending struct {
-	startedAt time.Time // which life
+	startedAt time.Time // identifies the life
 	at        time.Time
 	code      *int
 }
@@ -91,10 +91,10 @@ func newState(cfg *Config, names *naming) *state {
 	}
 }
 
-// known is what a look at a container begins with.
+// known returns the input of a look at a container.
 func (s *state) known(id string) (*description, int) { return s.containers[id].desc, 0 }
 
-// knownNewborn is what a look at a container that is being started begins with.
+// knownNewborn returns the input of a look at a container that is being started.
 func (s *state) knownNewborn(id string) (*description, int) {
 	c := s.containers[id]
 	return c.desc, c.newborn
@@ -110,19 +110,19 @@ func (s *state) container(id string) *tracked {
 	return c
 }
 
-// want has the container looked at.
+// want queues the container for a look.
 func (s *state) want(id string, p priority) *tracked {
 	c := s.container(id)
 	s.looks.want(id, p)
 	return c
 }
 
-// event notes what an event calls for.
+// event processes an event.
 func (s *state) event(m events.Message) {
 	if m.Type == events.NetworkEventType {
 		id := m.Actor.Attributes["container"]
-		// While a container is being started its networks are connected one by one, and
-		// inspecting it has to wait: the start event that follows is soon enough.
+		// While the Engine starts a container, it connects the networks one by one and
+		// answers no inspect. The start event that follows is soon enough.
 		if c := s.containers[id]; c != nil && c.desc != nil &&
 			(c.desc.container.Running() || c.ns != nil) {
 			s.want(id, priorityEvent)
@@ -147,9 +147,9 @@ func (s *state) event(m events.Message) {
 	}
 }
 
-// die takes note that a container has ended. Its addresses may be another's before an inspect is
-// answered, and it may be started again before that. An old event that is told again says nothing
-// about a container that has been started since.
+// die stores that a container has ended. Another container may have its addresses, or it may start
+// again, before an inspect is answered. An old event that comes again says nothing about a
+// container that has been started since.
 func (s *state) die(id string, at time.Time, code string) {
 	c := s.containers[id]
 	if c == nil || c.desc == nil || c.desc.container.StartedAt.After(at) {
@@ -165,8 +165,7 @@ func (s *state) die(id string, at time.Time, code string) {
 	s.place(c, c.desc)
 }
 
-// after returns what is true of d, which was said of a container's life before it ended, after
-// that.
+// after returns d as it is after the end e. d describes the container before it.
 func (d *description) after(e ending) *description {
 	c := &d.container
 	if e.startedAt.IsZero() || !c.StartedAt.Equal(e.startedAt) || !c.Running() {
@@ -177,7 +176,7 @@ func (d *description) after(e ending) *description {
 	c.PID, c.State = 0, "exited"
 	c.KnownStatus, c.DesiredStatus = task.StatusStopped, task.StatusStopped
 	c.FinishedAt, c.ExitCode = e.at.UTC(), e.code
-	// If it is started again, it may get others.
+	// At its next start it may get other addresses.
 	c.DockerNetworks = slices.Clone(c.DockerNetworks)
 	for i := range c.DockerNetworks {
 		c.DockerNetworks[i] = task.DockerNetwork{Name: c.DockerNetworks[i].Name}
@@ -185,10 +184,10 @@ func (d *description) after(e ending) *description {
 	return &now
 }
 
-// announce takes note that a container of a task was created, by the labels that the event carries.
-// An inspect of it may have to wait until its program runs already.
+// announce stores that a container of a task was created, by the labels in the event. The inspect
+// of the container may be answered only when its program already runs.
 func (s *state) announce(c *tracked, attributes map[string]string) {
-	if c.desc != nil || c.announced != "" { // told again
+	if c.desc != nil || c.announced != "" { // a repeated event
 		return
 	}
 	if t, _ := s.names.expect(attributes, attributes["name"]); t != nil {
@@ -198,7 +197,7 @@ func (s *state) announce(c *tracked, attributes map[string]string) {
 	}
 }
 
-// arrived ends what announce began: what c is is known, or will not be soon.
+// arrived undoes announce: c is described now, or its inspect has failed.
 func (s *state) arrived(c *tracked) {
 	if c.announced == "" {
 		return
@@ -210,7 +209,7 @@ func (s *state) arrived(c *tracked) {
 	c.announced = ""
 }
 
-// refresh has the tasks with the ARNs built again, or all.
+// refresh marks the tasks with the ARNs, or all tasks, to be built again.
 func (s *state) refresh(arns []string, all bool) {
 	if all {
 		arns = slices.Collect(maps.Keys(s.groups))
@@ -222,10 +221,10 @@ func (s *state) refresh(arns []string, all bool) {
 	}
 }
 
-// portsChanged looks at the containers that ports that came or went could belong to: at once at
-// those that have one of them and at those that wait for one; at others without a port, which
-// somebody may connect by hand, in a second, so that a host where many ports come and go has each
-// of them looked at once a second.
+// portsChanged queues the containers to which new or deleted ports may belong. Containers that have
+// one of the ports, or wait for one, come at once. Others without a port, which an operator may
+// have connected by hand, come in a second, so that on a host where many ports come and go each of
+// them is looked at once a second.
 func (s *state) portsChanged(ports map[int]bool) {
 	for _, c := range s.containers {
 		switch {
@@ -251,11 +250,11 @@ func (c *tracked) has(ports map[int]bool) bool {
 	})
 }
 
-// expects returns how many endpoints a container that is being started has when it is connected.
+// expects returns the number of endpoints that a container has at the end of its start.
 func (c *tracked) expects() int { return max(1, len(c.desc.container.DockerNetworks)) }
 
-// born takes note of a container that is about to run. Its addresses are read now; what the Engine
-// says of it has been asked for when it was created.
+// born processes a container that is about to run. Its addresses are read now. Its inspect was
+// queued when it was created.
 func (s *state) born(b newborn) {
 	c := s.containers[b.id]
 	if c == nil || c.desc != nil && c.desc.container.Running() {
@@ -267,7 +266,7 @@ func (s *state) born(b newborn) {
 	}
 }
 
-// found takes in what a look has found.
+// found processes the finding of a look.
 func (s *state) found(f *finding) {
 	wanted := s.looks.done(f)
 	delete(s.unseen, f.id)
@@ -290,19 +289,19 @@ func (s *state) found(f *finding) {
 	}
 }
 
-// described takes in what the Engine says of c.
+// described processes the inspect in f, if there is one.
 func (s *state) described(c *tracked, f *finding) {
 	if f.inspected {
 		delete(s.missing, c.id)
 		if c.restored != nil &&
 			!c.desc.container.StartedAt.Equal(f.desc.container.StartedAt) {
-			c.stats = &task.StatsCell{} // its counters have begun anew
+			c.stats = &task.StatsCell{} // its counters have begun at zero
 		}
 		c.restored = nil
 		s.place(c, f.desc)
 		if f.desc.labelErr != nil && !c.warned {
 			c.warned = true
-			s.cfg.Log.Warn("labels not believed: the container is a task of its own",
+			s.cfg.Log.Warn("labels ignored: the container is a task of its own",
 				zap.String("container", c.id), zap.Error(f.desc.labelErr))
 		}
 	}
@@ -311,11 +310,11 @@ func (s *state) described(c *tracked, f *finding) {
 	}
 }
 
-// connected takes in what was found in c's namespace.
+// connected processes what f has of c's namespace.
 func (s *state) connected(c *tracked, f *finding) {
 	s.dirty[c.home.arn] = true
 	switch {
-	case c.newborn != 0: // the Engine does not know yet that it is being started
+	case c.newborn != 0: // the Engine does not report yet that it is being started
 		s.newborns.wantNamespace(c.id, priorityStarting)
 	case f.outdated:
 		c.ns, c.cgroup = nil, task.Cgroup{}
@@ -334,8 +333,8 @@ func (s *state) connected(c *tracked, f *finding) {
 	}
 }
 
-// foundNewborn takes in what was found in the namespace of a container that is being started.
-// Docker connects it before the file with its process is there, but since version 28 afterwards
+// foundNewborn processes the finding in the namespace of a container that is being started. Docker
+// connects the container before the file with its process exists, but since version 28 afterwards
 // (moby/moby#51077).
 func (s *state) foundNewborn(f *finding) {
 	c := s.containers[f.id]
@@ -348,7 +347,7 @@ func (s *state) foundNewborn(f *finding) {
 	c.ns, c.cgroup = f.ns, f.cgroup
 	switch {
 	case f.nsErr != nil:
-		c.newborn = 0 // it has never come to run
+		c.newborn = 0 // its program did not begin to run
 	case c.desc.startsWithNetwork() && len(c.ns.endpoints) < c.expects():
 		s.newborns.await(c.id, priorityStarting, 50*time.Millisecond)
 	default:
@@ -356,7 +355,7 @@ func (s *state) foundNewborn(f *finding) {
 	}
 }
 
-// unreadable takes note that the namespace of a running container could not be read. If its process
+// unreadable is called when the namespace of a running container could not be read. If its process
 // is gone, the container has ended, which is no error: an event or the next list will say so.
 func (s *state) unreadable(c *tracked, f *finding) {
 	inode := s.inode(c.desc.container.PID)
@@ -378,7 +377,7 @@ func (s *state) place(c *tracked, d *description) {
 	s.enter(c)
 }
 
-// enter puts c into its task, and those that share its namespace with it.
+// enter puts c, and the containers that share its namespace, into c's task.
 func (s *state) enter(c *tracked) {
 	c.home = s.homeOf(c, 0)
 	if s.groups[c.home.arn] == nil {
@@ -395,7 +394,7 @@ func (s *state) enter(c *tracked) {
 	s.moveGuests(c)
 }
 
-// leave takes c out of its task, if it is in one.
+// leave removes c from its task, if it is in one.
 func (s *state) leave(c *tracked) {
 	if c.home.arn == "" {
 		return
@@ -412,14 +411,14 @@ func (s *state) leave(c *tracked) {
 	}
 }
 
-// failed has c looked at again later.
+// failed queues another look at c for later, and logs the third failure in a row.
 func (s *state) failed(c *tracked, message string, err error) {
 	if s.looks.failed(c.id) == 3 {
 		s.cfg.Log.Warn(message, zap.String("container", c.id), zap.Error(err))
 	}
 }
 
-// forget drops a container that the Engine does not have any more.
+// forget drops a container that the Engine no longer has.
 func (s *state) forget(id string) {
 	delete(s.unseen, id)
 	delete(s.missing, id)

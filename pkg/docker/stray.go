@@ -9,7 +9,7 @@ import (
 	"metad/pkg/task"
 )
 
-// setHome makes the endpoint's address its port's own.
+// setHome makes the endpoint's address the one that counts at its port.
 func (found *namespace) setHome(ep task.Endpoint) {
 	if found.homes == nil {
 		found.homes = map[int]netip.Addr{}
@@ -17,10 +17,10 @@ func (found *namespace) setHome(ep task.Endpoint) {
 	found.homes[ep.Ifindex] = ep.Addr
 }
 
-// believe takes out of found, read in c's namespace, the addresses that do not count. Where Docker
-// has given addresses, only those are in found. Elsewhere, as in awsvpc mode, a network plugin
-// gives a port one address, once: that is the first one that the port was seen with. A container
-// with NET_ADMIN can add an address that the next task will get.
+// believe removes the addresses that do not count from found, which was read in c's namespace. If
+// Docker has assigned addresses, found has only those. Otherwise, as in awsvpc mode, a network
+// plugin gives a port one address, once: the first one that metad has seen there. A container with
+// NET_ADMIN can add an address that the next task will get.
 func (s *state) believe(c *tracked, found *namespace) {
 	if found == nil || len(assigned(&c.desc.container)) > 0 {
 		return
@@ -48,7 +48,7 @@ func (s *state) believe(c *tracked, found *namespace) {
 	})
 }
 
-// stray notes that the endpoint's address does not count, and logs it once.
+// stray stores that the endpoint's address does not count, and logs it once.
 func (s *state) stray(c *tracked, found *namespace, known map[netip.Addr]bool, ep task.Endpoint,
 	home netip.Addr) {
 	if found.strays == nil {
@@ -59,7 +59,7 @@ func (s *state) stray(c *tracked, found *namespace, known map[netip.Addr]bool, e
 		return
 	}
 	s.strays.Add(1)
-	s.cfg.Log.Warn("address not believed: its port has had another one from the beginning",
+	s.cfg.Log.Warn("address not believed: its port has another one",
 		zap.Stringer("addr", ep.Addr), zap.Stringer("portsAddr", home),
 		zap.Int("ifindex", ep.Ifindex),
 		zap.String("task", c.home.arn), zap.String("container", c.id))
