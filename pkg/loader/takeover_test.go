@@ -76,10 +76,11 @@ func TestUnpackRefuses(t *testing.T) {
 	}
 }
 
-// ownNetns returns the process's network namespace.
+// ownNetns returns the network namespace of the test's thread. The process's first thread may be in
+// another one: a test in the same process may have used it to enter a namespace, and it cannot end.
 func ownNetns(t *testing.T) *os.File {
 	t.Helper()
-	f, err := os.Open("/proc/self/ns/net")
+	f, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		t.Fatal(err)
 	}
