@@ -5,13 +5,15 @@ package main
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/network"
-	"github.com/docker/go-units"
+	"golang.org/x/sys/unix"
 
 	"metad/internal/testdocker"
 )
@@ -54,12 +56,10 @@ func createMetad(t *testing.T, h *testdocker.Host, paths map[string]string,
 	host := &container.HostConfig{
 		NetworkMode: container.NetworkMode(s.NetworkMode), PidMode: container.PidMode(s.PID),
 		CgroupnsMode: container.CgroupnsMode(s.Cgroup), ReadonlyRootfs: s.ReadOnly,
-		CapAdd: s.CapAdd, CapDrop: s.CapDrop,
+		CapAdd: capabilities(t, s.CapAdd), CapDrop: s.CapDrop,
 		RestartPolicy: container.RestartPolicy{
 			Name: container.RestartPolicyMode(s.Restart)},
 	}
-	host.Ulimits = []*units.Ulimit{{Name: "nofile", Soft: s.Ulimits["nofile"],
-		Hard: s.Ulimits["nofile"]}}
 	for _, opt := range s.SecurityOpt {
 		if opt == "systempaths=unconfined" { // the clients' word for two empty lists
 			host.MaskedPaths, host.ReadonlyPaths = []string{}, []string{}
@@ -72,7 +72,12 @@ func createMetad(t *testing.T, h *testdocker.Host, paths map[string]string,
 		if paths[source] == "" {
 			t.Fatalf("compose.yaml: the mount of %s is new here", source)
 		}
-		host.Binds = append(host.Binds, paths[source]+":"+rest)
+		bind := paths[source] + ":" + rest
+		if private := strings.TrimSuffix(bind, ":rslave"); private != bind && !shared(t, h.Dir) {
+			t.Log("the machine's mounts are private: without rslave")
+			bind = private
+		}
+		host.Binds = append(host.Binds, bind)
 	}
 	created, err := h.Client.ContainerCreate(context.Background(), &container.Config{
 		Image: "metad-under-test", Cmd: cmd}, host, &network.NetworkingConfig{}, nil, "")
@@ -81,6 +86,29 @@ func createMetad(t *testing.T, h *testdocker.Host, paths map[string]string,
 	}
 	t.Cleanup(func() { h.Remove(t, created.ID) })
 	return created.ID
+}
+
+// capabilities returns those of names that this machine can give. SYS_RESOURCE, which metad needs
+// before Linux 5.11 only, is missing where the machine is a container itself.
+func capabilities(t *testing.T, names []string) []string {
+	t.Helper()
+	held, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_RESOURCE, 0, 0, 0)
+	if err != nil {
+		t.Fatalf("read the bounding set: %v", err)
+	}
+	return slices.DeleteFunc(names, func(name string) bool {
+		return held == 0 && name == "SYS_RESOURCE"
+	})
+}
+
+// shared reports whether mounts below dir can propagate into a container.
+func shared(t *testing.T, dir string) bool {
+	t.Helper()
+	out, err := exec.Command("findmnt", "-no", "PROPAGATION", "-T", dir).Output()
+	if err != nil {
+		t.Fatalf("findmnt: %v", err)
+	}
+	return strings.Contains(string(out), "shared")
 }
 
 // The image serves other containers with the capabilities and mounts of compose.yaml and no more.
