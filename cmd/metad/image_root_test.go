@@ -73,7 +73,8 @@ func createMetad(t *testing.T, h *testdocker.Host, paths map[string]string,
 			t.Fatalf("compose.yaml: the mount of %s is new here", source)
 		}
 		bind := paths[source] + ":" + rest
-		if private := strings.TrimSuffix(bind, ":rslave"); private != bind && !shared(t, h.Dir) {
+		private := strings.TrimSuffix(bind, ":rslave")
+		if private != bind && !shared(t, h.Dir) {
 			t.Log("the machine's mounts are private: without rslave")
 			bind = private
 		}
