@@ -237,6 +237,7 @@ func notifyBarrier(ctx context.Context) error {
 // asks for it (sd_notify(3)).
 func notify(log *zap.Logger, state string) {
 	if _, err := sd.SdNotify(false, state); err != nil {
-		log.Warn("cannot notify the service manager", zap.String("state", state), zap.Error(err))
+		log.Warn("cannot notify the service manager", zap.String("state", state),
+			zap.Error(err))
 	}
 }

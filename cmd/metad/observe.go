@@ -28,8 +28,8 @@ func (d *daemon) adminConfig() admin.Config {
 	return cfg
 }
 
-// shown returns the answer of /tasks. asked has the kernel's counters of each address. A client that
-// reads statistics keeps all containers hot, as one that reads metrics does.
+// shown returns the answer of /tasks. asked has the kernel's counters of each address. A client
+// that reads statistics keeps all containers hot, as one that reads metrics does.
 func (d *daemon) shown(stats bool, asked map[netip.Addr]loader.TaskCounters) admin.Tasks {
 	out := admin.Tasks{Version: version, Tasks: []admin.Task{}}
 	for _, v := range d.tasks.table.Views() {

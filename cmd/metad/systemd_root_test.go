@@ -22,7 +22,8 @@ import (
 )
 
 // bootSystemd makes systemd the first process of namespaces of its own. $1 is its root, $2 a
-// directory that it has at /opt/metad: /tmp is another one for metad. Its cgroups are in a hierarchy without a controller.
+// directory that it has at /opt/metad: /tmp is another one for metad. Its cgroups are in a
+// hierarchy without a controller.
 const bootSystemd = `set -e
 mount --make-rprivate /
 mkdir -p /run/metad-systemd
@@ -78,7 +79,8 @@ func startSystemd(t *testing.T, h *testdocker.Host) *realSystemd {
 	lines := strings.Split(string(file), "\n")
 	for i, line := range lines {
 		if strings.HasPrefix(line, "ExecStart=") {
-			lines[i] = fmt.Sprintf("Environment=%s=1\nExecStart=/opt/metad/metad serve "+
+			lines[i] = fmt.Sprintf("Environment=%s=1\n"+
+				"ExecStart=/opt/metad/metad serve "+
 				"--docker-host unix:///opt/metad/docker.sock --pin-dir %s "+
 				"--data-dir /opt/metad/data --docker-proxy off", asMetad, pins)
 		}
@@ -86,7 +88,8 @@ func startSystemd(t *testing.T, h *testdocker.Host) *realSystemd {
 	s.write("metad.service", strings.Join(lines, "\n"))
 	s.write("metad.yaml", "cluster: one\n")
 	cmd := h.Command("unshare", "--pid", "--mount", "--ipc", "--uts", "--cgroup", "--fork",
-		"--kill-child", "sh", "-c", bootSystemd, "sh", os.Getenv("METAD_SYSTEMD_ROOT"), s.dir)
+		"--kill-child", "sh", "-c", bootSystemd, "sh", os.Getenv("METAD_SYSTEMD_ROOT"),
+		s.dir)
 	p := child.Start(t, cmd, nil)
 	t.Cleanup(p.Kill)
 	s.out = p.Out

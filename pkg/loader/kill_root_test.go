@@ -394,7 +394,8 @@ func TestRootStoppingConnections(t *testing.T) {
 			wantAnswer(t, k, "agent")
 		}
 
-		frame := testnet.Frame{SrcMAC: k.MAC, DstMAC: b.MAC, Src: k.Addr, Flags: testnet.ACK,
+		frame := testnet.Frame{SrcMAC: k.MAC, DstMAC: b.MAC, Src: k.Addr,
+			Flags:   testnet.ACK,
 			SrcPort: netip.MustParseAddrPort(open[k].LocalAddr().String()).Port()}
 		posed := frame
 		posed.SrcMAC = unknown.MAC
