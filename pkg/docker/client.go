@@ -3,7 +3,10 @@ package docker
 import (
 	"context"
 	"fmt"
+	"io"
+	"net/http"
 	"sync/atomic"
+	"time"
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/events"
@@ -29,6 +32,9 @@ type Engine interface {
 	NetworkList(context.Context, network.ListOptions) ([]network.Summary, error)
 }
 
+// idleConns is how many connections to the Engine stay open: as many looks as usually go on at once.
+const idleConns = 8
+
 // Client is a client of the Engine at one address, of any version. Docker's own client negotiates
 // a version once, and never a higher one later. An Engine that has been upgraded beyond that
 // version refuses all its requests, so Renew replaces it. Safe for concurrent use.
@@ -46,11 +52,15 @@ func NewClient(host string) (*Client, error) {
 
 // Renew makes the next request negotiate the version again. Running requests continue.
 func (c *Client) Renew() error {
-	next, err := client.NewClientWithOpts(client.WithHost(c.host),
+	transport := &http.Transport{MaxIdleConns: idleConns, MaxIdleConnsPerHost: idleConns,
+		IdleConnTimeout: 30 * time.Second}
+	h := &http.Client{Transport: transport, CheckRedirect: client.CheckRedirect}
+	next, err := client.NewClientWithOpts(client.WithHTTPClient(h), client.WithHost(c.host),
 		client.WithAPIVersionNegotiation())
 	if err != nil {
 		return fmt.Errorf("client of %q: %w", c.host, err)
 	}
+	h.Transport = answers{transport} // instead of one that traces each request
 	if old := c.current.Swap(next); old != nil {
 		return old.Close()
 	}
@@ -60,16 +70,28 @@ func (c *Client) Renew() error {
 // Close closes idle connections.
 func (c *Client) Close() error { return c.current.Load().Close() }
 
-// ContainerList implements Engine.
-func (c *Client) ContainerList(ctx context.Context, o container.ListOptions) ([]container.Summary,
-	error) {
-	return c.current.Load().ContainerList(ctx, o)
+// ContainerList implements Engine. The list has what is used here: ids, names, states, addresses and
+// the sources of mounts.
+func (c *Client) ContainerList(ctx context.Context, o container.ListOptions) (list []container.Summary,
+	err error) {
+	ctx = decodedBy(ctx, func(body io.Reader) (err error) {
+		list, err = decodeList(body)
+		return err
+	})
+	_, err = c.current.Load().ContainerList(ctx, o)
+	return list, err
 }
 
-// ContainerInspect implements Engine.
-func (c *Client) ContainerInspect(ctx context.Context, id string) (container.InspectResponse,
-	error) {
-	return c.current.Load().ContainerInspect(ctx, id)
+// ContainerInspect implements Engine. The answer has what is used here; of the environment that is
+// the variables that say where the metadata is.
+func (c *Client) ContainerInspect(ctx context.Context, id string) (in container.InspectResponse,
+	err error) {
+	ctx = decodedBy(ctx, func(body io.Reader) (err error) {
+		in, err = decodeInspect(body)
+		return err
+	})
+	_, err = c.current.Load().ContainerInspect(ctx, id)
+	return in, err
 }
 
 // Events implements Engine.

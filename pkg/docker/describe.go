@@ -104,7 +104,7 @@ func describe(inspect *container.InspectResponse, names *naming, health *task.He
 		c.Labels = inspect.Config.Labels
 		c.EndpointID = endpointID(inspect.Config.Env)
 		for _, v := range inspect.Config.Env {
-			if strings.HasPrefix(v, "ECS_CONTAINER_METADATA_") {
+			if strings.HasPrefix(v, metadataPrefix) {
 				c.MetadataEnv = append(c.MetadataEnv, v)
 			}
 		}
