@@ -184,7 +184,7 @@ func (d *daemon) run(parts *parts) {
 	files, saved, seen := d.tasks.mailbox(), d.tasks.mailbox(), d.tasks.mailbox()
 	parts.runLoose("metadata files", func(ctx context.Context) { d.keepFiles(ctx, files) })
 	parts.run(d.sample)
-	parts.run(func(ctx context.Context) error { seen.each(ctx, d.answers.note); return nil })
+	parts.run(func(ctx context.Context) error { seen.each(ctx, d.answers.changed); return nil })
 	d.tasks.to(filling) // the tasks of an earlier process need no list of containers
 	parts.run(d.follower.Run)
 	parts.run(d.retry)

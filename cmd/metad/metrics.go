@@ -316,8 +316,22 @@ var descFirstAnswer = desc("first_answer_seconds",
 type firstAnswers struct {
 	since time.Time // of containers that started before, an earlier process may have answered
 
+	seen []*task.Task // of changed's goroutine
+
 	mu   sync.Mutex // held while tasks are looked at
 	took histogram.Histogram
+}
+
+// changed takes in a new set: of the tasks that are no longer as they were it takes note.
+func (f *firstAnswers) changed(tasks []*task.Task) {
+	var before []*task.Task
+	for was := range task.Diff(f.seen, tasks) {
+		if was != nil {
+			before = append(before, was)
+		}
+	}
+	f.seen = tasks
+	f.note(before)
 }
 
 // note takes note of the containers of tasks that have been answered for the first time.
