@@ -17,8 +17,9 @@ import (
 
 // TestDensity prints what metad costs on made-up hosts of many containers. DENSITY names the hosts,
 // "100x3" for a hundred tasks of three containers; METAD is the binary, else it is built;
-// DENSITY_SECONDS is how long the cold and the hot process are watched. Profiles of both and of the
-// time in which tasks are replaced go to DENSITY_PROFILES.
+// DENSITY_SECONDS is how long the cold and the hot process are watched, DENSITY_STARTS how many tasks
+// are replaced. Profiles of the hot process and of the time in which tasks are replaced go to
+// DENSITY_PROFILES, with those of the memory.
 func TestDensity(t *testing.T) {
 	binary := os.Getenv("METAD")
 	if binary == "" {
@@ -39,24 +40,35 @@ func TestDensity(t *testing.T) {
 	t.Log("\n" + densityTable(rows))
 }
 
-const (
-	densityStarts = 60 // tasks that are replaced while metad is watched
-	densityEvery  = 100 * time.Millisecond
-)
+// densityEvery is the time between two tasks that are replaced.
+const densityEvery = 100 * time.Millisecond
 
 // densityRow is what was measured on one host.
 type densityRow struct {
 	size              string
 	tasks, containers int
+	starts            int // tasks that are replaced while metad is watched
 
 	ready, hooked, stop        time.Duration
-	rssStart, rssHot, rssChurn int
+	rssStart, rssHot, rssChurn memory
 	fdsCold, fdsHot            int
 	cold, hot                  float64 // share of a core
 	metadata, first            *testhost.Answers
 	perStart                   time.Duration // CPU for a task replaced
 	wrong                      int
 	samplesHot                 float64 // a second
+}
+
+// memory is what a process has resident, in bytes: all, and pages of files, which are the binary's.
+type memory struct{ all, files int }
+
+func (m memory) String() string {
+	return fmt.Sprintf("%d MB (%d of the binary)", m.all>>20, m.files>>20)
+}
+
+func rssOf(m *testhost.Metad) (rss memory) {
+	rss.all, rss.files = m.RSS()
+	return rss
 }
 
 func (r *densityRow) run(t *testing.T, binary string) {
@@ -78,14 +90,15 @@ func (r *densityRow) run(t *testing.T, binary string) {
 		return float64(m.CPU()-cpu) / float64(time.Since(start))
 	}
 	time.Sleep(3 * time.Second) // each container has had its first two samples
-	r.rssStart = m.RSS()
+	r.rssStart = rssOf(m)
 	r.cold, r.fdsCold = share(), m.Descriptors()
 	r.metadata = testhost.Ask(tasks, "/v2/metadata", testhost.Metadata)
 
-	saved := r.profile(t, m, "profile?seconds=6", "churn")
+	r.starts = fromEnvInt(t, "DENSITY_STARTS", 60)
+	saved := r.profile(t, m, fmt.Sprintf("profile?seconds=%d", r.starts/10), "churn")
 	r.churn(h, m, tasks)
 	saved()
-	r.rssChurn = m.RSS()
+	r.rssChurn = rssOf(m)
 	r.profile(t, m, "heap", "heap")()
 
 	m.Hot(tasks)
@@ -95,7 +108,7 @@ func (r *densityRow) run(t *testing.T, binary string) {
 	r.hot = share()
 	saved()
 	r.samplesHot = (m.Metric(rendered) - samples) / time.Since(start).Seconds()
-	r.fdsHot, r.rssHot = m.Descriptors(), m.RSS()
+	r.fdsHot, r.rssHot = m.Descriptors(), rssOf(m)
 	stats := testhost.Ask(tasks, "/v2/stats", testhost.Statistics)
 	for _, a := range []*testhost.Answers{r.metadata, r.first, stats} {
 		for i, wrong := range a.Wrong {
@@ -114,7 +127,7 @@ func (r *densityRow) churn(h *testhost.Host, m *testhost.Metad, tasks []*testhos
 	var mu sync.Mutex
 	var asking sync.WaitGroup
 	cpu, start := m.CPU(), time.Now()
-	for n := range densityStarts {
+	for n := range r.starts {
 		i := n % len(tasks)
 		old := tasks[i]
 		tasks[i] = h.AddTask(r.containers, func(task *testhost.Task) {
@@ -135,7 +148,8 @@ func (r *densityRow) churn(h *testhost.Host, m *testhost.Metad, tasks []*testhos
 	asking.Wait()
 	time.Sleep(2 * time.Second) // their first samples are part of the price
 	took := time.Since(start)
-	r.perStart = (m.CPU() - cpu - time.Duration(r.cold*float64(took))) / densityStarts
+	r.perStart = (m.CPU() - cpu - time.Duration(r.cold*float64(took))) /
+		time.Duration(r.starts)
 }
 
 func profiles() string { return os.Getenv("DENSITY_PROFILES") }
@@ -182,15 +196,18 @@ func densityTable(rows []*densityRow) string {
 		}
 		b.WriteByte('\n')
 	}
+	starts := 0
+	for _, r := range rows {
+		starts = r.starts
+	}
 	ms := func(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d)/1e6) }
-	mb := func(n int) string { return fmt.Sprintf("%d MB", n>>20) }
 	line("tasks × containers", func(r *densityRow) string { return fmt.Sprintf("%d × %d", r.tasks, r.containers) })
 	line("---", func(*densityRow) string { return "---" })
 	line("ready after a start", func(r *densityRow) string { return ms(r.ready) })
 	line("all ports hooked after a start", func(r *densityRow) string { return ms(r.hooked) })
-	line("memory after the start", func(r *densityRow) string { return mb(r.rssStart) })
-	line("memory after 60 tasks were replaced", func(r *densityRow) string { return mb(r.rssChurn) })
-	line("memory, all hot", func(r *densityRow) string { return mb(r.rssHot) })
+	line("memory after the start", func(r *densityRow) string { return r.rssStart.String() })
+	line(fmt.Sprintf("memory after %d tasks were replaced", starts), func(r *densityRow) string { return r.rssChurn.String() })
+	line("memory, all hot", func(r *densityRow) string { return r.rssHot.String() })
 	line("CPU, nobody asks, of a core", func(r *densityRow) string { return fmt.Sprintf("%.2f %%", 100*r.cold) })
 	line("CPU, all hot, of a core", func(r *densityRow) string { return fmt.Sprintf("%.2f %%", 100*r.hot) })
 	line("… per 1,000 containers", func(r *densityRow) string {
@@ -200,6 +217,9 @@ func densityTable(rows []*densityRow) string {
 	line("metadata, p50 and p99", func(r *densityRow) string { return ms(r.metadata.Quantile(0.5)) + ", " + ms(r.metadata.Quantile(0.99)) })
 	line("first answer of a new task, p50 and p99", func(r *densityRow) string { return ms(r.first.Quantile(0.5)) + ", " + ms(r.first.Quantile(0.99)) })
 	line("CPU for a task replaced", func(r *densityRow) string { return ms(r.perStart) })
+	line("… per container", func(r *densityRow) string {
+		return ms(r.perStart / time.Duration(r.containers))
+	})
 	line("stop", func(r *densityRow) string { return ms(r.stop) })
 	line("descriptors, cold and hot", func(r *densityRow) string { return fmt.Sprintf("%d, %d", r.fdsCold, r.fdsHot) })
 	line("wrong answers", func(r *densityRow) string { return fmt.Sprint(r.wrong) })

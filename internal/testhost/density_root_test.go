@@ -41,10 +41,11 @@ func (c *crowd) right(when, path string, ok func(*Task, string) bool) {
 			c.t.Errorf("%s: %s: %s", when, path, wrong)
 		}
 	}
+	rss, _ := c.RSS()
 	c.t.Logf("%s: %s: %d asked, %d wrong, p50 %v, p99 %v; %d MB, %d descriptors", when, path,
 		a.Asked, len(a.Wrong),
 		a.Quantile(0.5).Round(time.Microsecond), a.Quantile(0.99).Round(time.Microsecond),
-		c.RSS()>>20, c.Descriptors())
+		rss>>20, c.Descriptors())
 }
 
 // quiet fails the test if metad logged that descriptors ran out, or took a running container for

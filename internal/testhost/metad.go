@@ -180,18 +180,17 @@ func (m *Metad) CPU() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// RSS returns the process's resident bytes.
-func (m *Metad) RSS() int {
+// RSS returns the process's resident bytes, and how many of them are pages of files: the binary's.
+func (m *Metad) RSS() (all, files int) {
 	m.t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", m.Cmd.Process.Pid))
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	pages, err := strconv.Atoi(strings.Fields(string(b))[1])
-	if err != nil {
+	if _, err := fmt.Sscan(string(b), new(int), &all, &files); err != nil {
 		m.t.Fatal(err)
 	}
-	return pages * os.Getpagesize()
+	return all * os.Getpagesize(), files * os.Getpagesize()
 }
 
 // Descriptors returns how many descriptors the process has open.
