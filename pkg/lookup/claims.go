@@ -14,6 +14,11 @@ type claims struct {
 	ports map[int][]netip.Addr // by ifindex: the addresses that are claimed behind it
 	// by endpoint id: the tags of the tasks of the containers that hold it
 	ids map[string][]uint32
+	// by container id: the tag of its task
+	containers map[string]uint32
+	// by what Docker names a container by: the tags of other tasks that have a container in its
+	// network
+	guests map[string][]uint32
 }
 
 // claim is one task's claim of an address.
@@ -24,7 +29,8 @@ type claim struct {
 
 func newClaims() claims {
 	return claims{addrs: map[netip.Addr][]claim{}, ports: map[int][]netip.Addr{},
-		ids: map[string][]uint32{}}
+		ids: map[string][]uint32{}, containers: map[string]uint32{},
+		guests: map[string][]uint32{}}
 }
 
 // add adds what the task with the tag claims.
@@ -37,6 +43,12 @@ func (cs *claims) add(tag uint32, t *task.Task) {
 		if holdsEndpoint(c) {
 			cs.ids[c.EndpointID] = append(cs.ids[c.EndpointID], tag)
 		}
+		if c.ID != "" {
+			cs.containers[c.ID] = tag
+		}
+	}
+	for of := range strangers(t) {
+		cs.guests[of] = append(cs.guests[of], tag)
 	}
 }
 
@@ -50,6 +62,12 @@ func (cs *claims) remove(tag uint32, t *task.Task) {
 		if holdsEndpoint(c) {
 			without(cs.ids, c.EndpointID, tag)
 		}
+		if cs.containers[c.ID] == tag { // else it is another task's by now
+			delete(cs.containers, c.ID)
+		}
+	}
+	for of := range strangers(t) {
+		without(cs.guests, of, tag)
 	}
 }
 

@@ -1,7 +1,7 @@
 package lookup
 
 import (
-	"maps"
+	"iter"
 	"slices"
 	"strings"
 
@@ -28,36 +28,86 @@ func (t *Table) Endpoint(id []byte) (*View, *ContainerView) {
 func (t *Table) EndpointConflicts() uint64 { return t.endpointConflicts.Load() }
 
 // complete adds to next's views what comes of several tasks together: who may ask from an address.
-// Where no container uses the network of another task's, and none did before, that is each view's
-// own matter.
+// That can differ for the tasks that have changed, and for those whose network their containers use
+// or have used.
 func (t *Table) complete(c *change) {
-	before := t.joined
+	affected := map[uint32]bool{}
 	for tag := range c.tags {
-		if v := c.old.byTag(tag); v != nil && v.joined {
-			t.joined--
-		}
-		if v := c.next.byTag(tag); v != nil && v.joined {
-			t.joined++
-		}
-	}
-	if before == 0 && t.joined == 0 {
-		for tag := range c.tags {
-			if v := c.next.byTag(tag); v != nil && v != c.old.byTag(tag) {
-				c.next.tags.set(tagPart(tag), tag,
-					v.withAskers(guestsOf([]*View{v})))
+		affected[tag] = true
+		for _, v := range [...]*View{c.old.byTag(tag), c.next.byTag(tag)} {
+			if v != nil {
+				t.addHosts(c, affected, v.Task, 0)
 			}
 		}
-		return
 	}
-	all := slices.Collect(maps.Values(maps.Collect(c.next.tags.all())))
-	g := guestsOf(all)
-	for _, v := range all {
-		if next := v.withAskers(g); next != v {
-			c.next.tags.set(tagPart(v.Tag), v.Tag, next)
-			c.tags[v.Tag] = true
+	for tag := range affected {
+		v := c.next.byTag(tag)
+		if v == nil {
+			continue
+		}
+		if next := v.withAskers(guestsOf(t.around(c, v))); next != v {
+			c.next.tags.set(tagPart(tag), tag, next)
+			c.tags[tag] = true
 			c.mentions(v.Task)
 		}
 	}
+}
+
+// addHosts adds the tasks of other containers whose network those of tk use, and those of theirs.
+func (t *Table) addHosts(c *change, tags map[uint32]bool, tk *task.Task, depth int) {
+	if depth == maxDepth {
+		return
+	}
+	for of := range strangers(tk) {
+		for _, host := range t.hosts(c, of) {
+			if !tags[host.Tag] {
+				tags[host.Tag] = true
+				t.addHosts(c, tags, host.Task, depth+1)
+			}
+		}
+	}
+}
+
+// hosts returns the views of the tasks that have the container that Docker names by ref.
+func (t *Table) hosts(c *change, ref string) (views []*View) {
+	const idLength = 64
+	if tag, ok := t.claims.containers[ref]; ok || len(ref) == idLength {
+		if v := c.next.byTag(tag); v != nil {
+			views = append(views, v)
+		}
+		return views
+	}
+	for _, v := range c.next.tags.all() { // Docker resolves names, but for old clients'
+		if slices.ContainsFunc(v.Task.Containers, func(k *task.Container) bool {
+			return k.Is(ref)
+		}) {
+			views = append(views, v)
+		}
+	}
+	return views
+}
+
+// around returns v and the views of the tasks whose containers use the network of one of v's, and
+// those that use theirs.
+func (t *Table) around(c *change, v *View) []*View {
+	views := []*View{v}
+	if len(t.claims.guests) == 0 {
+		return views
+	}
+	seen := map[uint32]bool{v.Tag: true}
+	for i := 0; i < len(views); i++ {
+		for _, k := range views[i].Task.Containers {
+			for _, ref := range refs(k) {
+				for _, tag := range t.claims.guests[ref] {
+					if w := c.next.byTag(tag); w != nil && !seen[tag] {
+						seen[tag] = true
+						views = append(views, w)
+					}
+				}
+			}
+		}
+	}
+	return views
 }
 
 // indexEndpoints brings up to date what the endpoint ids name that c mentions. An environment that
@@ -119,18 +169,27 @@ func guestsOf(views []*View) guests {
 // maxDepth is how long a chain of guests of guests is followed.
 const maxDepth = 4
 
-// joins reports whether a container of v uses the network of a container that is not the task's.
-func (v *View) joins() bool {
-	for i := range v.Containers {
-		of, ok := strings.CutPrefix(v.Containers[i].NetworkMode, "container:")
-		if ok && !slices.ContainsFunc(v.Containers, func(c ContainerView) bool {
-			return c.ID == of || c.DockerName == of || c.ID != "" &&
-				c.ID[:min(len(c.ID), shortID)] == of
-		}) {
-			return true
+// strangers yields what Docker names the containers by whose network containers of t use, and that
+// are not of t.
+func strangers(t *task.Task) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, c := range t.Containers {
+			of, ok := strings.CutPrefix(c.NetworkMode, "container:")
+			if !ok || c.KnownStatus == task.StatusStopped ||
+				slices.ContainsFunc(t.Containers,
+					func(o *task.Container) bool { return o.Is(of) }) {
+				continue
+			}
+			if !yield(of) {
+				return
+			}
 		}
 	}
-	return false
+}
+
+// refs returns what Docker names the container by.
+func refs(c *task.Container) [3]string {
+	return [...]string{c.ID, c.ID[:min(len(c.ID), shortID)], c.DockerName}
 }
 
 // in appends to list those that may send from the namespace of c, which is one of v's: c itself,
@@ -143,7 +202,7 @@ func (g guests) in(list []holder, v *View, c *ContainerView, depth int) []holder
 	if c.Type != task.TypeCNIPause && c.KnownStatus != task.StatusStopped {
 		list = append(list, holder{v, c})
 	}
-	for _, ref := range [...]string{c.ID, c.ID[:min(len(c.ID), shortID)], c.DockerName} {
+	for _, ref := range refs(c.Container) {
 		for _, guest := range g[ref] {
 			list = g.in(list, guest.view, guest.container, depth+1)
 		}

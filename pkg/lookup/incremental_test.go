@@ -40,16 +40,20 @@ func TestHistoryDoesNotShow(t *testing.T) {
 				Stats:      &task.StatsCell{}, PID: 1,
 				EndpointID: [...]string{"", fmt.Sprint(i, "-", j),
 					fmt.Sprint(r.IntN(6))}[r.IntN(3)],
+				Type: [...]task.ContainerType{task.TypeNormal,
+					task.TypeCNIPause}[r.IntN(3)/2],
+				KnownStatus: [...]task.Status{task.StatusRunning,
+					task.StatusStopped}[r.IntN(8)/7],
 				Cgroup: task.Cgroup{ID: [...]uint64{0,
 					uint64(100 + 10*i + j)}[r.IntN(2)], Level: 3}}
 			if j > 0 { // in the network of another container, of its own task mostly
 				of := i
-				if r.IntN(6) == 0 {
+				if r.IntN(3) == 0 {
 					of = r.IntN(8)
 				}
 				c.NetworkMode = [...]string{"container:" + fmt.Sprintf("%061x%03x",
-					0xabc000+of, 0), "container:" + fmt.Sprintf("name-%d-0",
-					of), "bridge"}[r.IntN(3)]
+					0xabc000+of, r.IntN(3)), "container:" + fmt.Sprintf("name-%d-%d",
+					of, r.IntN(2)), "bridge"}[r.IntN(3)]
 			}
 			tk.Containers = append(tk.Containers, c)
 		}
@@ -76,7 +80,7 @@ func TestHistoryDoesNotShow(t *testing.T) {
 	table := New(kernel, zap.NewNop())
 	table.NameContainers(newFakeContainers())
 	tasks := map[int]*task.Task{}
-	for range 500 {
+	for range 1000 {
 		for range 1 + r.IntN(3) {
 			if i := r.IntN(8); tasks[i] != nil && r.IntN(3) == 0 {
 				delete(tasks, i)
@@ -146,16 +150,16 @@ func wantWhole(t *testing.T, table *Table) {
 	if got, want := sorted(table.claims), sorted(made); !reflect.DeepEqual(got, want) {
 		t.Fatalf("got claims\n%v\nwant\n%v", got, want)
 	}
-	joined := 0
-	before := table.snap.Load()
-	for _, v := range before.tags.all() {
-		if v.joined {
-			joined++
-		}
+	if len(table.tags) != len(table.shown) {
+		t.Fatalf("got %d tags, want %d", len(table.tags), len(table.shown))
 	}
-	if table.joined != joined || len(table.tags) != len(table.shown) {
-		t.Fatalf("got %d joined and %d tags, want %d and %d", table.joined, len(table.tags),
-			joined, len(table.shown))
+	before := table.snap.Load()
+	all := guestsOf(slices.Collect(maps.Values(maps.Collect(before.tags.all()))))
+	for _, v := range before.tags.all() {
+		if v.withAskers(all) != v {
+			t.Fatalf("task %s: who may ask is not what the containers of all tasks say",
+				v.Task.ARN)
+		}
 	}
 	type told struct{ dispute, copied, gone, written, provable any }
 	state := func() told {
@@ -189,8 +193,8 @@ func wantWhole(t *testing.T, table *Table) {
 }
 
 // sorted returns the claims as maps of lists in order.
-func sorted(cs claims) [3]map[string][]string {
-	var out [3]map[string][]string
+func sorted(cs claims) [5]map[string][]string {
+	var out [5]map[string][]string
 	put := func(i int, key, value any) {
 		if out[i] == nil {
 			out[i] = map[string][]string{}
@@ -212,6 +216,14 @@ func sorted(cs claims) [3]map[string][]string {
 	for id, list := range cs.ids {
 		for _, tag := range list {
 			put(2, id, tag)
+		}
+	}
+	for id, tag := range cs.containers {
+		put(3, id, tag)
+	}
+	for ref, list := range cs.guests {
+		for _, tag := range list {
+			put(4, ref, tag)
 		}
 	}
 	return out

@@ -84,8 +84,6 @@ type Table struct {
 	gone    map[int]bool
 	dispute map[netip.Addr]bool // claimed twice, and told so
 	copied  map[string]bool     // endpoint ids held twice, and told so
-	// tasks with a container that uses the network of another task's
-	joined int
 
 	containers containers
 	applied    bool // what an earlier process left has been replaced

@@ -18,7 +18,6 @@ type View struct {
 	documents task.Documents
 	byID      map[string]*ContainerView
 	askers    []*ContainerView // for each of the task's endpoints: what Only returns
-	joined    bool             // a container uses the network of another task's
 	byNumber  []*ContainerView // by their numbers in tags; 0 is nobody's
 	levels    [2]uint8         // depths of their cgroups
 }
@@ -172,6 +171,5 @@ func newView(tag uint32, t *task.Task) *View {
 			v.byID[c.ID] = cv
 		}
 	}
-	v.joined = v.joins()
 	return v
 }
