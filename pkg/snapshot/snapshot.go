@@ -6,12 +6,14 @@ package snapshot
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -39,23 +41,33 @@ const (
 	// maxBytes is more than 1,000 tasks of 10 containers need.
 	maxBytes = 128 << 20
 
-	defaultEvery = 5 * time.Second
+	// defaultEvery is for samples only. They are out of date after a second in any case, and
+	// the next process takes its own as soon as the Engine has answered it.
+	defaultEvery = 30 * time.Second
+	retryEvery   = 5 * time.Second
 
-	// soonest is the shortest time between two writes. A write takes some 20 ms with 1,000
-	// tasks.
+	// soonest is the shortest time between two writes. A write of 1,000 tasks takes some 80 ms,
+	// what a change adds to the file less than 1 ms. If it takes long, the pause is longer too:
+	// writing is one part in so many of the time.
 	soonest = time.Second
+	share   = 20
 )
 
-// file is the contents of the file: {"Version": 2, "Tasks": [{"Tag": 7, "Task": {…}, "Samples":
-// {id: {"Read": time, "V2": 1234, "JSON": {…}}}}]}.
-type file struct {
+// block is one line of the file: {"Version": 2, "Tasks": [{"Tag": 7, "Task": {…}, "Samples": {id:
+// {"Read": time, "V2": 1234, "JSON": {…}}}}], "Gone": [ARN]}. The first has all tasks; each that
+// follows has those that have changed since, whole, and the ARNs of those that are gone.
+type block struct {
 	Version int
 	Tasks   []saved
+	Gone    []string `json:",omitempty"`
 }
+
+// blockBegin is where a block begins that is not the first. In a block there is no such line.
+const blockBegin = "\n{"
 
 type saved struct {
 	Tag     uint32
-	Task    json.RawMessage   // a task.Task, encoded once for every version of it
+	Task    *task.Task
 	Samples map[string]sample `json:",omitempty"` // by container id
 }
 
@@ -81,67 +93,97 @@ func (s *sample) parse() *task.Sample {
 	return &task.Sample{JSON: s.JSON, V2: s.V2, Read: s.Read}
 }
 
-// Parse reads the output of Writer or Encode. Every task that it returns is complete: containers
+// Parse reads what a Writer or Encode wrote. Every task that it returns is complete: containers
 // have a StatsCell, with their last sample if there is one.
 func Parse(b []byte) ([]lookup.Saved, error) {
-	var head struct{ Version int }
-	if err := json.Unmarshal(b, &head); err != nil {
-		return nil, fmt.Errorf("snapshot: %w", err)
-	}
-	if head.Version != version && head.Version != versionBefore {
-		return nil, fmt.Errorf("snapshot: version %d, want %d", head.Version, version)
-	}
-	var f file
-	if err := json.Unmarshal(b, &f); err != nil {
-		return nil, fmt.Errorf("snapshot: %w", err)
-	}
-	all := make([]lookup.Saved, 0, len(f.Tasks))
-	tags, arns := map[uint32]bool{}, map[string]bool{}
-	for _, s := range f.Tasks {
-		t, err := s.parse()
+	all := map[string]lookup.Saved{}
+	for first := true; first || len(b) > 0; first = false {
+		end := len(b)
+		if i := bytes.Index(b, []byte(blockBegin)); i >= 0 {
+			end = i + 1
+		}
+		err := parseBlock(all, b[:end])
+		var cut *json.SyntaxError
+		if !first && end == len(b) && errors.As(err, &cut) {
+			break // the writer was killed before its end
+		}
 		if err != nil {
-			return nil, fmt.Errorf("snapshot: task with tag %d: %w", s.Tag, err)
+			return nil, fmt.Errorf("snapshot: %w", err)
 		}
-		if tags[s.Tag] || arns[t.ARN] {
-			return nil, fmt.Errorf("snapshot: task %q or tag %d appears twice", t.ARN,
-				s.Tag)
-		}
-		tags[s.Tag], arns[t.ARN] = true, true
-		all = append(all, lookup.Saved{Tag: s.Tag, Task: t})
+		b = b[end:]
 	}
-	return all, nil
+	tags := make(map[uint32]bool, len(all))
+	for _, s := range all {
+		if tags[s.Tag] {
+			return nil, fmt.Errorf("snapshot: tag %d appears twice", s.Tag)
+		}
+		tags[s.Tag] = true
+	}
+	list := slices.AppendSeq(make([]lookup.Saved, 0, len(all)), maps.Values(all))
+	slices.SortFunc(list, func(a, b lookup.Saved) int {
+		return cmp.Compare(a.Task.ARN, b.Task.ARN)
+	})
+	return list, nil
 }
 
-func (s *saved) parse() (*task.Task, error) {
+// parseBlock brings all, which is by ARN, up to date with one block.
+func parseBlock(all map[string]lookup.Saved, text []byte) error {
+	var head struct{ Version int }
+	if err := json.Unmarshal(text, &head); err != nil {
+		return err
+	}
+	if head.Version != version && head.Version != versionBefore {
+		return fmt.Errorf("version %d, want %d", head.Version, version)
+	}
+	var b block
+	if err := json.Unmarshal(text, &b); err != nil {
+		return err
+	}
+	for _, arn := range b.Gone {
+		delete(all, arn)
+	}
+	here := map[string]bool{}
+	for _, s := range b.Tasks {
+		if err := s.complete(); err != nil {
+			return fmt.Errorf("task with tag %d: %w", s.Tag, err)
+		}
+		if here[s.Task.ARN] {
+			return fmt.Errorf("task %q appears twice", s.Task.ARN)
+		}
+		here[s.Task.ARN] = true
+		all[s.Task.ARN] = lookup.Saved{Tag: s.Tag, Task: s.Task}
+	}
+	return nil
+}
+
+// complete checks the task, and gives its containers their cells.
+func (s *saved) complete() error {
+	t := s.Task
 	if s.Tag == 0 || s.Tag > bpf.TagTask {
-		return nil, errors.New("the tag is not a task's")
+		return errors.New("the tag is not a task's")
 	}
-	t := new(task.Task)
-	if err := json.Unmarshal(s.Task, t); err != nil {
-		return nil, err
-	}
-	if t.ARN == "" {
-		return nil, errors.New("no ARN")
+	if t == nil || t.ARN == "" {
+		return errors.New("no ARN")
 	}
 	for _, ep := range t.Endpoints {
 		if !ep.Addr.Is4() || ep.Ifindex <= 0 {
-			return nil, fmt.Errorf("endpoint %v at ifindex %d", ep.Addr, ep.Ifindex)
+			return fmt.Errorf("endpoint %v at ifindex %d", ep.Addr, ep.Ifindex)
 		}
 	}
 	for _, c := range t.Containers {
 		if c == nil {
-			return nil, errors.New("a container is null")
+			return errors.New("a container is null")
 		}
 		// The id is written into documents without escaping.
 		if strings.Trim(c.ID, "0123456789abcdef") != "" {
-			return nil, fmt.Errorf("container id %q", c.ID)
+			return fmt.Errorf("container id %q", c.ID)
 		}
 		c.Stats = new(task.StatsCell)
 		if sm, ok := s.Samples[c.ID]; ok {
 			c.Stats.Store(sm.parse())
 		}
 	}
-	return t, nil
+	return nil
 }
 
 // Read returns the tasks that the Writer in dir wrote last, and none if there is no file. If the
@@ -178,16 +220,24 @@ func read(path string) ([]lookup.Saved, error) {
 // over.
 func Encode(views []*lookup.View) ([]byte, error) {
 	var b bytes.Buffer
-	err := new(encoder).encode(&b, views)
+	err := encode(&b, views, nil)
 	return b.Bytes(), err
 }
 
 // Writer keeps the file in a directory up to date. One writer at a time, in one goroutine.
 type Writer struct {
 	dir  string
-	enc  encoder
-	last []any // what the file holds: tags, tasks and samples, by identity
-	max  int64 // bytes
+	last []any // what the file holds: tags, tasks and samples, by identity; nil: not known
+	held []held
+	// bytes of the file, and of its first block
+	size, first int64
+	max         int64
+}
+
+// held is a task that the file holds.
+type held struct {
+	tag  uint32
+	task *task.Task
 }
 
 // NewWriter returns a Writer for dir, which it makes if it is missing.
@@ -198,7 +248,7 @@ func NewWriter(dir string) (*Writer, error) {
 	return &Writer{dir: dir, max: maxBytes}, nil
 }
 
-// Run writes the result of views after each interval (zero: 5s) with a change, soon after a
+// Run writes the result of views after each interval (zero: 30s) with a change, soon after a
 // message on changed, and once more when ctx ends. It writes nothing while views reports that the
 // file belongs to another process. It logs the first of several errors in a row.
 //
@@ -211,29 +261,42 @@ func (w *Writer) Run(ctx context.Context, every time.Duration, changed <-chan []
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	failed := false
-	var last time.Time
+	var next time.Time // not before
 	for ended := false; !ended; {
+		soon := false
 		select {
 		case <-tick.C:
 		case <-changed:
+			soon = true
 			// After a kill, a task that is in the kernel's map and not in the file
 			// would get no answers.
 			select {
-			case <-time.After(time.Until(last.Add(soonest))):
+			case <-time.After(time.Until(next)):
 			case <-ctx.Done():
 				ended = true
 			}
 		case <-ctx.Done():
 			ended = true
 		}
-		last = time.Now()
+		began := time.Now()
+		next = began.Add(soonest)
 		v, ours := views()
 		if !ours {
+			w.forget()
 			continue
 		}
-		err := w.Write(v)
+		write := w.Write
+		if soon && !ended {
+			write = w.Update
+		}
+		err := write(v)
+		next = began.Add(min(max(soonest, share*time.Since(began)), defaultEvery))
 		if err != nil && !failed {
 			log.Error("cannot save tasks for the next start", zap.Error(err))
+			tick.Reset(min(every, retryEvery))
+		}
+		if err == nil && failed {
+			tick.Reset(every)
 		}
 		failed = err != nil
 	}
@@ -250,7 +313,80 @@ func (w *Writer) Write(views []*lookup.View) error {
 		return fmt.Errorf("snapshot: %w", err)
 	}
 	w.last = now
+	w.hold(views)
 	return nil
+}
+
+// Update adds to the file those of views that have changed, with their last samples, and which are
+// gone. It costs what has changed, and now and then what there is.
+func (w *Writer) Update(views []*lookup.View) error {
+	if w.held == nil || w.size > 2*w.first {
+		return w.Write(views)
+	}
+	changed, gone := w.changed(views)
+	if len(changed)+len(gone) == 0 {
+		return nil
+	}
+	var b bytes.Buffer
+	err := encode(&b, changed, gone)
+	if err == nil {
+		err = w.add(b.Bytes())
+	}
+	if err != nil { // the file may be gone, or hold half a block
+		w.forget()
+		return w.Write(views)
+	}
+	w.last = nil
+	w.hold(views)
+	return nil
+}
+
+// changed returns what is new in views, and the ARNs of the tasks that are not in them any more.
+func (w *Writer) changed(views []*lookup.View) (changed []*lookup.View, gone []string) {
+	before := w.held
+	for _, v := range views {
+		for len(before) > 0 && before[0].task.ARN < v.Task.ARN {
+			gone = append(gone, before[0].task.ARN)
+			before = before[1:]
+		}
+		if len(before) > 0 && before[0].task.ARN == v.Task.ARN {
+			was := before[0]
+			before = before[1:]
+			if was == (held{v.Tag, v.Task}) {
+				continue
+			}
+		}
+		changed = append(changed, v)
+	}
+	for _, h := range before {
+		gone = append(gone, h.task.ARN)
+	}
+	return changed, gone
+}
+
+// hold takes note that the file has the tasks of views.
+func (w *Writer) hold(views []*lookup.View) {
+	w.held = make([]held, len(views))
+	for i, v := range views {
+		w.held[i] = held{v.Tag, v.Task}
+	}
+}
+
+// forget is called when the file may hold anything.
+func (w *Writer) forget() { w.last, w.held = nil, nil }
+
+// add writes a block at the end of the file.
+func (w *Writer) add(text []byte) error {
+	if w.size+int64(len(text)) > w.max {
+		return fmt.Errorf("%d bytes, more than %d", w.size+int64(len(text)), w.max)
+	}
+	f, err := os.OpenFile(filepath.Join(w.dir, fileName), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	w.size += int64(len(text))
+	return errors.Join(err, f.Close())
 }
 
 // identity returns the pointers in views. What they point to is immutable, so the same pointers
@@ -277,9 +413,11 @@ func (w *Writer) replace(views []*lookup.View) (err error) {
 	}
 	// The buffer is small because the file may be larger than all of metad's other memory.
 	b := bufio.NewWriterSize(f, 64<<10)
-	err = errors.Join(w.enc.encode(b, views), b.Flush())
-	if st, e := f.Stat(); err == nil && e == nil && st.Size() > w.max {
-		err = fmt.Errorf("%d bytes, more than %d", st.Size(), w.max)
+	err = errors.Join(encode(b, views, nil), b.Flush())
+	if st, e := f.Stat(); err == nil && e == nil {
+		if w.size, w.first = st.Size(), st.Size(); w.size > w.max {
+			err = fmt.Errorf("%d bytes, more than %d", w.size, w.max)
+		}
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(temp, filepath.Join(w.dir, fileName))
@@ -290,29 +428,23 @@ func (w *Writer) replace(views []*lookup.View) (err error) {
 	return err
 }
 
-// encoder keeps the text of the tasks, because they change seldom and samples change every second.
-type encoder struct{ tasks map[*task.Task][]byte }
-
-// encode writes views to b. The caller gets the write errors from b.
-func (e *encoder) encode(b interface {
+// encode writes a block to b. The caller gets the write errors from b.
+func encode(b interface {
 	io.Writer
 	io.StringWriter
-}, views []*lookup.View) error {
-	tasks := make(map[*task.Task][]byte, len(views))
+}, views []*lookup.View, gone []string) error {
 	fmt.Fprintf(b, `{"Version":%d,"Tasks":[`, version)
 	for i, v := range views {
-		text, ok := e.tasks[v.Task]
-		if !ok {
-			var err error
-			if text, err = json.Marshal(v.Task); err != nil {
-				return fmt.Errorf("task %q: %w", v.Task.ARN, err)
-			}
+		text, err := json.Marshal(v.Task)
+		if err != nil {
+			return fmt.Errorf("task %q: %w", v.Task.ARN, err)
 		}
-		tasks[v.Task] = text
 		if i > 0 {
 			b.WriteString(",")
 		}
-		fmt.Fprintf(b, `{"Tag":%d,"Task":%s,"Samples":{`, v.Tag, text)
+		fmt.Fprintf(b, `{"Tag":%d,"Task":`, v.Tag)
+		b.Write(text)
+		b.WriteString(`,"Samples":{`)
 		sep := ""
 		for _, c := range v.Task.Containers {
 			if c.ID == "" || c.Stats == nil {
@@ -326,13 +458,22 @@ func (e *encoder) encode(b interface {
 			if err != nil {
 				return fmt.Errorf("sample of %s: %w", c.ID, err)
 			}
-			fmt.Fprintf(b, `%s"%s":{"Read":%s,"V2":%d,"JSON":%s}`, sep, c.ID, read,
-				s.V2, s.JSON)
+			fmt.Fprintf(b, `%s"%s":{"Read":%s,"V2":%d,"JSON":`, sep, c.ID, read, s.V2)
+			b.Write(s.JSON)
+			b.WriteString("}")
 			sep = ","
 		}
 		b.WriteString("}}")
 	}
-	b.WriteString("]}\n")
-	e.tasks = tasks
+	b.WriteString("]")
+	if len(gone) > 0 {
+		text, err := json.Marshal(gone)
+		if err != nil {
+			return err
+		}
+		b.WriteString(`,"Gone":`)
+		b.Write(text)
+	}
+	b.WriteString("}\n")
 	return nil
 }

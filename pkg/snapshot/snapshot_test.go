@@ -2,13 +2,19 @@ package snapshot
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -317,12 +323,131 @@ func TestWriteWhenChanged(t *testing.T) {
 	f("a sample", views(t, k, a, b), true, 2)
 	f("the same sample", views(t, k, a, b), false, 2)
 	f("one gone", views(t, k, b), true, 1)
-	if len(w.enc.tasks) != 1 {
-		t.Errorf("got %d texts kept, want 1", len(w.enc.tasks))
-	}
 	entries, _ := os.ReadDir(filepath.Dir(path))
 	if len(entries) != 1 {
 		t.Errorf("got %v, want the file alone", entries)
+	}
+}
+
+// TestUpdate: after each change the file has what there is, whatever was added to it before; it is
+// written whole again before it has twice the size, when it is gone, and when it may be another's.
+func TestUpdate(t *testing.T) {
+	dir, k := t.TempDir(), kernel{}
+	w, err := NewWriter(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, fileName)
+	table, r := lookup.New(k, zap.NewNop()), rand.New(rand.NewPCG(1, 2))
+	tasks := map[string]*task.Task{}
+	whole := 0
+	for round := range 200 {
+		for range r.IntN(3) {
+			tk := fullTask()
+			tk.ARN, tk.Endpoints = fmt.Sprint("arn:", r.IntN(8)), nil
+			tk.Family = fmt.Sprint(round)
+			if tasks[tk.ARN] = tk; r.IntN(3) == 0 {
+				delete(tasks, tk.ARN)
+			}
+		}
+		if err := table.Apply(slices.SortedFunc(maps.Values(tasks),
+			func(a, b *task.Task) int { return cmp.Compare(a.ARN, b.ARN) })); err != nil {
+			t.Fatal(err)
+		}
+		switch r.IntN(20) {
+		case 0:
+			_ = os.Remove(path)
+		case 1:
+			w.forget()
+		}
+		vs := table.Views()
+		if err := w.Update(vs); err != nil {
+			t.Fatal(err)
+		}
+		content, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) { // removed, and nothing has changed since
+			w.forget()
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Count(content, []byte(`"Version":`)) == 1 {
+			whole++
+		}
+		if w.size > 3*w.first+4096 {
+			t.Fatalf("%d bytes, of which the first block has %d", w.size, w.first)
+		}
+		if got, want := said(t, content), wanted(vs); got != want {
+			t.Fatalf("round %d: got\n%s\nwant\n%s", round, got, want)
+		}
+	}
+	if whole == 0 || whole == 200 {
+		t.Errorf("the file was whole in %d rounds of 200", whole)
+	}
+}
+
+// said returns the tags, ARNs and families of what Parse returns.
+func said(t *testing.T, content []byte) (text string) {
+	t.Helper()
+	all, err := Parse(content)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range all {
+		text += fmt.Sprintln(s.Tag, s.Task.ARN, s.Task.Family)
+	}
+	return text
+}
+
+func wanted(vs []*lookup.View) (text string) {
+	for _, v := range vs {
+		text += fmt.Sprintln(v.Tag, v.Task.ARN, v.Task.Family)
+	}
+	return text
+}
+
+// TestUpdateCutOff: wherever the end of a block is missing, what was written before it counts.
+func TestUpdateCutOff(t *testing.T) {
+	dir, k := t.TempDir(), kernel{}
+	w, err := NewWriter(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b := fullTask(), fullTask()
+	b.ARN, b.Endpoints, b.Containers[0].ID = "other", nil, id2
+	table := lookup.New(k, zap.NewNop())
+	for _, set := range [][]*task.Task{{a}, {b, a}, {b}} {
+		if err := table.Apply(set); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Update(table.Views()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	content, err := os.ReadFile(filepath.Join(dir, fileName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ends := []int{}
+	for i, c := range content {
+		if c == '\n' {
+			ends = append(ends, i)
+		}
+	}
+	if len(ends) != 3 {
+		t.Fatalf("got %d blocks, want 3", len(ends))
+	}
+	for n := ends[0]; n <= len(content); n++ {
+		want := 1
+		if ends[1] <= n && n < ends[2] {
+			want = 2
+		}
+		all, err := Parse(content[:n])
+		if err != nil || len(all) != want {
+			t.Fatalf("%d of %d bytes: got %d tasks, %v, want %d", n, len(content), len(all),
+				err, want)
+		}
 	}
 }
 
