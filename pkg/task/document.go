@@ -3,6 +3,8 @@ package task
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
+	"sync"
 )
 
 // Version is a version of the endpoint, and so of the documents.
@@ -54,31 +56,35 @@ func Render(t *Task) (whole Documents, containers []Documents) {
 	containers = make([]Documents, len(t.Containers))
 	var elements [versions][][]byte
 	for i, c := range t.Containers {
-		b := buildContainer(t, c)
-		containers[i] = b.documents()
+		b := builders.Get().(*builder)
+		b.container(t, c)
+		text := []byte(nil)
+		containers[i], text = b.documents()
 		for v := range elements {
 			if c.ID == "" && c.KnownStatus == StatusPulled && Version(v) != V4 {
 				continue
 			}
 			list := containers[i][v].segments
 			if len(elements[v]) > 0 { // not the first: take the comma before it too
-				elements[v] = append(elements[v], b.buf[:1+len(list[0])])
+				elements[v] = append(elements[v], text[:1+len(list[0])])
 				list = list[1:]
 			}
 			elements[v] = append(elements[v], list...)
 		}
 	}
-	return buildTask(t, &elements).documents(), containers
+	b := builders.Get().(*builder)
+	b.task(t, &elements)
+	whole, _ = b.documents()
+	return whole, containers
 }
 
-// buildTask lays out t's documents around the elements of their lists of containers.
+// task lays out t's documents around the elements of their lists of containers.
 //
 //	v2, v3: {"Cluster": text, …, "KnownStatus": status,
 //	         "Containers": […], "Limits": {}, …, "AvailabilityZone": text}
 //	v4: {"Cluster": text, …, "KnownStatus": status,
 //	     "Limits": {}, …, "LaunchType": text, "Containers": […], …}
-func buildTask(t *Task, elements *[versions][][]byte) *builder {
-	b := &builder{}
+func (b *builder) task(t *Task, elements *[versions][][]byte) {
 	list := func(v Version) {
 		if len(elements[v]) > 0 {
 			b.add([]byte(`,"Containers":[`), v)
@@ -86,49 +92,47 @@ func buildTask(t *Task, elements *[versions][][]byte) *builder {
 			b.add([]byte("]"), v)
 		}
 	}
-	b.add([]byte("{"), V2, V3, V4)
-	b.add(members(newTaskHead(t))[1:], V2, V3, V4)
+	b.first(newTaskHead(t), V2, V3, V4)
 	list(V2)
 	list(V3)
-	b.add(members(newTaskRest(t)), V2, V3, V4)
+	b.members(newTaskRest(t), V2, V3, V4)
 	b.add([]byte("}"), V2, V3)
-	b.add(members(taskLaunch{t.LaunchType}), V4)
+	b.members(taskLaunch{t.LaunchType}, V4)
 	list(V4)
-	b.add(members(newTaskTail(t)), V4)
+	b.members(newTaskTail(t), V4)
 	b.add([]byte("}"), V4)
-	return b
 }
 
-// buildContainer lays out the documents of c, one of t's containers, after a comma that is in none
+// container lays out the documents of c, one of t's containers, after a comma that is in none
 // of them: they are elements of t's documents too.
 //
 //	v2, v3: {"DockerId": id, …, "Type": type, "Networks": […], "Health": {}, "Volumes": […]}
 //	v4: {"DockerId": id, …, "Type": type, "Health": {}, "Volumes": […],
 //	     "LogDriver": text, …, "Networks": […], …}
-func buildContainer(t *Task, c *Container) *builder {
-	b := &builder{}
+func (b *builder) container(t *Task, c *Container) {
 	b.add([]byte(","))
-	b.add([]byte("{"), V2, V3, V4)
-	b.add(members(newContainerHead(c))[1:], V2, V3, V4)
-	ports2, ports4 := members(containerPorts{newPorts(c, false)}),
-		members(containerPorts{newPorts(c, true)})
-	if bytes.Equal(ports2, ports4) {
-		b.add(ports2, V2, V3, V4)
+	b.first(newContainerHead(c), V2, V3, V4)
+	if hasHostIP(c) {
+		b.members(containerPorts{newPorts(c, false)}, V2, V3)
+		b.members(containerPorts{newPorts(c, true)}, V4)
 	} else {
-		b.add(ports2, V2, V3)
-		b.add(ports4, V4)
+		b.members(containerPorts{newPorts(c, true)}, V2, V3, V4)
 	}
-	b.add(members(newContainerBody(t, c)), V2, V3, V4)
+	b.members(newContainerBody(t, c), V2, V3, V4)
 	if len(c.Networks) > 0 {
-		b.add(members(containerNetworks{newNetworks(c.Networks)}), V2, V3)
+		b.members(containerNetworks{newNetworks(c.Networks)}, V2, V3)
 	} else {
-		b.add(members(containerNetworks{newDockerNetworks(t, c)}), V3)
+		b.members(containerNetworks{newDockerNetworks(t, c)}, V3)
 	}
-	b.add(members(newContainerRest(c)), V2, V3, V4)
+	b.members(newContainerRest(c), V2, V3, V4)
 	b.add([]byte("}"), V2, V3)
-	b.add(members(newContainerTail(t, c)), V4)
+	b.members(newContainerTail(t, c), V4)
 	b.add([]byte("}"), V4)
-	return b
+}
+
+// hasHostIP reports whether the ports of v4 differ from the others'.
+func hasHostIP(c *Container) bool {
+	return slices.ContainsFunc(c.Ports, func(p Port) bool { return p.HostIP != "" })
 }
 
 // builder lays out one thing's documents in one piece of memory. Text is added in the order that it
@@ -136,7 +140,16 @@ func buildContainer(t *Task, c *Container) *builder {
 type builder struct {
 	buf   []byte
 	parts [versions][]part
+	json  bytes.Buffer
+	enc   *json.Encoder // to json
 }
+
+// builders keeps builders with their memory: a task is rendered at each change of it.
+var builders = sync.Pool{New: func() any {
+	b := &builder{}
+	b.enc = json.NewEncoder(&b.json)
+	return b
+}}
 
 // part is a part of one document: the builder's bytes from start to end, or shared.
 type part struct {
@@ -165,9 +178,10 @@ func (b *builder) share(segments [][]byte, v Version) {
 	}
 }
 
-// documents returns what was laid out. Nothing can be added after it.
-func (b *builder) documents() (d Documents) {
-	b.buf = append(make([]byte, 0, len(b.buf)), b.buf...)
+// documents returns what was laid out, and the text of its parts that are not shared. The builder is
+// not to be used after it.
+func (b *builder) documents() (d Documents, text []byte) {
+	text = bytes.Clone(b.buf)
 	n := 0
 	for v := range b.parts {
 		n += len(b.parts[v])
@@ -177,24 +191,45 @@ func (b *builder) documents() (d Documents) {
 		first := len(all)
 		for _, p := range list {
 			if p.shared == nil {
-				p.shared = b.buf[p.start:p.end:p.end]
+				p.shared = text[p.start:p.end:p.end]
 			}
 			all = append(all, p.shared)
 		}
 		d[v] = Document{all[first:len(all):len(all)]}
 	}
-	return d
+	const most = 64 << 10
+	if cap(b.buf) <= most && b.json.Cap() <= most {
+		b.buf = b.buf[:0]
+		for v := range b.parts {
+			clear(b.parts[v])
+			b.parts[v] = b.parts[v][:0]
+		}
+		builders.Put(b)
+	}
+	return d, text
 }
 
-// members returns the members of the JSON object that v is, each after a comma.
-func members(v any) []byte {
-	b, err := json.Marshal(v)
-	if err != nil { // all values of the wire types have a JSON form
+// first begins the documents of vs with the members of the JSON object that v is.
+func (b *builder) first(v any, vs ...Version) {
+	text := b.object(v)
+	b.add(text[:len(text)-1], vs...)
+}
+
+// members adds the members of the JSON object that v is, each after a comma.
+func (b *builder) members(v any, vs ...Version) {
+	text := b.object(v)
+	if len(text) == len("{}") {
+		return
+	}
+	text[0] = ','
+	b.add(text[:len(text)-1], vs...)
+}
+
+// object returns the JSON of v, which is valid until the next call.
+func (b *builder) object(v any) []byte {
+	b.json.Reset()
+	if err := b.enc.Encode(v); err != nil { // all values of the wire types have a JSON form
 		panic(err)
 	}
-	if len(b) == len("{}") {
-		return nil
-	}
-	b[0] = ','
-	return b[:len(b)-1]
+	return bytes.TrimSuffix(b.json.Bytes(), []byte("\n"))
 }
