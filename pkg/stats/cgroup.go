@@ -189,6 +189,8 @@ type cgroupFeed struct {
 	// Open during a reading that needs them. -1: not open, or the controller is not there: its
 	// part of the sample is left empty, as the Engine leaves it.
 	dir [dirCount]int32
+	// Open has opened them, and net/dev, for the first reading, which follows at once
+	reached bool
 
 	kept     [fileCount]keptFile
 	held     int  // of the budget; 0: files are not kept
@@ -207,18 +209,19 @@ func (s *CgroupSource) Open(t *task.Task, c *task.Container, _ func(*Counters)) 
 	for i := range f.dir {
 		f.dir[i] = -1
 	}
-	defer f.leave()
 	process, eni := netProcess(t, c)
 	var err error
 	if f.net, err = s.net.open(process, eni, c.NetworkMode == "host"); err != nil {
 		return nil, err
 	}
-	if err := f.reach(); err != nil {
+	if err = f.reach(); err == nil {
+		err = f.describe()
+	}
+	if err != nil {
+		f.leave()
 		return nil, err
 	}
-	if err := f.describe(); err != nil {
-		return nil, err
-	}
+	f.reached = true
 	return f, nil
 }
 
@@ -314,6 +317,7 @@ func (f *cgroupFeed) describe() error {
 
 // leave ends a reading: it closes the directories and the files that are not kept.
 func (f *cgroupFeed) leave() {
+	f.reached = false
 	if f.held == 0 {
 		f.net.dev.close()
 	}
@@ -326,7 +330,10 @@ func (f *cgroupFeed) leave() {
 }
 
 // Close closes all files.
-func (f *cgroupFeed) Close() { f.cool() }
+func (f *cgroupFeed) Close() {
+	f.cool()
+	f.leave()
+}
 
 // cool closes the files that are kept.
 func (f *cgroupFeed) cool() {

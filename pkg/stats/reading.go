@@ -173,13 +173,12 @@ func (f *cgroupFeed) Sample(hot bool) (*Counters, error) {
 	s := f.src
 	f.budget(hot)
 	defer f.leave()
-	if !f.complete {
+	if !f.complete && !f.reached {
 		if err := f.reach(); err != nil {
 			return nil, err
 		}
 	}
 	now := time.Now()
-	f.rare.begin(now, f.pid)
 	c := &s.c
 	*c = Counters{
 		Read:     now,
@@ -187,7 +186,12 @@ func (f *cgroupFeed) Sample(hot bool) (*Counters, error) {
 		Memory:   Memory{Stats: c.Memory.Stats[:0]},
 		Networks: c.Networks[:0],
 	}
+	// First of all: the interfaces may not be listed yet, which would make the rest useless.
 	var err error
+	if c.Networks, err = f.net.read(c.Networks, s.buf, f.held > 0); err != nil {
+		return nil, err
+	}
+	f.rare.begin(now, f.pid)
 	if s.v2 {
 		err = f.readV2(c)
 	} else {
@@ -199,9 +203,6 @@ func (f *cgroupFeed) Sample(hot bool) (*Counters, error) {
 	// The Engine's rule for a container without a limit.
 	c.Memory.Limit = min(c.Memory.Limit, s.memTotal)
 	if err := s.readSystem(c); err != nil {
-		return nil, err
-	}
-	if c.Networks, err = f.net.read(c.Networks, s.buf, f.held > 0); err != nil {
 		return nil, err
 	}
 	f.filled()

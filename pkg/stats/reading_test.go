@@ -32,6 +32,7 @@ func TestFilesKeptOpen(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			render(t, feed, c) // what was opened is for the first reading
 			feeds = append(feeds, feed)
 		}
 		sample := func(i int, hot bool, kept int) {
@@ -67,6 +68,11 @@ func TestFilesKeptOpen(t *testing.T) {
 		sample(1, true, 0)
 		feeds[0].Close()
 		feeds[1].Close()
+		unread, err := src.Open(aTask(a), a, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		unread.Close()
 		if got := openFiles(t) - open; got != 0 {
 			t.Errorf("closed: %d files open", got)
 		}
@@ -226,6 +232,7 @@ func TestNoDescriptors(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer feed.Close()
+		render(t, feed, c)
 		withoutDescriptors(t, func() {
 			_, err := feed.Sample(false)
 			check("cold", err)
