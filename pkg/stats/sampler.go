@@ -90,6 +90,7 @@ type Sampler struct {
 	epoch   time.Time // what "now" and "due" count from; monotonic
 	metrics Metrics
 	wake    chan struct{} // there is something new to do
+	asked   chan struct{} // for a container that was cold
 
 	// guards what follows, the entries, their feeds, and what the feeds share
 	mu      sync.Mutex
@@ -148,6 +149,7 @@ func New(cfg Config, sources ...Source) *Sampler {
 		cfg: cfg, sources: sources,
 		epoch:   time.Now(),
 		wake:    make(chan struct{}, 1),
+		asked:   make(chan struct{}, 1),
 		entries: make(map[string]*entry),
 		short:   shortage{log: cfg.Log, budget: cfg.Budget},
 	}
@@ -175,19 +177,19 @@ func (s *Sampler) Apply(tasks []*task.Task) {
 		}
 	}
 	s.applied = tasks
-	added := s.add(changed)
+	added, due := s.add(changed)
 	ended := s.drop(before)
 	if added > 0 || ended > 0 {
 		s.arrange(added)
 	}
-	if len(changed) > 0 {
+	if added > 0 || due {
 		s.signal()
 	}
 }
 
 // add follows the running containers of tasks that are new or have changed. It returns how many
-// containers are new.
-func (s *Sampler) add(changed []*task.Task) (added int) {
+// containers are new, and whether another one is due now.
+func (s *Sampler) add(changed []*task.Task) (added int, due bool) {
 	now := time.Since(s.epoch)
 	for _, t := range changed {
 		for _, c := range t.Containers {
@@ -196,7 +198,7 @@ func (s *Sampler) add(changed []*task.Task) (added int) {
 			}
 			e := s.entries[c.ID]
 			if e != nil {
-				s.change(e, t, c, now)
+				due = s.change(e, t, c, now) || due
 				continue
 			}
 			e = &entry{
@@ -204,12 +206,12 @@ func (s *Sampler) add(changed []*task.Task) (added int) {
 				due: now + time.Duration(added)*burst,
 			}
 			added++
-			c.Stats.Notify(s.wake)
+			c.Stats.Notify(s.asked)
 			s.entries[c.ID] = e
 			s.added = append(s.added, e)
 		}
 	}
-	return added
+	return added, due
 }
 
 // drop ends the containers of tasks that are gone, or have changed, and are no other task's now. It
@@ -242,8 +244,8 @@ func (s *Sampler) arrange(added int) {
 	s.order, s.added = order, s.added[:0]
 }
 
-// change gives e a new description of its container.
-func (s *Sampler) change(e *entry, t *task.Task, c *task.Container, now time.Duration) {
+// change gives e a new description of its container. It returns whether e is due now.
+func (s *Sampler) change(e *entry, t *task.Task, c *task.Container, now time.Duration) (due bool) {
 	oldNet, _ := netProcess(e.task, e.c)
 	newNet, _ := netProcess(t, c)
 	restarted := e.c.PID != c.PID || !e.c.StartedAt.Equal(c.StartedAt)
@@ -254,14 +256,19 @@ func (s *Sampler) change(e *entry, t *task.Task, c *task.Container, now time.Dur
 	}
 	if restarted || oldNet.PID != newNet.PID {
 		s.closeFeed(e)
-		e.due, e.failures = now, 0
+		due = true
 	}
 	if e.cell != c.Stats {
 		e.cell.Store(nil)
 		e.cell = c.Stats
-		e.cell.Notify(s.wake)
+		e.cell.Notify(s.asked)
+		due = true // it may have been asked for before
+	}
+	if due {
+		e.due, e.failures = now, 0
 	}
 	e.task, e.c, e.name = t, c, "/"+c.DockerName
+	return due
 }
 
 func (s *Sampler) closeFeed(e *entry) {
@@ -300,6 +307,7 @@ func (s *Sampler) Run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var last time.Time
+	asked := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -307,9 +315,13 @@ func (s *Sampler) Run(ctx context.Context) {
 			return
 		case <-s.wake:
 			timer.Reset(max(0, together-time.Since(last)))
+		case <-s.asked:
+			asked = true
+			timer.Reset(max(0, together-time.Since(last)))
 		case <-timer.C:
 			last = time.Now()
-			timer.Reset(s.pass())
+			timer.Reset(s.pass(asked))
+			asked = false
 		}
 	}
 }
@@ -326,8 +338,9 @@ func (s *Sampler) stop() {
 	s.order = nil
 }
 
-// pass samples every container that is due and returns the time until the next pass.
-func (s *Sampler) pass() time.Duration {
+// pass samples every container that is due and returns the time until the next pass. asked: cold
+// containers may have been asked for.
+func (s *Sampler) pass(asked bool) time.Duration {
 	clock := time.Now()
 	now, wall := clock.Sub(s.epoch), clock.UnixNano()
 	next := now + s.cfg.Cold
@@ -336,7 +349,11 @@ func (s *Sampler) pass() time.Duration {
 		if e.ended {
 			continue // Apply has replaced the list meanwhile
 		}
-		if s.step(e, now, wall) {
+		sampled := false
+		if e.due <= now || e.hot || asked || e.subscribers > 0 {
+			sampled = s.step(e, now, wall)
+		}
+		if sampled {
 			// Unlocked between two containers, so that Apply does not wait for a
 			// thousand of them.
 			s.mu.Unlock()
@@ -350,7 +367,7 @@ func (s *Sampler) pass() time.Duration {
 
 // step samples e if it is due, and sets its next time.
 func (s *Sampler) step(e *entry, now time.Duration, wall int64) (sampled bool) {
-	if hot := e.subscribers > 0 || s.asked(e, wall); hot != e.hot {
+	if hot := e.subscribers > 0 || s.askedFor(e, wall); hot != e.hot {
 		// Both changes take effect at once. A client gets a fresh sample soon, and a
 		// source closes the stream or the files that it keeps open for a hot container.
 		e.hot, e.due = hot, now
@@ -393,9 +410,9 @@ func (s *Sampler) interval(e *entry) time.Duration {
 	return s.cfg.Cold
 }
 
-// asked reports whether there was a request for e within HotFor. A clock that was set back does
+// askedFor reports whether there was a request for e within HotFor. A clock that was set back does
 // not keep a container hot for long.
-func (s *Sampler) asked(e *entry, wall int64) bool {
+func (s *Sampler) askedFor(e *entry, wall int64) bool {
 	at := e.cell.Asked()
 	if at == 0 {
 		return false
