@@ -17,8 +17,8 @@ import (
 
 // TestDensity prints what metad costs on made-up hosts of many containers. DENSITY names the hosts,
 // "100x3" for a hundred tasks of three containers; METAD is the binary, else it is built;
-// DENSITY_SECONDS is how long the cold and the hot process are watched, DENSITY_STARTS how many tasks
-// are replaced. Profiles of the hot process and of the time in which tasks are replaced go to
+// DENSITY_SECONDS is how long the cold and the hot process are watched, DENSITY_STARTS how many
+// tasks are replaced. Profiles of the hot process and of the time in which tasks are replaced go to
 // DENSITY_PROFILES, with those of the memory.
 func TestDensity(t *testing.T) {
 	binary := os.Getenv("METAD")
@@ -89,7 +89,8 @@ func (r *densityRow) run(t *testing.T, binary string) {
 		time.Sleep(window)
 		return float64(m.CPU()-cpu) / float64(time.Since(start))
 	}
-	time.Sleep(3 * time.Second) // each container has had its first two samples
+	m.WaitSampled(2 * r.tasks * r.containers)
+	time.Sleep(time.Second) // what came with them is done
 	r.rssStart = rssOf(m)
 	r.cold, r.fdsCold = share(), m.Descriptors()
 	r.metadata = testhost.Ask(tasks, "/v2/metadata", testhost.Metadata)

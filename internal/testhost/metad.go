@@ -88,15 +88,22 @@ func (m *Metad) Get(path string) (int, string, error) {
 func (m *Metad) Hot(tasks []*Task) {
 	m.t.Helper()
 	Ask(tasks, "/v2/stats", Statistics)
-	const rendered = `metad_samples_total{outcome="rendered"}`
 	before, all := m.Metric(rendered), 0
 	for _, t := range tasks {
 		all += len(t.Containers)
 	}
-	m.wait("all containers have been sampled", func() bool {
-		return m.Metric(rendered) >= before+float64(3*all)
+	m.WaitSampled(int(before) + 3*all)
+}
+
+// WaitSampled waits until metad has taken so many samples since its start.
+func (m *Metad) WaitSampled(n int) {
+	m.t.Helper()
+	m.wait("the containers have been sampled", func() bool {
+		return m.Metric(rendered) >= float64(n)
 	})
 }
+
+const rendered = `metad_samples_total{outcome="rendered"}`
 
 // Profile returns a profile of metad, which runs with --pprof: "heap", "profile?seconds=5".
 func (m *Metad) Profile(name string) (string, error) {

@@ -16,8 +16,8 @@ import (
 )
 
 // Docker's client decodes all of an answer. Of an inspect that is five times what is used here; a
-// list of 3,000 containers takes 30 MB for a moment. So answers takes the body of these two, decodes
-// the members that are used, and gives Docker's client an empty one.
+// list of 3,000 containers takes 30 MB for a moment. So answers takes the body of these two,
+// decodes the members that are used, and gives Docker's client an empty one.
 
 // answers is the transport of Docker's client. It decodes the body of a request whose context comes
 // from decodedBy.

@@ -59,8 +59,8 @@ func TestAnswersInspect(t *testing.T) {
 		"ECS_CONTAINER_METADATA_FILE=/x")
 	full.Config.Hostname, full.Config.Domainname = "a", "b.example"
 	full.HostConfig.DNS, full.HostConfig.DNSSearch = []string{"10.0.0.2"}, []string{"c.example"}
-	full.HostConfig.Resources = container.Resources{CPUShares: 512, Memory: 1 << 30, NanoCPUs: 5e8,
-		CgroupParent: "/ecs/x", CPUPeriod: 50000, CPUQuota: 25000}
+	full.HostConfig.Resources = container.Resources{CPUShares: 512, Memory: 1 << 30,
+		NanoCPUs: 5e8, CgroupParent: "/ecs/x", CPUPeriod: 50000, CPUQuota: 25000}
 	full.HostConfig.RestartPolicy.Name = "always"
 	full.HostConfig.LogConfig.Config = map[string]string{"max-file": "3"}
 	full.RestartCount = 3
@@ -70,8 +70,9 @@ func TestAnswersInspect(t *testing.T) {
 		IPPrefixLen: 16, IPv6Gateway: "fd00::1", GlobalIPv6Address: "fd00::2",
 		GlobalIPv6PrefixLen: 64}
 	full.NetworkSettings.Networks["none yet"] = nil
-	full.State.Health = &container.Health{Status: "healthy", Log: []*container.HealthcheckResult{
-		{Start: time.Unix(1, 0), End: time.Unix(2, 0), Output: "ok"}}}
+	full.State.Health = &container.Health{Status: "healthy"}
+	full.State.Health.Log = []*container.HealthcheckResult{
+		{Start: time.Unix(1, 0), End: time.Unix(2, 0), Output: "ok"}}
 	b, err := json.Marshal(full)
 	if err != nil {
 		t.Fatal(err)

@@ -32,7 +32,8 @@ type Engine interface {
 	NetworkList(context.Context, network.ListOptions) ([]network.Summary, error)
 }
 
-// idleConns is how many connections to the Engine stay open: as many looks as usually go on at once.
+// idleConns is how many connections to the Engine stay open: as many looks as usually go on at
+// once.
 const idleConns = 8
 
 // Client is a client of the Engine at one address, of any version. Docker's own client negotiates
@@ -70,10 +71,10 @@ func (c *Client) Renew() error {
 // Close closes idle connections.
 func (c *Client) Close() error { return c.current.Load().Close() }
 
-// ContainerList implements Engine. The list has what is used here: ids, names, states, addresses and
-// the sources of mounts.
-func (c *Client) ContainerList(ctx context.Context, o container.ListOptions) (list []container.Summary,
-	err error) {
+// ContainerList implements Engine. The list has what is used here: ids, names, states, addresses
+// and the sources of mounts.
+func (c *Client) ContainerList(ctx context.Context,
+	o container.ListOptions) (list []container.Summary, err error) {
 	ctx = decodedBy(ctx, func(body io.Reader) (err error) {
 		list, err = decodeList(body)
 		return err

@@ -51,9 +51,10 @@ func TestHistoryDoesNotShow(t *testing.T) {
 				if r.IntN(3) == 0 {
 					of = r.IntN(8)
 				}
-				c.NetworkMode = [...]string{"container:" + fmt.Sprintf("%061x%03x",
-					0xabc000+of, r.IntN(3)), "container:" + fmt.Sprintf("name-%d-%d",
-					of, r.IntN(2)), "bridge"}[r.IntN(3)]
+				id := fmt.Sprintf("%061x%03x", 0xabc000+of, r.IntN(3))
+				name := fmt.Sprintf("name-%d-%d", of, r.IntN(2))
+				c.NetworkMode = [...]string{"container:" + id, "container:" + name,
+					"bridge"}[r.IntN(3)]
 			}
 			tk.Containers = append(tk.Containers, c)
 		}

@@ -350,8 +350,9 @@ func TestUpdate(t *testing.T) {
 				delete(tasks, tk.ARN)
 			}
 		}
-		if err := table.Apply(slices.SortedFunc(maps.Values(tasks),
-			func(a, b *task.Task) int { return cmp.Compare(a.ARN, b.ARN) })); err != nil {
+		set := slices.SortedFunc(maps.Values(tasks),
+			func(a, b *task.Task) int { return cmp.Compare(a.ARN, b.ARN) })
+		if err := table.Apply(set); err != nil {
 			t.Fatal(err)
 		}
 		switch r.IntN(20) {
@@ -445,8 +446,8 @@ func TestUpdateCutOff(t *testing.T) {
 		}
 		all, err := Parse(content[:n])
 		if err != nil || len(all) != want {
-			t.Fatalf("%d of %d bytes: got %d tasks, %v, want %d", n, len(content), len(all),
-				err, want)
+			t.Fatalf("%d of %d bytes: got %d tasks, %v, want %d", n, len(content),
+				len(all), err, want)
 		}
 	}
 }

@@ -178,8 +178,8 @@ func (b *builder) share(segments [][]byte, v Version) {
 	}
 }
 
-// documents returns what was laid out, and the text of its parts that are not shared. The builder is
-// not to be used after it.
+// documents returns what was laid out, and the text of its parts that are not shared. The builder
+// is not to be used after it.
 func (b *builder) documents() (d Documents, text []byte) {
 	text = bytes.Clone(b.buf)
 	n := 0
