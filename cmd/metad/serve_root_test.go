@@ -21,11 +21,13 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/client"
 	"github.com/vishvananda/netns"
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"metad/internal/testdocker"
 	"metad/internal/testnet"
 	"metad/pkg/mdfile"
+	"metad/pkg/snapshot"
 )
 
 const probeImage = "metad-probe:latest"
@@ -280,10 +282,15 @@ func TestRootE08RestartWithoutDocker(t *testing.T) {
 		testdocker.Task{ID: "e08", Containers: []testdocker.Container{{Name: "app"}}})
 	ask(t, h, task.Containers[0], "/v2/metadata")
 	waitFor(t, "snapshot with a sample of each container", func() bool {
-		file := readFile(filepath.Join(d.dir, "run", "snapshot.json"))
-		const perSample = 2 // it is in cpu_stats and in precpu_stats
-		return strings.Contains(file, "e08") &&
-			strings.Count(file, "total_usage") == perSample*2
+		sampled := 0
+		for _, s := range snapshot.Read(filepath.Join(d.dir, "run"), zap.NewNop()) {
+			for _, c := range s.Task.Containers {
+				if s.Task.ARN == task.ARN && c.Stats.Load() != nil {
+					sampled++
+				}
+			}
+		}
+		return sampled == 2 // its pause container's too
 	})
 	d.kill()
 	pid := h.Inspect(t, task.Containers[0]).State.Pid

@@ -41,10 +41,12 @@ const (
 	// maxBytes is more than 1,000 tasks of 10 containers need.
 	maxBytes = 128 << 20
 
-	// defaultEvery is for samples only. They are out of date after a second in any case, and
-	// the next process takes its own as soon as the Engine has answered it.
-	defaultEvery = 30 * time.Second
-	retryEvery   = 5 * time.Second
+	defaultEvery = 5 * time.Second
+
+	// wholeEvery is for newer samples of containers that have one in the file. They are out of
+	// date after a second in any case, and the next process takes its own as soon as the Engine
+	// has answered it.
+	wholeEvery = 30 * time.Second
 
 	// soonest is the shortest time between two writes. A write of 1,000 tasks takes some 80 ms,
 	// what a change adds to the file less than 1 ms. If it takes long, the pause is longer too:
@@ -236,8 +238,19 @@ type Writer struct {
 
 // held is a task that the file holds.
 type held struct {
-	tag  uint32
-	task *task.Task
+	tag     uint32
+	task    *task.Task
+	samples int // containers with one
+}
+
+func heldOf(v *lookup.View) held {
+	h := held{tag: v.Tag, task: v.Task}
+	for _, c := range v.Task.Containers {
+		if c.Stats != nil && c.Stats.Load() != nil {
+			h.samples++
+		}
+	}
+	return h
 }
 
 // NewWriter returns a Writer for dir, which it makes if it is missing.
@@ -248,9 +261,10 @@ func NewWriter(dir string) (*Writer, error) {
 	return &Writer{dir: dir, max: maxBytes}, nil
 }
 
-// Run writes the result of views after each interval (zero: 30s) with a change, soon after a
-// message on changed, and once more when ctx ends. It writes nothing while views reports that the
-// file belongs to another process. It logs the first of several errors in a row.
+// Run adds what has changed in the result of views to the file after each interval (zero: 5s) and
+// soon after a message on changed. It writes the whole file each 30 s in which a sample has changed,
+// and when ctx ends. It writes nothing while views reports that the file belongs to another process.
+// It logs the first of several errors in a row.
 //
 // Run does not use the messages on changed; views must already return the new tasks.
 func (w *Writer) Run(ctx context.Context, every time.Duration, changed <-chan []*task.Task,
@@ -262,12 +276,11 @@ func (w *Writer) Run(ctx context.Context, every time.Duration, changed <-chan []
 	defer tick.Stop()
 	failed := false
 	var next time.Time // not before
+	var whole time.Time
 	for ended := false; !ended; {
-		soon := false
 		select {
 		case <-tick.C:
 		case <-changed:
-			soon = true
 			// After a kill, a task that is in the kernel's map and not in the file
 			// would get no answers.
 			select {
@@ -285,18 +298,14 @@ func (w *Writer) Run(ctx context.Context, every time.Duration, changed <-chan []
 			w.forget()
 			continue
 		}
-		write := w.Write
-		if soon && !ended {
-			write = w.Update
+		write := w.Update
+		if ended || !began.Before(whole) {
+			write, whole = w.Write, began.Add(wholeEvery)
 		}
 		err := write(v)
-		next = began.Add(min(max(soonest, share*time.Since(began)), defaultEvery))
+		next = began.Add(min(max(soonest, share*time.Since(began)), wholeEvery))
 		if err != nil && !failed {
 			log.Error("cannot save tasks for the next start", zap.Error(err))
-			tick.Reset(min(every, retryEvery))
-		}
-		if err == nil && failed {
-			tick.Reset(every)
 		}
 		failed = err != nil
 	}
@@ -352,7 +361,8 @@ func (w *Writer) changed(views []*lookup.View) (changed []*lookup.View, gone []s
 		if len(before) > 0 && before[0].task.ARN == v.Task.ARN {
 			was := before[0]
 			before = before[1:]
-			if was == (held{v.Tag, v.Task}) {
+			if is := heldOf(v); was.tag == is.tag && was.task == is.task &&
+				was.samples >= is.samples {
 				continue
 			}
 		}
@@ -368,7 +378,7 @@ func (w *Writer) changed(views []*lookup.View) (changed []*lookup.View, gone []s
 func (w *Writer) hold(views []*lookup.View) {
 	w.held = make([]held, len(views))
 	for i, v := range views {
-		w.held[i] = held{v.Tag, v.Task}
+		w.held[i] = heldOf(v)
 	}
 }
 

@@ -388,6 +388,40 @@ func TestUpdate(t *testing.T) {
 	}
 }
 
+// TestUpdateFirstSample: a container's first sample comes into the file with the next update, and
+// newer ones do not.
+func TestUpdateFirstSample(t *testing.T) {
+	dir := t.TempDir()
+	w, err := NewWriter(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tk := fullTask()
+	all := []*task.Task{tk}
+	for i := range 5 { // so that the file is not written whole
+		other := fullTask()
+		other.ARN, other.Endpoints, other.Containers[0].ID = fmt.Sprint("u", i), nil, id2
+		all = append(all, other)
+	}
+	vs := views(t, kernel{}, all...)
+	for i, want := range []string{"", "1", "1"} {
+		if i > 0 {
+			tk.Containers[0].Stats.Store(&task.Sample{JSON: fmt.Appendf(nil, `{"n":%d}`, i),
+				V2: 6})
+		}
+		if err := w.Update(vs); err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		if s := Read(dir, zap.NewNop())[0].Task.Containers[0].Stats.Load(); s != nil {
+			got = strings.Trim(string(s.JSON), `{"n":}`)
+		}
+		if got != want {
+			t.Errorf("update %d: got the sample %q, want %q", i, got, want)
+		}
+	}
+}
+
 // said returns the tags, ARNs and families of what Parse returns.
 func said(t *testing.T, content []byte) (text string) {
 	t.Helper()
