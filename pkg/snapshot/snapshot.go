@@ -262,9 +262,9 @@ func NewWriter(dir string) (*Writer, error) {
 }
 
 // Run adds what has changed in the result of views to the file after each interval (zero: 5s) and
-// soon after a message on changed. It writes the whole file each 30 s in which a sample has changed,
-// and when ctx ends. It writes nothing while views reports that the file belongs to another process.
-// It logs the first of several errors in a row.
+// soon after a message on changed. It writes the whole file each 30 s in which a sample has
+// changed, and when ctx ends. It writes nothing while views reports that the file belongs to
+// another process. It logs the first of several errors in a row.
 //
 // Run does not use the messages on changed; views must already return the new tasks.
 func (w *Writer) Run(ctx context.Context, every time.Duration, changed <-chan []*task.Task,
