@@ -7,7 +7,7 @@ GOTEST  := go test -timeout 30m
 
 DENSITY ?= 10x3 100x3 1000x3
 
-.PHONY: build help generate generate-check test test-unit test-root test-prometheus test-kernels test-arm64 test-systemd test-self test-engines packages image release test-packages test-image test-release fuzz bench bench-density bench-stats docs lint check demo clean
+.PHONY: build help generate generate-check test test-unit test-root test-prometheus screenshots test-kernels test-arm64 test-systemd test-self test-engines packages image release test-packages test-image test-release fuzz bench bench-density bench-stats docs lint check demo clean
 
 build: ## bin/metad, static (the default)
 	@scripts/install build
@@ -86,6 +86,11 @@ test-image: image ## the image on a real Docker Engine, with a restart of it; ne
 test-release: ## two builds of the release are the same bytes
 	@scripts/install build
 	scripts/packages/twice
+
+screenshots: ## docs/images: metad top in tmux, and a dashboard's panels as a real Prometheus answers; needs root
+	@scripts/install build test prometheus screenshots
+	@mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
+	$(GOTEST) -tags 'root screenshots' -ldflags '-X main.version=$(VERSION)' -run '^TestScreenshots$$' -count 1 ./cmd/metad
 
 test-prometheus: ## rules, dashboards and metrics with a real Prometheus
 	@scripts/install build prometheus
