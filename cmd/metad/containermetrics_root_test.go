@@ -5,13 +5,18 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/docker/docker/api/types/blkiodev"
 	"github.com/docker/docker/api/types/container"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+	"golang.org/x/sys/unix"
 
+	"metad/internal/expect"
 	"metad/internal/testdocker"
 )
 
@@ -39,18 +44,24 @@ func scraped(page, id string) (map[string]float64, error) {
 	return all, nil
 }
 
-// engineNumbers are what the page should say by the Engine's word.
-func engineNumbers(t *testing.T, h *testdocker.Host, id string) map[string]float64 {
+// engineStats are the Engine's statistics of a container.
+func engineStats(t *testing.T, h *testdocker.Host, id string) (s container.StatsResponse) {
 	t.Helper()
 	r, err := h.Client.ContainerStatsOneShot(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Body.Close()
-	var s container.StatsResponse
 	if err := json.NewDecoder(r.Body).Decode(&s); err != nil {
 		t.Fatal(err)
 	}
+	return s
+}
+
+// engineNumbers are what the page should say by the Engine's word.
+func engineNumbers(t *testing.T, h *testdocker.Host, id string) map[string]float64 {
+	t.Helper()
+	s := engineStats(t, h, id)
 	const second = 1e9
 	all := map[string]float64{
 		"container_cpu_usage_seconds_total":         float64(s.CPUStats.CPUUsage.TotalUsage) / second,
@@ -144,4 +155,106 @@ func TestRootContainerMetrics(t *testing.T) {
 	}
 	h.Remove(t, id)
 	waitFor(t, "the container's end on the page", func() bool { return len(read()) == 0 })
+}
+
+// engineGauges are what the page should say of a container that does nothing, by the Engine's word:
+// memory, processes, and what it has read from and written to disks.
+func engineGauges(t *testing.T, h *testdocker.Host, id string) map[string]float64 {
+	t.Helper()
+	s := engineStats(t, h, id)
+	m := s.MemoryStats.Stats
+	rss, isV1 := m["total_rss"]
+	cache, inactive, mapped := m["total_cache"], m["total_inactive_file"],
+		m["total_mapped_file"]
+	if !isV1 {
+		rss, cache, inactive, mapped = m["anon"], m["file"], m["inactive_file"],
+			m["file_mapped"]
+	}
+	all := map[string]float64{
+		"container_memory_usage_bytes":       float64(s.MemoryStats.Usage),
+		"container_memory_working_set_bytes": float64(s.MemoryStats.Usage - inactive),
+		"container_memory_rss":               float64(rss),
+		"container_memory_cache":             float64(cache),
+		"container_memory_mapped_file":       float64(mapped),
+		"container_threads":                  float64(s.PidsStats.Current),
+		"container_fs_reads_bytes_total":     operations(s.BlkioStats.IoServiceBytesRecursive, "read"),
+		"container_fs_writes_bytes_total":    operations(s.BlkioStats.IoServiceBytesRecursive, "write"),
+	}
+	if isV1 {
+		all["container_memory_max_usage_bytes"] = float64(s.MemoryStats.MaxUsage)
+		all["container_fs_reads_total"] = operations(s.BlkioStats.IoServicedRecursive,
+			"read")
+		all["container_fs_writes_total"] = operations(s.BlkioStats.IoServicedRecursive,
+			"write")
+	}
+	return all
+}
+
+// operations is the sum of one kind over all devices.
+func operations(all []container.BlkioStatEntry, kind string) (sum float64) {
+	for _, e := range all {
+		if strings.EqualFold(e.Op, kind) {
+			sum += float64(e.Value)
+		}
+	}
+	return sum
+}
+
+// Memory and disk of a container that does nothing are on the page as the Engine has them, to the
+// byte; and each process that was killed for want of memory is counted once.
+func TestRootContainerGauges(t *testing.T) {
+	h := testdocker.Shared(t)
+	d := startMetad(t, h, "--container-metrics")
+	limits := func(_ *container.Config, host *container.HostConfig) {
+		host.Resources = container.Resources{Memory: 16 << 20, MemorySwap: 16 << 20,
+			// Newer kernels count a device's bytes only once it has a limit.
+			BlkioDeviceWriteBps: []*blkiodev.ThrottleDevice{{Rate: 1 << 30,
+				Path: blockDevice(t, filepath.Join(h.Dir, "data"))}}}
+	}
+	const kills = 3
+	id := h.Run(t, testdocker.Container{Name: "still", Configure: limits,
+		Cmd: []string{"sh", "-c", fmt.Sprintf(`
+			dd if=/dev/zero of=/f bs=64k count=64 oflag=direct
+			for i in $(seq %d); do awk 'BEGIN { s = sprintf("%%60000000s", "x") }'; done
+			exec sleep 1000000`, kills)}})
+	pid := h.Inspect(t, id).State.Pid
+	expect.Until(t, "the container has done its work", func() bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		return err == nil && string(b) == "sleep\n"
+	})
+	var got, want map[string]float64
+	expect.Until(t, "the Engine's numbers on the page", func() bool {
+		before := engineGauges(t, h, id)
+		code, page, err := d.get(defaultAdmin, "/metrics/containers")
+		if err != nil || code != 200 {
+			t.Fatalf("got %d, %v", code, err)
+		}
+		if got, err = scraped(page, id); err != nil {
+			t.Fatal(err)
+		}
+		want = engineGauges(t, h, id)
+		want["container_oom_events_total"] = kills
+		for key, is := range want {
+			if is != got[key] || key != "container_oom_events_total" &&
+				is != before[key] {
+				return false
+			}
+		}
+		return want["container_fs_writes_bytes_total"] >= 64*64<<10
+	}, func() any { return fmt.Sprintf("the page's %v\nthe Engine's %v", got, want) })
+}
+
+// blockDevice returns the device that the file system holding path is on.
+func blockDevice(t testing.TB, path string) string {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	link, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev),
+		unix.Minor(st.Dev)))
+	if err != nil {
+		t.Fatalf("Docker's data is on no block device: %v", err)
+	}
+	return "/dev/" + filepath.Base(link)
 }

@@ -27,8 +27,7 @@ type Source interface {
 
 const (
 	// atOnce is how many pages are written at a time; each takes memory of its own.
-	atOnce = 2
-	// writeTime is how long a client may take for a page.
+	atOnce    = 2
 	writeTime = 10 * time.Second
 	// writeSize is how many bytes are collected for one write.
 	writeSize = 64 << 10
@@ -37,13 +36,14 @@ const (
 // Handler answers GET with the page. Each page asks for the statistics of every container, which
 // keeps them fresh.
 type Handler struct {
-	source Source
-	pages  chan *page
+	source    Source
+	pages     chan *page
+	writeTime time.Duration // how long a client may take for a page
 }
 
 // New returns a handler that shows what source has.
 func New(source Source) *Handler {
-	h := &Handler{source: source, pages: make(chan *page, atOnce)}
+	h := &Handler{source: source, pages: make(chan *page, atOnce), writeTime: writeTime}
 	for range atOnce {
 		h.pages <- &page{devices: map[device]string{}, block: "/sys/dev/block"}
 	}
@@ -56,7 +56,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	case p := <-h.pages:
 		defer func() { h.pages <- p }()
 		// or it has none
-		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTime))
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(h.writeTime))
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 		p.read(h.source, time.Now())
 		_ = p.writeTo(w) // the client is gone, or too slow
@@ -93,6 +93,8 @@ type numbers struct {
 	threads       stats.Pids
 
 	usage, maxUsage, failcnt    uint64
+	oomKills                    uint64
+	hasKills                    bool
 	limit, shares               uint64
 	cache, rss, mapped, swap    uint64
 	inactive, faults, bigFaults uint64
@@ -168,6 +170,7 @@ func appendEscaped(dst []byte, value string) []byte {
 func (r *row) take(c *task.Container, n *stats.Counters) {
 	r.numbers = numbers{read: n.Read, started: c.StartedAt, cpu: n.CPU, threads: n.Pids,
 		usage: n.Memory.Usage, maxUsage: n.Memory.MaxUsage, failcnt: n.Memory.Failcnt,
+		oomKills: n.Memory.OOMKills, hasKills: n.Memory.HasKills,
 		shares: uint64(max(0, c.Limits.CPU))}
 	r.cpu.PerCPU = nil
 	if c.Limits.Memory > 0 { // else it is the host's memory

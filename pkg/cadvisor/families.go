@@ -59,8 +59,9 @@ var families = []family{
 		"How often memory usage hit its limit. With cgroup v1 only.",
 		onV1(whole(func(r *row) uint64 { return r.failcnt }))},
 	{"container_oom_events_total", counter,
-		"How often the container was out of memory. With cgroup v2 only.",
-		onV2(whole(func(r *row) uint64 { return r.failcnt }))},
+		"Processes killed because memory ran out, since the container's start.",
+		only(func(r *row) bool { return r.hasKills },
+			whole(func(r *row) uint64 { return r.oomKills }))},
 	{"container_memory_failures_total", counter, "Page faults.", faults},
 
 	{"container_network_receive_bytes_total", counter, "Bytes received.",
@@ -170,7 +171,6 @@ func only(has func(*row) bool, v value) lines {
 // limited is for what only containers with a CPU limit have.
 func limited(v value) lines { return only(func(r *row) bool { return r.cpu.Periods > 0 }, v) }
 func onV1(v value) lines    { return only(func(r *row) bool { return r.v1 }, v) }
-func onV2(v value) lines    { return only(func(r *row) bool { return !r.v1 }, v) }
 
 func faults(dst []byte, p *page, f *family, r *row) []byte {
 	for kind, n := range [...]uint64{r.faults, r.bigFaults} {

@@ -135,6 +135,7 @@ const (
 	fileMemoryUsage
 	fileMemoryPeak // v1
 	fileMemoryFailures
+	fileMemoryOOM // v1
 	fileMemoryLimit
 	fileIOBytes
 	fileIOs // v1
@@ -158,6 +159,7 @@ var filesV1 = [fileCount]cgroupFile{
 	fileMemoryUsage:    {dirMemory, "memory.usage_in_bytes\x00", atOnce},
 	fileMemoryPeak:     {dirMemory, "memory.max_usage_in_bytes\x00", atOnce},
 	fileMemoryFailures: {dirMemory, "memory.failcnt\x00", atOnce},
+	fileMemoryOOM:      {dirMemory, "memory.oom_control\x00", atOnce},
 	fileMemoryLimit:    {dirMemory, "memory.limit_in_bytes\x00", atOnce},
 	// Of blkio only the throttle files exist on the kernels we run on: CFQ's went with Linux
 	// 5.0.

@@ -23,10 +23,14 @@ type CPU struct {
 	Periods, ThrottledPeriods, ThrottledTime uint64
 }
 
-// Memory is memory_stats, in bytes except for Failcnt.
+// Memory is memory_stats, in bytes except for Failcnt and OOMKills.
 type Memory struct {
 	Usage, MaxUsage, Failcnt, Limit uint64
-	Stats                           []Stat // ascending by key
+
+	OOMKills uint64 // processes that the kernel killed for want of memory; not printed
+	HasKills bool   // OOMKills is known: the Engine tells no such number
+
+	Stats []Stat // ascending by key
 }
 
 // Stat is one element of memory_stats.stats.

@@ -441,7 +441,7 @@ func record(t testing.TB, ar *txtar.Archive, dir string, c *task.Container) {
 		}
 		for _, name := range []string{"memory.stat", "memory.events", "memory.current",
 			"memory.max", "memory.usage_in_bytes",
-			"memory.max_usage_in_bytes", "memory.failcnt", "memory.limit_in_bytes", "cpu.stat", "cpuacct.stat", "cpuacct.usage_percpu",
+			"memory.max_usage_in_bytes", "memory.failcnt", "memory.oom_control", "memory.limit_in_bytes", "cpu.stat", "cpuacct.stat", "cpuacct.usage_percpu",
 			"io.stat", "pids.current", "pids.max", "cgroup.procs", "cgroup.controllers", "blkio.throttle.io_service_bytes",
 			"blkio.throttle.io_serviced"} {
 			files = append(files, filepath.Join("/sys/fs/cgroup", controller,

@@ -211,17 +211,22 @@ func parseCPUStatV2(b []byte, c *CPU) error {
 
 // parseOOM returns "oom" of memory.events, which the Engine reports as failcnt.
 func parseOOM(b []byte) (oom uint64, err error) {
-	found := false
+	oom, found, err := parsePair(b, "oom")
+	if err == nil && !found {
+		err = fmt.Errorf("%w: no oom", errDamaged)
+	}
+	return oom, err
+}
+
+// parsePair returns the number of one key, and whether it is there.
+func parsePair(b []byte, want string) (n uint64, found bool, err error) {
 	p := pairs{rest: b}
 	for key, v, ok := p.next(); ok; key, v, ok = p.next() {
-		if string(key) == "oom" {
-			oom, found = v, true
+		if string(key) == want {
+			n, found = v, true
 		}
 	}
-	if p.err == nil && !found {
-		return 0, fmt.Errorf("%w: no oom", errDamaged)
-	}
-	return oom, p.err
+	return n, found, p.err
 }
 
 // device reads "major:minor".

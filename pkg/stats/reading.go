@@ -22,6 +22,8 @@ type rareNumbers struct {
 	at  time.Time // of the last one
 
 	memoryLimit, memoryFailures, pidsLimit uint64
+	oomKills                               uint64
+	hasKills                               bool
 	periods                                uint64 // v1: none while CPU time has no limit
 
 	// The last memory.stat, with the CPU time and the memory of the container at that time.
@@ -56,6 +58,12 @@ func (r *rareNumbers) begin(now time.Time, turn int) {
 // has hit it before, or is near it.
 func (r *rareNumbers) failing(m *Memory) bool {
 	return r.memoryFailures != 0 || max(m.Usage, m.MaxUsage) > r.memoryLimit/2
+}
+
+// tell fills in what was read of the memory, now or before.
+func (r *rareNumbers) tell(m *Memory) {
+	m.Limit, m.Failcnt = r.memoryLimit, r.memoryFailures
+	m.OOMKills, m.HasKills = r.oomKills, r.hasKills
 }
 
 // file reads a cgroup file into the source's buffer. The bytes are valid until the next one.
@@ -279,11 +287,15 @@ func (f *cgroupFeed) readV1(c *Counters) error {
 			if b, err = f.read(fileMemoryFailures, often); err != nil {
 				return err
 			}
+			before := f.rare.memoryFailures
 			if f.rare.memoryFailures, err = parseValue(b); err != nil {
 				return f.wrong(fileMemoryFailures, err)
 			}
+			if err := f.oomKillsV1(before); err != nil {
+				return err
+			}
 		}
-		c.Memory.Limit, c.Memory.Failcnt = f.rare.memoryLimit, f.rare.memoryFailures
+		f.rare.tell(&c.Memory)
 	}
 	if f.has[dirBlkio] {
 		for i, file := range [2]int{fileIOBytes, fileIOs} {
@@ -310,6 +322,24 @@ func (f *cgroupFeed) readV1(c *Counters) error {
 		}
 	}
 	return nil
+}
+
+// oomKillsV1 reads how many processes were killed, if the memory limit was hit since it was hit
+// before times, or the rare numbers are due: the host's memory can run out too. A container whose
+// file is not as it should be has no such number; the Engine has none either.
+func (f *cgroupFeed) oomKillsV1(before uint64) error {
+	if !f.rare.due && f.rare.memoryFailures == before {
+		return nil
+	}
+	b, err := f.read(fileMemoryOOM, false)
+	if err == nil {
+		f.rare.oomKills, f.rare.hasKills, err = parsePair(b, "oom_kill")
+	}
+	if errors.Is(err, errDamaged) {
+		f.rare.oomKills, f.rare.hasKills = 0, false
+		return nil
+	}
+	return err
 }
 
 func (f *cgroupFeed) readPids(c *Counters) error {
@@ -348,8 +378,9 @@ func (f *cgroupFeed) readV2(c *Counters) error {
 			if f.rare.memoryFailures, err = parseOOM(b); err != nil {
 				return f.wrong(fileMemoryFailures, err)
 			}
+			f.rare.oomKills, f.rare.hasKills, _ = parsePair(b, "oom_kill")
 		}
-		c.Memory.Limit, c.Memory.Failcnt = f.rare.memoryLimit, f.rare.memoryFailures
+		f.rare.tell(&c.Memory)
 	}
 	if f.io {
 		if b, err = f.file(fileIOBytes); err != nil {

@@ -13,6 +13,51 @@ import (
 	"metad/pkg/task"
 )
 
+// Killed processes are counted when the limit was hit again, and every ten seconds; where the
+// kernel does not tell, no number is shown.
+func TestOOMKills(t *testing.T) {
+	versions(t, func(t *testing.T, tr *tree) {
+		c := tr.add(0)
+		feed, err := treeSource(t, tr.dir).Open(aTask(c), c, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer feed.Close()
+		check := func(when string, want uint64, has bool) {
+			t.Helper()
+			s, err := feed.Sample(true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s.Memory.OOMKills != want || s.Memory.HasKills != has {
+				t.Errorf("%s: got %d, %v; want %d, %v", when, s.Memory.OOMKills,
+					s.Memory.HasKills, want, has)
+			}
+		}
+		set := func(failures, kills int) {
+			if tr.v2 {
+				tr.write(tr.file(0, "memory.events"), fmt.Sprintf(
+					"oom %d\noom_kill %d\noom_group_kill 9\n", failures, kills))
+				return
+			}
+			tr.write(tr.file(0, "memory.failcnt"), fmt.Sprintf("%d\n", failures))
+			tr.write(tr.file(0, "memory.oom_control"), fmt.Sprintf(
+				"oom_kill_disable 0\nunder_oom 0\noom_kill %d\n", kills))
+		}
+		set(5, 2)
+		check("at first", 2, true)
+		set(6, 3)
+		check("after the limit was hit", 3, true)
+		feed.(*cgroupFeed).rare.at = time.Now().Add(-rareEvery)
+		set(6, 4)
+		check("ten seconds later", 4, true)
+		feed.(*cgroupFeed).rare.at = time.Now().Add(-rareEvery)
+		tr.write(tr.file(0, map[bool]string{false: "memory.oom_control",
+			true: "memory.events"}[tr.v2]), "oom 6\n")
+		check("an old kernel", 0, false)
+	})
+}
+
 // The files stay open while the container is hot and only then, all of them or none, and no more of
 // them than the budget allows. What is read is new each time.
 func TestFilesKeptOpen(t *testing.T) {
