@@ -173,7 +173,7 @@ func (c *config) fileFlags(s *flagSet) {
 		"give new containers a metadata file, by the proxy or NRI",
 		"ECS_ENABLE_CONTAINER_METADATA")
 	s.bool(&c.fileAgentPath, "agent-paths",
-		"mount at /opt/ecs/metadata/<uuid>, as the ECS agent does")
+		"mount at /opt/ecs/metadata/UUID, as the ECS agent does")
 	s.bool(&c.metadataURIs, "metadata-uris",
 		"set ECS_CONTAINER_METADATA_URI and ECS_CONTAINER_METADATA_URI_V4 in new "+
 			"containers, by the proxy or NRI")

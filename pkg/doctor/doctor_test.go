@@ -155,10 +155,10 @@ func TestChecks(t *testing.T) {
 	f("all capabilities", func(*fake) {}, "capabilities", OK, "all")
 	f("no capability", with("/proc/thread-self/status",
 		"Name:\tx\nCapEff:\t0000000000000000\n"), "capabilities", Fail,
-		"missing CAP_NET_ADMIN, CAP_BPF, CAP_SYS_ADMIN, CAP_SYS_PTRACE")
+		"missing CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE")
 	f("Docker's default capabilities", with("/proc/thread-self/status",
 		"Name:\tx\nCapEff:\t00000000a80425fb\n"), "capabilities", Fail,
-		"missing CAP_NET_ADMIN, CAP_BPF, CAP_SYS_ADMIN, CAP_SYS_PTRACE")
+		"missing CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE")
 	f("memlock matters", func(h *fake) {
 		h.files[release] = "5.10.0-32\n"
 		h.files["/proc/thread-self/status"] = "Name:\tx\nCapEff:\t000001fffeffffff\n"

@@ -46,10 +46,10 @@ const DefaultPinDir = "/sys/fs/bpf/metad"
 var DefaultBridges = []string{"ecs-bridge", "docker0", "docker_gwbridge", "br-*"}
 
 // RequiredCaps are the capabilities that Open needs, in the order error messages name them.
-// CAP_SYS_ADMIN is for making and entering network namespaces (setns(2)).
+// CAP_SYS_ADMIN is for making and entering network namespaces (setns(2)), and includes CAP_BPF and
+// CAP_PERFMON (capabilities(7)).
 var RequiredCaps = []Cap{
 	{"CAP_NET_ADMIN", unix.CAP_NET_ADMIN},
-	{"CAP_BPF", unix.CAP_BPF},
 	{"CAP_SYS_ADMIN", unix.CAP_SYS_ADMIN},
 }
 
@@ -203,10 +203,6 @@ func checkHost() error {
 func checkCaps(effective uint64) error {
 	var missing []string
 	for _, c := range RequiredCaps {
-		if c.Bit == unix.CAP_BPF && effective&(1<<unix.CAP_SYS_ADMIN) != 0 {
-			// CAP_SYS_ADMIN includes CAP_BPF (capabilities(7))
-			continue
-		}
 		if effective&(1<<c.Bit) == 0 {
 			missing = append(missing, c.Name)
 		}
