@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/docker/docker/api/types/container"
 
@@ -71,7 +73,9 @@ func TestRootSelf(t *testing.T) {
 	d.waitReady()
 	check()
 
-	if err := h.Client.ContainerRestart(t.Context(), vpc.Containers[1],
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute) // then dockerd's log is printed
+	defer cancel()
+	if err := h.Client.ContainerRestart(ctx, vpc.Containers[1],
 		container.StopOptions{}); err != nil {
 		t.Fatal(err)
 	}

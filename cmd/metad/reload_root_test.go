@@ -34,7 +34,7 @@ func TestRootReload(t *testing.T) {
 	cluster := func(want string) {
 		t.Helper()
 		expect.Until(t, "cluster "+want, func() bool {
-			out, _, err := h.TryExec(plain, "wget", "-T", "8", "-qO-",
+			out, _, err := h.TryExec(plain, "timeout", "8", "wget", "-qO-",
 				"http://169.254.170.2/v2/metadata")
 			return err == nil && strings.Contains(out, `"Cluster":"`+want+`"`)
 		})

@@ -148,6 +148,51 @@ func TestTagsAreNotReused(t *testing.T) {
 	}
 }
 
+// A task that goes on under another ARN keeps its tag, and with it its open connections: no reader
+// misses it at any moment. One that lacks a container of the former task gets another tag, because
+// that container may have made the connection.
+func TestTagOfAnotherARN(t *testing.T) {
+	in := func(cluster string, containers ...string) *task.Task {
+		k := newTask("same", endpoint(2, 12))
+		k.ARN = "arn:aws:ecs:eu-west-1:1:task/" + cluster + "/same"
+		for _, id := range containers {
+			k.Containers = append(k.Containers, &task.Container{ID: id})
+		}
+		return k
+	}
+	for _, c := range []struct {
+		name string
+		next *task.Task
+		same bool
+	}{
+		{"before the former in the order", in("a", "c1", "c2"), true},
+		{"after it", in("z", "c1", "c2"), true},
+		{"with one more container", in("z", "c2", "c1", "c3"), true},
+		{"with one less", in("z", "c1"), false},
+		{"with another", in("z", "c1", "c3"), false},
+	} {
+		k := newFakeKernel()
+		table := New(k, zap.NewNop())
+		apply(t, table, in("c", "c1", "c2"))
+		tag := k.m[addr(2)].Tag
+		k.onPut = func(netip.Addr) {
+			if c.same && table.Resolve(tag, addr(2)) == nil {
+				t.Errorf("%s: no task while the kernel's map is written", c.name)
+			}
+		}
+		apply(t, table, c.next)
+		if got := k.m[addr(2)].Tag; (got == tag) != c.same {
+			t.Errorf("%s: got tag %d, had %d", c.name, got, tag)
+		}
+		switch v := table.Resolve(tag, addr(2)); {
+		case !c.same && v != nil:
+			t.Errorf("%s: the former tag has %s", c.name, v.Task.ARN)
+		case c.same && (v == nil || v.Task != c.next):
+			t.Errorf("%s: the tag has %v", c.name, v)
+		}
+	}
+}
+
 // An address that two begin to claim at once is neither's, until one of them is gone.
 func TestConflict(t *testing.T) {
 	core, logs := observer.New(zapcore.WarnLevel)

@@ -206,6 +206,7 @@ func (t *Table) store(s *snapshot) {
 
 // take makes views and claims from t.tasks.
 func (t *Table) take(c *change) {
+	var fresh []*task.Task // after all that have ended: see tagFor
 	for was, is := range task.Diff(t.shown, t.tasks) {
 		if was != nil {
 			t.forget(c, was, is == nil)
@@ -213,20 +214,29 @@ func (t *Table) take(c *change) {
 		if is == nil {
 			continue
 		}
-		tag, ok := t.tags[is.ARN]
-		if !ok {
-			tag = t.tagFor(c, is)
-			t.tags[is.ARN] = tag
+		if tag, ok := t.tags[is.ARN]; ok {
+			t.add(c, tag, is)
+		} else {
+			fresh = append(fresh, is)
 		}
-		c.next.tags.set(tagPart(tag), tag, t.newView(tag, is))
-		c.tags[tag] = true
-		t.claims.add(tag, is)
-		c.mentions(is)
+	}
+	for _, is := range fresh {
+		tag := t.tagFor(c, is)
+		t.tags[is.ARN] = tag
+		t.add(c, tag, is)
 	}
 	t.shown = t.tasks
 	maps.DeleteFunc(t.gone, func(ifindex int, _ bool) bool {
 		return len(t.claims.ports[ifindex]) == 0
 	})
+}
+
+// add adds the view and the claims of tk, whose tag is tag.
+func (t *Table) add(c *change, tag uint32, tk *task.Task) {
+	c.next.tags.set(tagPart(tag), tag, t.newView(tag, tk))
+	c.tags[tag] = true
+	t.claims.add(tag, tk)
+	c.mentions(tk)
 }
 
 // forget removes the claims of was. If ended, its tag is free for another task after this change.
@@ -268,7 +278,7 @@ func (c *change) less() (less *snapshot, changed bool) {
 	less.endpoints = c.next.endpoints.next()
 	for tag := range c.tags {
 		if v, n := c.old.byTag(tag), c.next.byTag(tag); v != nil &&
-			(n == nil || n.Task.ARN != v.Task.ARN) {
+			(n == nil || !continues(v.Task, n.Task)) {
 			less.tags.delete(tagPart(tag), tag)
 			changed = true
 		}
@@ -370,16 +380,32 @@ func (t *Table) readKernel() error {
 	return nil
 }
 
-// tagFor returns the tag of a task that has none: the one that an earlier process gave it, or a new
-// one.
+// tagFor returns the tag of a task that has none: the one that it had under another ARN, as when
+// the cluster's name in made-up ARNs changes, or under an earlier process, or a new one. The tag of
+// a task that has just ended is free only for a task with all of its containers: a connection with
+// the tag is one of theirs.
 func (t *Table) tagFor(c *change, tk *task.Task) uint32 {
-	if tag, ok := t.inherited(tk); ok && c.old.byTag(tag) == nil && c.next.byTag(tag) == nil {
-		return tag
+	tag, ok := t.inherited(tk)
+	if !ok || c.next.byTag(tag) != nil {
+		return t.newTag(c)
 	}
-	return t.newTag(c)
+	if old := c.old.byTag(tag); old != nil && !continues(old.Task, tk) {
+		return t.newTag(c)
+	}
+	return tag
 }
 
-// inherited returns the tag that an earlier process gave the task, if it is still where it was.
+// continues reports whether next is old, or has all its containers.
+func continues(old, next *task.Task) bool {
+	return old.ARN == next.ARN || len(old.Containers) > 0 &&
+		!slices.ContainsFunc(old.Containers, func(o *task.Container) bool {
+			return !slices.ContainsFunc(next.Containers, func(n *task.Container) bool {
+				return n.ID == o.ID
+			})
+		})
+}
+
+// inherited returns the tag that the task has in the kernel's map, if it is still where it was.
 func (t *Table) inherited(tk *task.Task) (uint32, bool) {
 	for _, ep := range tk.Endpoints {
 		if w, ok := t.written[ep.Addr]; ok && isAt(&w, ep) && w.TaskId == taskID(tk.ID) {
