@@ -54,7 +54,7 @@ test-systemd: ## restart, reload and stop by a real systemd; needs root
 
 test-self: ## which container, with a real Engine on cgroup v2 under qemu, and 200 first instructions; needs root
 	@scripts/install build test kernels
-	PACKAGE=cmd/metad RUN='^TestRootSelf' ENV=METAD_SELF_STARTS=200 GUEST_SECONDS=2400 scripts/docker-v2/run
+	PACKAGE=cmd/metad RUN='^TestRootSelf' ENV=METAD_SELF_STARTS=200 GUEST_SECONDS=6000 scripts/docker-v2/run
 
 test-engines: ## the tests with Docker on Docker 20.10, 26.1, 28.5 and 29 (ENGINE=26.1: that one alone); needs root
 	@scripts/install build engines
