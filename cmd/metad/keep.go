@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"slices"
@@ -47,6 +48,9 @@ var askManager = askSystemd
 // askSystemd asks systemd over its private socket, which works without a message bus.
 func askSystemd(ctx context.Context) (s unitState, err error) {
 	c, err := dbus.NewSystemdConnectionContext(ctx)
+	if errors.Is(err, fs.ErrNotExist) { // the service manager is another one
+		return s, nil
+	}
 	if err != nil {
 		return s, fmt.Errorf("ask systemd: %w", err)
 	}
@@ -159,6 +163,9 @@ type keptState struct {
 func takeKept(c *config, log *zap.Logger) *keptState {
 	var state *keptState
 	files, own := activation.Files(true), keptBySelf()
+	if len(files) > 0 {
+		defer notify(log, removeKept)
+	}
 	if own != nil {
 		files = append(files, own)
 	}
@@ -174,7 +181,6 @@ func takeKept(c *config, log *zap.Logger) *keptState {
 		}
 		state = &keptState{s, f == own}
 	}
-	notify(log, removeKept)
 	return state
 }
 
