@@ -73,7 +73,8 @@ func TestRootSelf(t *testing.T) {
 	d.waitReady()
 	check()
 
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute) // then dockerd's log is printed
+	// then the test fails, and dockerd's log is printed
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := h.Client.ContainerRestart(ctx, vpc.Containers[1],
 		container.StopOptions{}); err != nil {
