@@ -13,8 +13,9 @@ import (
 // is nil if there is no proof of it. If the task is not known, proven returns nil, nil. It does not
 // wait.
 //
-// The container is the one in whose cgroup the socket was made, if the kernel says so. Otherwise it
-// is the one container that can send from the task's address, if there is only one.
+// The container is the one in whose cgroup the socket was made, if the kernel says so by the mark or
+// by the socket. Otherwise it is the one container that can send from the task's address, if there
+// is only one.
 func (s *Server) proven(c *conn) (*lookup.View, *lookup.ContainerView) {
 	v := s.tasks.Resolve(c.tag, c.remote.Addr())
 	if v == nil {
@@ -23,8 +24,12 @@ func (s *Server) proven(c *conn) (*lookup.View, *lookup.ContainerView) {
 	cv := v.Sender(c.tag, c.remote.Addr())
 	switch {
 	case !namesContainer(c.tag):
+		if c.maker == "" {
+			break
+		}
+		cv = nil
 		for i := range v.Containers {
-			if cv == nil && c.maker != "" && v.Containers[i].ID == c.maker {
+			if v.Containers[i].ID == c.maker {
 				cv = &v.Containers[i]
 			}
 		}
@@ -43,6 +48,15 @@ func (s *Server) proven(c *conn) (*lookup.View, *lookup.ContainerView) {
 // socket.
 func namesContainer(tag uint32) bool {
 	return tag&bpf.TagPort == 0 && bpf.ContainerNumber(tag) != 0
+}
+
+// doubtful reports whether c's client may be another container than c.container, the only one that
+// is known to have the address. If the kernel can name that one, the mark would have named it. So
+// the client has been there before the container's cgroup was known, or it is a container in the
+// same network that is not known yet.
+func (s *Server) doubtful(c *conn) bool {
+	return c.target.by == theCaller && c.target.forms&ofContainer != 0 && !c.searched &&
+		c.container != nil && !namesContainer(c.tag) && c.view.Number(c.container) != 0
 }
 
 // findMaker finds the container of c's client by its socket, if the mark does not name it: the
@@ -111,7 +125,7 @@ func (s *Server) find(c *conn) *failure {
 	lacks := func() bool {
 		return f != nil && c.target.by == theCaller && c.view != nil && c.container == nil
 	}
-	if lacks() && s.findMaker(c) {
+	if (lacks() || f == nil && s.doubtful(c)) && s.findMaker(c) {
 		f = s.locate(c, &c.question)
 	}
 	if f == nil && c.target.by != byEndpoint {

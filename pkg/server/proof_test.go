@@ -202,3 +202,50 @@ func TestAwaitMaker(t *testing.T) {
 	cgroup.Store(made)
 	f(unknown)
 }
+
+// The only container that is known to have an address is not taken for another one in its network,
+// which the task does not show yet, by however slow an Engine. A client of which the socket says
+// nothing is still named by its address.
+func TestOnlyContainerIsNotTakenForAnother(t *testing.T) {
+	const unknown = "404 Not Found"
+	var cgroup atomic.Uint64
+	cfg := DefaultConfig()
+	cfg.Log = zap.NewNop()
+	cfg.MakerWait = time.Millisecond
+	var tag atomic.Uint32
+	cfg.Tag = func(net.Conn) (uint32, error) { return tag.Load(), nil }
+	cfg.SocketCgroup = func(int, netip.AddrPort, netip.AddrPort) (uint64, error) {
+		if cgroup.Load() == 0 {
+			return 0, errors.New("no socket")
+		}
+		return cgroup.Load(), nil
+	}
+	const ofE, ofAnother, nobodys = 99, 555, 556
+	cfg.CgroupContainer = func(cgroup uint64) string {
+		if cgroup == ofAnother {
+			return strings.Repeat("a", 64)
+		}
+		return ""
+	}
+	h, _ := proofHost(t, cfg)
+	tag.Store(h.table.Views()[0].Tag)
+	only := &task.Task{ID: "t", ARN: arnT,
+		Endpoints: []task.Endpoint{{Addr: addrT, Ifindex: 12,
+			Container: strings.Repeat("e", 64)}},
+		Containers: []*task.Container{{ID: strings.Repeat("e", 64), Name: "e",
+			KnownStatus: task.StatusRunning, PID: 7,
+			Cgroup: task.Cgroup{ID: ofE, Level: 2}, Stats: &task.StatsCell{}}}}
+	if err := h.table.Apply([]*task.Task{only}); err != nil {
+		t.Fatal(err)
+	}
+	for socket, want := range map[uint64]string{ofE: "e", ofAnother: unknown, nobodys: "e",
+		0: "e"} {
+		cgroup.Store(socket)
+		c := h.dial(t, addrT)
+		for range 2 {
+			if got := askSelf(t, c); got != want {
+				t.Errorf("cgroup %d: got %q, want %q", socket, got, want)
+			}
+		}
+	}
+}
