@@ -13,9 +13,9 @@ import (
 // is nil if there is no proof of it. If the task is not known, proven returns nil, nil. It does not
 // wait.
 //
-// The container is the one in whose cgroup the socket was made, if the kernel says so by the mark or
-// by the socket. Otherwise it is the one container that can send from the task's address, if there
-// is only one.
+// The container is the one in whose cgroup the socket was made, if the kernel says so by the mark
+// or by the socket. Otherwise it is the one container that can send from the task's address, if
+// there is only one.
 func (s *Server) proven(c *conn) (*lookup.View, *lookup.ContainerView) {
 	v := s.tasks.Resolve(c.tag, c.remote.Addr())
 	if v == nil {
