@@ -85,8 +85,8 @@ func supervise(dir hostDir, commands io.Reader, replies io.Writer) (err error) {
 	}
 	// A test that asks such a port again and again until somebody listens may connect to itself,
 	// and then nobody can listen.
-	if err := os.WriteFile("/proc/sys/net/ipv4/ip_local_reserved_ports", []byte("51678-51683"),
-		0); err != nil {
+	const reserved = "/proc/sys/net/ipv4/ip_local_reserved_ports"
+	if err := os.WriteFile(reserved, []byte("51678-51683"), 0); err != nil {
 		return fmt.Errorf("reserve the ports of the agent and of metad: %w", err)
 	}
 	if err := s.startContainerd(); err != nil {
