@@ -83,8 +83,8 @@ func supervise(dir hostDir, commands io.Reader, replies io.Writer) (err error) {
 	if err := netlink.LinkSetUp(lo); err != nil {
 		return fmt.Errorf("bring lo up: %w", err)
 	}
-	// A test that asks such a port again and again until somebody listens may connect to itself,
-	// and then nobody can listen.
+	// A test that asks such a port again and again until somebody listens may connect to
+	// itself, and then nobody can listen.
 	const reserved = "/proc/sys/net/ipv4/ip_local_reserved_ports"
 	if err := os.WriteFile(reserved, []byte("51678-51683"), 0); err != nil {
 		return fmt.Errorf("reserve the ports of the agent and of metad: %w", err)
