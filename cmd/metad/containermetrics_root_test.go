@@ -14,7 +14,6 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
-	"golang.org/x/sys/unix"
 
 	"metad/internal/expect"
 	"metad/internal/testdocker"
@@ -209,7 +208,7 @@ func TestRootContainerGauges(t *testing.T) {
 		host.Resources = container.Resources{Memory: 16 << 20, MemorySwap: 16 << 20,
 			// Newer kernels count a device's bytes only once it has a limit.
 			BlkioDeviceWriteBps: []*blkiodev.ThrottleDevice{{Rate: 1 << 30,
-				Path: blockDevice(t, filepath.Join(h.Dir, "data"))}}}
+				Path: testdocker.BlockDevice(t, filepath.Join(h.Dir, "data"))}}}
 	}
 	const kills = 3
 	id := h.Run(t, testdocker.Container{Name: "still", Configure: limits,
@@ -242,19 +241,4 @@ func TestRootContainerGauges(t *testing.T) {
 		}
 		return want["container_fs_writes_bytes_total"] >= 64*64<<10
 	}, func() any { return fmt.Sprintf("the page's %v\nthe Engine's %v", got, want) })
-}
-
-// blockDevice returns the device that the file system holding path is on.
-func blockDevice(t testing.TB, path string) string {
-	t.Helper()
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		t.Fatal(err)
-	}
-	link, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev),
-		unix.Minor(st.Dev)))
-	if err != nil {
-		t.Fatalf("Docker's data is on no block device: %v", err)
-	}
-	return "/dev/" + filepath.Base(link)
 }

@@ -29,6 +29,7 @@ import (
 	"github.com/docker/docker/api/types/swarm"
 	"github.com/docker/docker/client"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // Host is a network namespace with a Docker Engine in it. Its methods may be called from any
@@ -438,4 +439,19 @@ func lookDaemon(name string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("%s is not installed", name)
+}
+
+// BlockDevice returns the device that the file system holding path is on.
+func BlockDevice(t testing.TB, path string) string {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	link, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev),
+		unix.Minor(st.Dev)))
+	if err != nil {
+		t.Fatalf("Docker's data is on no block device: %v", err)
+	}
+	return "/dev/" + filepath.Base(link)
 }

@@ -66,21 +66,6 @@ func engine(h *testdocker.Host) Engine {
 	}
 }
 
-// blockDevice returns the device that the file system holding path is on.
-func blockDevice(t testing.TB, path string) string {
-	t.Helper()
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		t.Fatal(err)
-	}
-	link, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev),
-		unix.Minor(st.Dev)))
-	if err != nil {
-		t.Fatalf("Docker's data is on no block device: %v", err)
-	}
-	return "/dev/" + filepath.Base(link)
-}
-
 // TestRootCgroupMatchesEngine compares each field of the cgroup source with the Engine's answer
 // for containers that use CPU, memory, disk and network, with limits and without.
 func TestRootCgroupMatchesEngine(t *testing.T) {
@@ -89,7 +74,7 @@ func TestRootCgroupMatchesEngine(t *testing.T) {
 	peer := h.Run(t, testdocker.Container{Name: "peer",
 		Cmd: []string{"sh", "-c", "while :; do nc -l -p 9 >/dev/null; done"}})
 	peerIP := h.Inspect(t, peer).NetworkSettings.Networks["bridge"].IPAddress
-	disk := blockDevice(t, filepath.Join(h.Dir, "data"))
+	disk := testdocker.BlockDevice(t, filepath.Join(h.Dir, "data"))
 	limited := func(_ *container.Config, host *container.HostConfig) {
 		pids := int64(64)
 		host.Resources = container.Resources{Memory: 96 << 20, MemorySwap: 96 << 20,
