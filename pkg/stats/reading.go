@@ -241,7 +241,6 @@ func (s *CgroupSource) readSystem(c *Counters) error {
 }
 
 func (f *cgroupFeed) readV1(c *Counters) error {
-	s := f.src
 	b, err := f.file(filePerCPU)
 	if err != nil {
 		return err
@@ -298,19 +297,8 @@ func (f *cgroupFeed) readV1(c *Counters) error {
 		f.rare.tell(&c.Memory)
 	}
 	if f.has[dirBlkio] {
-		for i, file := range [2]int{fileIOBytes, fileIOs} {
-			if b, err = f.file(file); err != nil {
-				return err
-			}
-			if s.blkio[i], err = parseBlkio(b, s.blkio[i]); err != nil {
-				return f.wrong(file, err)
-			}
-		}
-		none := []BlkioEntry{}
-		c.Blkio = Blkio{
-			ServiceBytes: s.blkio[0], Serviced: s.blkio[1], Queue: none,
-			ServiceTime: none,
-			WaitTime:    none, Merged: none, Time: none, Sectors: none,
+		if err := f.readBlkioV1(c); err != nil {
+			return err
 		}
 	}
 	if f.has[dirPids] {
@@ -320,6 +308,25 @@ func (f *cgroupFeed) readV1(c *Counters) error {
 		if c.Pids.Limit == math.MaxUint64 {
 			c.Pids.Limit = 0
 		}
+	}
+	return nil
+}
+
+func (f *cgroupFeed) readBlkioV1(c *Counters) error {
+	s := f.src
+	for i, file := range [2]int{fileIOBytes, fileIOs} {
+		b, err := f.file(file)
+		if err != nil {
+			return err
+		}
+		if s.blkio[i], err = parseBlkio(b, s.blkio[i]); err != nil {
+			return f.wrong(file, err)
+		}
+	}
+	none := []BlkioEntry{}
+	c.Blkio = Blkio{
+		ServiceBytes: s.blkio[0], Serviced: s.blkio[1], Queue: none, ServiceTime: none,
+		WaitTime: none, Merged: none, Time: none, Sectors: none,
 	}
 	return nil
 }
