@@ -104,20 +104,30 @@ func (d *daemon) keepForRestart() bool {
 
 // keep gives the state to the service manager. After an error this process has it alone.
 func (d *daemon) keep(ctx context.Context) error {
-	state, err := d.offer()
+	f, err := d.keptFile()
 	if err != nil {
-		return errors.Join(err, d.resume())
+		return err
 	}
-	f, err := takeover.Keep(d.cfg.takeoverConfig(d.log), state)
-	if err == nil {
-		err = store(ctx, f)
-		f.Close()
-	}
+	err = store(ctx, f)
+	f.Close()
 	if err != nil {
 		notify(d.log, removeKept)
 		return errors.Join(err, d.resume())
 	}
 	return nil
+}
+
+// keptFile returns a file with all that the next metad needs. After an error this one goes on.
+func (d *daemon) keptFile() (*os.File, error) {
+	state, err := d.offer()
+	var f *os.File
+	if err == nil {
+		f, err = takeover.Keep(d.cfg.takeoverConfig(d.log), state)
+	}
+	if err != nil {
+		return nil, errors.Join(err, d.resume())
+	}
+	return f, nil
 }
 
 // removeKept has the service manager close what it keeps.

@@ -16,8 +16,6 @@ import (
 	"github.com/urfave/cli/v3"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
-
-	"metad/pkg/takeover"
 )
 
 // This file has what SIGHUP does. metad reads its flags, variables and file again. If they are
@@ -129,27 +127,13 @@ func (d *daemon) again(parts *parts) (*os.File, error) {
 		notify(d.log, sd.SdNotifyReady)
 		return nil, nil
 	}
-	f, err := d.keepForSelf()
+	f, err := d.keptFile()
 	if err != nil {
 		d.log.Error("the new configuration has no effect yet", zap.Error(err))
 		notify(d.log, sd.SdNotifyReady)
 		return nil, nil
 	}
 	return f, d.leaveKept(parts)
-}
-
-// keepForSelf returns the file with all that the next image of this process needs. After an error
-// this one goes on.
-func (d *daemon) keepForSelf() (*os.File, error) {
-	state, err := d.offer()
-	var f *os.File
-	if err == nil {
-		f, err = takeover.Keep(d.cfg.takeoverConfig(d.log), state)
-	}
-	if err != nil {
-		return nil, errors.Join(err, d.resume())
-	}
-	return f, nil
 }
 
 // executeSelf replaces the process's image, with the state in f. It returns only an error.

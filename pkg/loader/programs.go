@@ -169,7 +169,8 @@ func (p *programs) arm() error {
 	return nil
 }
 
-// disarm empties the program array. From then on every hook leaves every packet alone.
+// disarm empties the program array. From then on the hooks take only packets of connections that
+// the server has.
 func (p *programs) disarm() error {
 	var errs []error
 	for slot := range bpf.SlotCount {
